@@ -1,0 +1,1 @@
+//! One file a command. It may know every room; none knows it.

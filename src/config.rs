@@ -1,0 +1,1 @@
+//! The TOML of `mount-configs/`, typed; every error names the key.

@@ -1,5 +1,9 @@
 //! Where the bytes rest: blocks, windows, parity, segments, manifests. It knows disks and no VMs.
 
+pub mod block;
+pub mod compression;
+pub mod header;
 mod records;
+pub mod wire;
 
 pub use records::*;

@@ -3,6 +3,7 @@
 pub mod block;
 pub mod compression;
 pub mod header;
+pub mod parity;
 mod records;
 pub mod wire;
 

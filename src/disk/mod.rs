@@ -2,12 +2,21 @@
 //! engine later. A disk keeps named objects that are appended to and read by range; what was appended is
 //! never rewritten with other bytes. This room knows nothing of what the objects hold.
 
+mod directory;
 mod error;
+mod faulty;
+mod label;
+mod memory;
+mod sys;
 
 use std::fmt;
 use std::ops::Range;
 
+pub use directory::DirectoryDisk;
 pub use error::DiskError;
+pub use faulty::{Fault, FaultPlan, FaultyDisk, ObjectFilter, Operation, Operations, Rule, When};
+pub use label::{FORMAT, Format, Label, LabelError};
+pub use memory::MemoryDisk;
 
 use crate::ids::{ManifestId, SetId};
 

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod compression;
+pub mod disks;
 pub mod header;
 pub mod parity;
 mod records;

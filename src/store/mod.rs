@@ -4,8 +4,10 @@ pub mod block;
 pub mod compression;
 pub mod disks;
 pub mod header;
+pub mod manifest;
 pub mod parity;
 mod records;
+pub mod window_form;
 pub mod wire;
 
 pub use records::*;

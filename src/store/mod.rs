@@ -1,6 +1,7 @@
 //! Where the bytes rest: blocks, windows, parity, segments, manifests. It knows disks and no VMs.
 
 pub mod block;
+pub mod cache;
 pub mod compression;
 pub mod disks;
 pub mod header;

@@ -7,6 +7,7 @@ pub mod disks;
 pub mod header;
 pub mod manifest;
 pub mod parity;
+pub mod reader;
 mod records;
 pub mod window_form;
 pub mod wire;

@@ -2,7 +2,7 @@
 //! but neither blocks nor extents: what a file is made of is opaque bytes here.
 //!
 //! ```text
-//! records, table   values and keys
+//! namespace   files and names as POSIX has them     records, table   values and keys
 //! view, update   reading, changing                  layer   what changed since the last checkpoint
 //! commit   into the journals (`journal`)            checkpoint   into the databases (`database`)
 //! open     recovery finds what the disks hold by `history`, rebuild brings every disk up to it
@@ -23,6 +23,7 @@ mod history;
 mod inner;
 mod journal;
 mod layer;
+mod namespace;
 mod open;
 mod rebuild;
 mod records;
@@ -43,6 +44,10 @@ use parking_lot::Mutex;
 
 pub use error::{MetaError, Result};
 pub use history::Mark;
+pub use namespace::{
+    Attributes, Listed, NAME_MAX, Names, NamespaceError, New, Overwrite, Removed, Rename, SetXattr,
+    TARGET_MAX, XATTR_MAX,
+};
 pub use open::{Disks, OnDiskFailed, Options, RescueReport};
 pub use records::{DiskRecord, DiskState, Entry, FileKind, Inode, SetRecord, Timestamp};
 pub use table::{Key, PunchKey, Table, Value};

@@ -4,6 +4,8 @@ mod crashes;
 mod damage;
 mod failing_disks;
 mod histories;
+mod names;
+mod names_model;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +38,7 @@ fn volume(count: u16) -> Media {
         .map(|(n, disk)| (DiskId(n as u16), Arc::clone(disk) as Arc<dyn Disk>))
         .collect();
     Meta::create(disks, options(), |update| {
-        update.put_setting(b"new", b"");
+        update.make_root(0o755, 0, 0, Timestamp::default());
         Ok(())
     })
     .unwrap();

@@ -6,7 +6,7 @@ mod error;
 mod parse;
 mod raw;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -147,20 +147,21 @@ impl Config {
     /// What is possible but hardly meant, in sentences for the administrator.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let mut devices: HashMap<u64, &str> = HashMap::new();
+        let mut devices: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
         for disk in &self.disks {
             // A disk that is not there is no matter of the config.
-            let Ok(metadata) = fs::metadata(&disk.path) else {
-                continue;
-            };
-            match devices.get(&metadata.dev()) {
-                Some(other) => warnings.push(format!(
-                    "disk {} and disk {other} lie on one device: when it fails, both are lost",
-                    disk.name
-                )),
-                None => {
-                    devices.insert(metadata.dev(), &disk.name);
-                }
+            if let Ok(metadata) = fs::metadata(&disk.path) {
+                devices.entry(metadata.dev()).or_default().push(&disk.name);
+            }
+        }
+        for disks in devices.values() {
+            if let [others @ .., last] = disks.as_slice()
+                && !others.is_empty()
+            {
+                warnings.push(format!(
+                    "the disks {} and {last} lie on one device: when it fails, all of them are lost",
+                    others.join(", ")
+                ));
             }
         }
         if self.policy.critical.m == 0 {

@@ -92,15 +92,15 @@ pub(super) fn serve_as_daemon(
         told = true;
         tell(&Told::Ready { warnings });
     });
-    if let Err(failure) = &result {
+    result.map_err(|failure| {
         tracing::error!("{failure}");
         if !told {
             tell(&Told::Failed {
                 message: failure.to_string(),
             });
         }
-    }
-    result
+        Failure::Told
+    })
 }
 
 fn tell(told: &Told) {

@@ -35,6 +35,9 @@ pub(super) enum Failure {
         #[source]
         source: io::Error,
     },
+    /// What a daemon has told already, in its log and to who started it.
+    #[error("the daemon failed; its log says why")]
+    Told,
     /// In words.
     #[error("{0}")]
     Other(String),

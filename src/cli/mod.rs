@@ -81,7 +81,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("parsfs: {failure}");
+            if !matches!(failure, failure::Failure::Told) {
+                eprintln!("parsfs: {failure}");
+            }
             ExitCode::from(failure.code())
         }
     }

@@ -62,7 +62,18 @@ impl Status {
             volume.close()?;
             return Ok((status?, None));
         }
-        let mut daemon = Client::of_mount(&mount_at(&path)?)?;
+        let mount = mount_at(&path)?;
+        if path
+            .metadata()
+            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+        {
+            return Err(Failure::Other(format!(
+                "the daemon of volume {} at {} has died; mount the volume again: everything that was committed is there",
+                mount.source,
+                path.display()
+            )));
+        }
+        let mut daemon = Client::of_mount(&mount)?;
         let identity = match daemon.ask(&Request::Pid {})? {
             Response::Pid(identity) => Some(identity),
             _ => None,

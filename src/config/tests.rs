@@ -218,7 +218,7 @@ fn disks_on_one_device_are_warned_of() {
     assert!(config.disks[0].path.is_absolute());
     let warnings = config.warnings();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].contains("disk b and disk a"));
+    assert!(warnings[0].contains("disks a and b lie on one device"));
     assert!(warnings[1].contains("2+0"));
 }
 

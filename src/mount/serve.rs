@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select, unbounded};
 use tracing::{error, info, warn};
@@ -17,6 +18,9 @@ use super::session::{Mounted, clear_dead_mount};
 use super::{mountinfo, sys};
 use crate::config::Config;
 use crate::volume::{Mode, Volume};
+
+/// Signals so close together are one wish: some programs signal a process and then its group.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// Serves until the end. `ready` is called once programs can use the mount, with what the administrator should know
 /// of the volume's state. The error is of the mount or of the last commit.
@@ -39,23 +43,36 @@ pub fn serve(
         (false, false) => Mode::ReadWrite,
     };
     let volume = Volume::open(config, mode)?;
-    let result = serve_volume(config, &volume, &mountpoint, options, ready);
-    if result.is_err() {
-        // The first error is the one to tell; the volume is closed all the same.
-        if let Err(error) = volume.close() {
-            error!("{error}");
+    let served = serve_volume(config, &volume, &mountpoint, options, ready);
+    let closed = volume.close();
+    if closed.is_ok() {
+        info!("volume {} is committed and closed", config.name);
+    }
+    match served {
+        Ok(server) => {
+            if let Some(server) = server {
+                server.finish(closed.as_ref().err().map(ToString::to_string));
+            }
+            Ok(closed?)
+        }
+        Err(error) => {
+            // The first error is the one to tell.
+            if let Err(error) = closed {
+                error!("{error}");
+            }
+            Err(error)
         }
     }
-    result
 }
 
+/// Serves an open volume until the mount has ended; gives the control socket, through which the end is still awaited.
 fn serve_volume(
     config: &Config,
     volume: &Arc<Volume>,
     mountpoint: &Path,
     options: &MountOptions,
     ready: impl FnOnce(Vec<String>),
-) -> Result<(), MountError> {
+) -> Result<Option<Server>, MountError> {
     let mut options = options.clone();
     let wanted_to_write = !options.read_only;
     options.read_only |= volume.is_read_only();
@@ -78,25 +95,16 @@ fn serve_volume(
         }
     };
     ready(warnings(volume, wanted_to_write));
-
     wait_for_end(&mounted, volume)?;
     mounted.finish();
-    let result = volume.close();
-    match &result {
-        Ok(()) => info!("volume {} is committed and closed", config.name),
-        Err(error) => error!("closing volume {}: {error}", config.name),
-    }
-    if let Some(server) = server {
-        server.finish(result.as_ref().err().map(ToString::to_string));
-    }
-    Ok(result?)
+    Ok(server)
 }
 
 /// Waits until the session has ended. The first signal unmounts; if the mount is in use it is detached, everything
 /// so far is committed, and who uses it may go on. The second signal does not wait for them.
 fn wait_for_end(mounted: &Mounted, volume: &Volume) -> Result<(), MountError> {
     let signals = signals()?;
-    let mut first = true;
+    let mut first: Option<Instant> = None;
     loop {
         select! {
             recv(mounted.ended()) -> _ => return Ok(()),
@@ -106,11 +114,17 @@ fn wait_for_end(mounted: &Mounted, volume: &Volume) -> Result<(), MountError> {
                     let _ = mounted.ended().recv();
                     return Ok(());
                 };
-                info!("signal {signal}: unmounting");
-                if !first {
-                    return mounted.unmount(true);
+                match first {
+                    Some(at) if at.elapsed() < SAME_WISH => continue,
+                    Some(_) => {
+                        warn!("signal {signal} again: ending although files are open");
+                        return mounted.unmount(true);
+                    }
+                    None => {
+                        info!("signal {signal}: unmounting");
+                        first = Some(Instant::now());
+                    }
                 }
-                first = false;
                 match mounted.unmount(false) {
                     Ok(()) => {}
                     Err(MountError::Busy { path }) => {

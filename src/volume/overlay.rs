@@ -159,18 +159,18 @@ mod tests {
 
     fn bytes_of(overlay: &Overlay, length: u64) -> Vec<Option<Source>> {
         let mut bytes = vec![None; length as usize];
-        let mut covered = 0;
+        let covered = std::cell::Cell::new(0);
         overlay.walk(
             0..length,
             &mut |extent| {
                 for at in extent.range.clone() {
                     bytes[at as usize] = Some(extent.source.advanced(at - extent.range.start));
                 }
-                covered += extent.range.end - extent.range.start;
+                covered.set(covered.get() + extent.range.end - extent.range.start);
             },
-            &mut |gap| covered += gap.end - gap.start,
+            &mut |gap| covered.set(covered.get() + gap.end - gap.start),
         );
-        assert_eq!(covered, length);
+        assert_eq!(covered.get(), length);
         bytes
     }
 

@@ -89,6 +89,14 @@ impl RescueReport {
     }
 }
 
+impl Update {
+    /// Counts mounts as if there had been so many: for metadata that is made anew over what older metadata
+    /// gave numbers to.
+    pub fn count_mounts(&mut self, mounts: u32) {
+        self.put(Key::setting(MOUNTS), &mounts.to_le_bytes());
+    }
+}
+
 /// A volume's disks in the order of its table; none for one that is not here.
 pub type Disks = Vec<(DiskId, Option<Arc<dyn Disk>>)>;
 

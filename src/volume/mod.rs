@@ -24,6 +24,8 @@ mod sets;
 mod settle;
 mod status;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod tiers;
 mod write;
 mod zeros;

@@ -12,6 +12,7 @@ use super::handles::Handles;
 use super::names;
 use super::readers::Readers;
 use super::recover;
+use super::rescue;
 use super::sweep::Sweeper;
 use super::tiers::{AllCritical, TierSource};
 use crate::config::{CommitMode, Config};
@@ -166,7 +167,7 @@ impl Volume {
         config: &Config,
         mode: Mode,
         options: VolumeOptions,
-        rescue: Option<&mut Vec<String>>,
+        report: Option<&mut Vec<String>>,
     ) -> Result<Arc<Volume>> {
         let mut found = find(config, mode)?;
         let volume = identify(config, &found)?;
@@ -184,20 +185,18 @@ impl Volume {
             registry.insert(*id, found.name.clone(), disk.clone());
         }
         let meta = {
-            let registry = Arc::clone(&registry);
-            let options = meta::Options {
-                read_only: mode == Mode::ReadOnly,
-                force: mode == Mode::Forced,
-                on_disk_failed: Box::new(move |disk, error| registry.mark_faulty(disk, error)),
-                ..meta::Options::new(volume)
-            };
-            match rescue {
-                None => Meta::open(wrapped.clone(), options)?,
-                Some(lines) => {
-                    let (meta, report) = Meta::rescue(wrapped.clone(), options)?;
-                    lines.push(format!("{report:?}"));
-                    meta
+            let options = || {
+                let registry = Arc::clone(&registry);
+                meta::Options {
+                    read_only: mode == Mode::ReadOnly,
+                    force: mode == Mode::Forced,
+                    on_disk_failed: Box::new(move |disk, error| registry.mark_faulty(disk, error)),
+                    ..meta::Options::new(volume)
                 }
+            };
+            match report {
+                None => Meta::open(wrapped.clone(), options())?,
+                Some(lines) => rescue::metadata(config, &wrapped, options, lines)?,
             }
         };
         let opened = Self::assemble(config, volume, meta, registry, &found, &ids, options.tiers)?;

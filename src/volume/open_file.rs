@@ -200,6 +200,9 @@ impl Volume {
                     format!("delta {number} of file {file} is damaged: {error}"),
                 )
             })?;
+            for no in delta.dropped {
+                map.windows.remove(&no);
+            }
             for window in delta.windows {
                 map.windows
                     .insert(window.no, Window::Made(Arc::new(window)));

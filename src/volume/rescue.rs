@@ -10,9 +10,12 @@ use super::Volume;
 use super::error::Result;
 use super::head::FileHead;
 use crate::config::Config;
-use crate::disk::ObjectName;
-use crate::ids::FileId;
-use crate::meta::{FileKind, New, ROOT, Records, Timestamp, Update, WriteRecords};
+use crate::disk::{Disk, ObjectName};
+use crate::ids::{DiskId, FileId, ManifestId, SetId};
+use crate::meta::{
+    self, DiskRecord, DiskState, FileKind, Meta, MetaError, New, ROOT, Records, Timestamp, Update,
+    WriteRecords,
+};
 use crate::store::manifest::{Manifest, ManifestRef};
 
 /// The directory that takes files whose own cannot be made again.
@@ -28,6 +31,76 @@ struct Description {
     size: u64,
     mtime: (i64, u32),
     stored: u64,
+}
+
+/// Opens metadata that has to be put together. When no disk holds any of it, new metadata is begun, for the
+/// manifests to fill.
+pub(super) fn metadata(
+    config: &Config,
+    disks: &[(DiskId, Option<Arc<dyn Disk>>)],
+    options: impl Fn() -> meta::Options,
+    lines: &mut Vec<String>,
+) -> Result<Meta> {
+    match Meta::rescue(disks.to_vec(), options()) {
+        Ok((meta, report)) => {
+            let rebuilt = report.rebuilt.len();
+            lines.push(format!(
+                "{rebuilt} databases were of no use and are rebuilt from the journals"
+            ));
+            for epoch in &report.lost_transactions {
+                lines.push(format!(
+                    "transaction {epoch} is readable on no disk: what it changed is lost"
+                ));
+            }
+            if report.lost_image_parts > 0 {
+                let parts = report.lost_image_parts;
+                lines.push(format!(
+                    "{parts} parts of the metadata's image are readable on no disk"
+                ));
+            }
+            return Ok(meta);
+        }
+        Err(MetaError::Nothing | MetaError::Unreadable { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    lines.push(
+        "no disk holds any metadata; it is begun anew, and files are named by their manifests"
+            .to_owned(),
+    );
+    let mut highest = 0;
+    let mut present: Vec<(DiskId, Arc<dyn Disk>)> = Vec::new();
+    for (id, disk) in disks {
+        let Some(disk) = disk else { continue };
+        for (object, _) in disk.list()? {
+            match object {
+                ObjectName::Journal(_) | ObjectName::Database => disk.remove(object)?,
+                ObjectName::Manifest(ManifestId(number))
+                | ObjectName::Blocks(SetId(number))
+                | ObjectName::Parity(SetId(number)) => highest = highest.max(number),
+                ObjectName::Label => {}
+            }
+        }
+        present.push((*id, Arc::clone(disk)));
+    }
+    // Every number of an earlier mount may still be in use.
+    let mounts = u32::try_from(highest >> 32)
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    let now = Timestamp::now();
+    Meta::create(present, options(), |update| {
+        update.make_root(0o755, 0, 0, now);
+        for ((id, _), disk) in disks.iter().zip(&config.disks) {
+            let record = DiskRecord {
+                state: DiskState::Member,
+                name: disk.name.clone(),
+                joined: now,
+            };
+            update.put_disk(*id, &record);
+        }
+        update.count_mounts(mounts);
+        Ok(())
+    })?;
+    Ok(Meta::open(disks.to_vec(), options())?)
 }
 
 impl Volume {

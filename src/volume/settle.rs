@@ -125,9 +125,11 @@ impl Volume {
             )?;
         }
         if !changing.is_empty() {
+            let alive = self.alive_blocks(file, &changing)?;
             let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, self.next_set());
             for (record, protect) in &changing {
-                self.protect(file, frozen, &writer, record, protect)?;
+                let alive = alive.get(&record.no).cloned().unwrap_or_default();
+                self.protect(file, frozen, &writer, record, (protect, &alive))?;
             }
             self.finish_set(file, writer);
         }
@@ -170,7 +172,7 @@ impl Volume {
         frozen: &mut Frozen,
         writer: &Arc<SetWriter>,
         record: &Arc<WindowRecord>,
-        protect: &[bool],
+        (protect, alive): (&[bool], &HashSet<u16>),
     ) -> Result<()> {
         let mut new = WindowRecord::clone(record);
         let mut order: Vec<usize> = (0..new.blocks.len())
@@ -180,7 +182,6 @@ impl Volume {
         let mut lengths = vec![0u32; usize::from(new.code.k)];
         let mut columns: Vec<Vec<Vec<u8>>> = vec![Vec::new(); usize::from(new.code.k)];
         let mut given_back: BTreeMap<u8, Vec<Range<u64>>> = BTreeMap::new();
-        let moved: HashSet<u16> = self.dead_blocks(file, record)?;
         for index in order {
             let block = &mut new.blocks[index];
             block.protected = protect.get(index).copied().unwrap_or(true);
@@ -193,7 +194,7 @@ impl Volume {
                     .read_stored(file.id, record, index as u16)
                     .map_err(VolumeError::from)?;
                 columns[column].push(stored.to_vec());
-            } else if moved.contains(&(index as u16)) {
+            } else if !alive.contains(&(index as u16)) {
                 let range = block.offset..block.offset + u64::from(block.stored);
                 given_back.entry(block.column).or_default().push(range);
                 *block = given_up();
@@ -224,18 +225,25 @@ impl Volume {
         Ok(())
     }
 
-    /// The blocks of a window that no extent of the running commit refers to.
-    fn dead_blocks(&self, file: &OpenFile, record: &WindowRecord) -> Result<HashSet<u16>> {
-        let mut dead: HashSet<u16> = (0..record.blocks.len() as u16).collect();
+    /// The blocks of these windows that extents of the running commit refer to.
+    fn alive_blocks(
+        &self,
+        file: &OpenFile,
+        windows: &[(Arc<WindowRecord>, Vec<bool>)],
+    ) -> Result<HashMap<WindowNo, HashSet<u16>>> {
+        let mut alive: HashMap<WindowNo, HashSet<u16>> = windows
+            .iter()
+            .map(|(record, _)| (record.no, HashSet::new()))
+            .collect();
         self.frozen_view(file).each(|extent| {
             if let Source::Block { block, .. } = extent.source
-                && block.window == record.no
+                && let Some(blocks) = alive.get_mut(&block.window)
             {
-                dead.remove(&block.index);
+                blocks.insert(block.index);
             }
             Ok(())
         })?;
-        Ok(dead)
+        Ok(alive)
     }
 
     /// Puts elsewhere what lies in windows that a failed disk is part of.
@@ -250,25 +258,23 @@ impl Volume {
                 .any(|(bad, disk)| *bad == set && disks.contains(disk))
         };
         let mut windows: HashMap<WindowNo, bool> = HashMap::new();
+        self.frozen_view(file).each_window(|record| {
+            if touched(record.set, &record.disks) || touched(record.parity_set, &record.disks) {
+                let protected = record.blocks.iter().any(|block| block.protected);
+                windows.insert(record.no, protected || record.code.m > 0);
+            }
+            Ok(())
+        })?;
         {
             let state = file.state.lock();
             let pending: BTreeSet<SetId> =
                 state.pending.iter().map(|writer| writer.set()).collect();
             for (no, window) in &state.map.windows {
-                match window {
-                    Window::Making(window)
-                        if pending.contains(&window.set) && touched(window.set, &window.disks) =>
-                    {
-                        windows.insert(*no, true);
-                    }
-                    Window::Made(record)
-                        if touched(record.set, &record.disks)
-                            || touched(record.parity_set, &record.disks) =>
-                    {
-                        let protected = record.blocks.iter().any(|block| block.protected);
-                        windows.insert(*no, protected || record.code.m > 0);
-                    }
-                    Window::Making(_) | Window::Made(_) => {}
+                if let Window::Making(window) = window
+                    && pending.contains(&window.set)
+                    && touched(window.set, &window.disks)
+                {
+                    windows.insert(*no, window.lane != Lane::Expendable);
                 }
             }
         }

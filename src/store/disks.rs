@@ -136,6 +136,14 @@ impl Disks {
             .is_some_and(|slot| slot.state == DiskState::Online)
     }
 
+    /// Whether its last reads all failed, so that it is better asked after the others.
+    pub fn reads_fail(&self, id: DiskId) -> bool {
+        let slots = self.slots.read();
+        slots.get(&id).is_none_or(|slot| {
+            slot.disk.is_none() || slot.in_a_row.load(Ordering::Relaxed) >= READ_FAILURES_MAX
+        })
+    }
+
     /// Nothing more is to be written to it. The first reason stays.
     pub fn mark_faulty(&self, id: DiskId, why: impl fmt::Display) {
         let mut slots = self.slots.write();

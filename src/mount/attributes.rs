@@ -102,13 +102,13 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
 pub(super) fn from_request(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Timestamp {
-            secs: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
             nanos: after.subsec_nanos(),
         },
         Err(before) => {
             let before = before.duration();
             Timestamp {
-                secs: i64::try_from(before.as_secs()).map_or(i64::MIN, |secs| -secs),
+                seconds: i64::try_from(before.as_secs()).map_or(i64::MIN, |secs| -secs),
                 nanos: before.subsec_nanos(),
             }
         }
@@ -118,8 +118,8 @@ pub(super) fn from_request(time: SystemTime) -> Timestamp {
 /// A time for an answer, which fuser translates rightly. One that no `SystemTime` can hold becomes 1970.
 fn to_system(time: Timestamp) -> SystemTime {
     let nanos = Duration::from_nanos(u64::from(time.nanos.min(999_999_999)));
-    let seconds = Duration::from_secs(time.secs.unsigned_abs());
-    let whole = if time.secs >= 0 {
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = if time.seconds >= 0 {
         UNIX_EPOCH.checked_add(seconds)
     } else {
         UNIX_EPOCH.checked_sub(seconds)
@@ -138,7 +138,7 @@ mod tests {
         // What fuser makes of seconds = -2, nanoseconds = 300: two seconds and 300 ns before.
         let fuser_says = UNIX_EPOCH - Duration::new(2, 300);
         let meant = Timestamp {
-            secs: -2,
+            seconds: -2,
             nanos: 300,
         };
         assert_eq!(from_request(fuser_says), meant);
@@ -146,7 +146,7 @@ mod tests {
             to_system(meant),
             UNIX_EPOCH - Duration::from_secs(2) + Duration::from_nanos(300)
         );
-        let after = Timestamp { secs: 5, nanos: 7 };
+        let after = Timestamp { seconds: 5, nanos: 7 };
         assert_eq!(from_request(UNIX_EPOCH + Duration::new(5, 7)), after);
         assert_eq!(to_system(after), UNIX_EPOCH + Duration::new(5, 7));
     }
@@ -155,7 +155,7 @@ mod tests {
     fn no_time_panics() {
         for secs in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
             for nanos in [0, 999_999_999, u32::MAX] {
-                to_system(Timestamp { secs, nanos });
+                to_system(Timestamp { seconds: secs, nanos });
             }
         }
     }

@@ -59,6 +59,19 @@ impl Update {
         new: New<'_>,
         now: Timestamp,
     ) -> Result<(FileId, Inode)> {
+        let file = FileId(self.view.inner.new_number()?);
+        Ok((file, self.create_as(file, parent, name, new, now)?))
+    }
+
+    /// The same for a file that has its number already: one that a rescue found without a name.
+    pub fn create_as(
+        &mut self,
+        file: FileId,
+        parent: FileId,
+        name: &[u8],
+        new: New<'_>,
+        now: Timestamp,
+    ) -> Result<Inode> {
         let above = self.free_name(parent, name)?;
         if new.target.len() > TARGET_MAX {
             return Err(NamespaceError::NameTooLong {
@@ -87,14 +100,13 @@ impl Update {
             born: now,
             parent: if is_directory { parent } else { FileId(0) },
         };
-        let file = FileId(self.view.inner.new_number()?);
         self.touch_directory(parent, i32::from(is_directory), now)?;
         self.put_inode(file, &inode);
         if new.kind == FileKind::Symlink {
             self.put(Key::file(Table::Target, file), new.target);
         }
         self.put_name(parent, name, file, new.kind);
-        Ok((file, inode))
+        Ok(inode)
     }
 
     /// Gives a file one more name.

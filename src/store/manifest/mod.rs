@@ -18,7 +18,7 @@
 //!
 //! Bytes of the file that no extent covers are holes.
 
-pub mod delta;
+mod delta;
 mod extents;
 mod page;
 mod pages;
@@ -26,6 +26,7 @@ mod reader;
 mod root;
 mod writer;
 
+pub use delta::{DeltaError, decode as decode_delta, encode as encode_delta};
 pub use extents::Extents;
 pub use page::PAGE;
 pub use pages::ManifestCache;

@@ -224,6 +224,15 @@ impl Manifest {
         })
     }
 
+    /// Hands all pages on as they are stored, in order and verified: a copy for another disk.
+    pub fn copy_to<E: From<ManifestError>>(
+        &self,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut cursor = PageCursor::streaming(&self.pages);
+        (0..self.root.pages).try_for_each(|number| sink(cursor.page(number)?.bytes()))
+    }
+
     /// What the volume put there.
     pub fn description(&self) -> Result<Vec<u8>, ManifestError> {
         let section = self.root.section(SectionKind::Description);

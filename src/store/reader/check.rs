@@ -116,7 +116,7 @@ impl Reader {
     }
 
     /// A block's stored bytes off its own disk, their checksum verified.
-    fn stored(&self, wanted: Wanted<'_>) -> Result<Vec<u8>, Cause> {
+    pub(super) fn stored(&self, wanted: Wanted<'_>) -> Result<Vec<u8>, Cause> {
         let mut stored = vec![0; wanted.record.stored as usize];
         let offset = wanted.record.offset;
         self.disks

@@ -9,6 +9,7 @@
 mod check;
 mod rebuild;
 mod shards;
+mod stored;
 
 use std::cell::RefCell;
 use std::fmt;

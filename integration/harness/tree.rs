@@ -212,6 +212,13 @@ fn first_difference(first: &Path, second: &Path) -> String {
     }
 }
 
+/// Sees one name.
+pub fn look(path: &Path) -> Result<Entry, String> {
+    let failed = |(what, error): Failure| format!("{}: {what}: {error}", path.display());
+    let metadata = fs::symlink_metadata(path).map_err(|error| failed(("stat", error)))?;
+    see(path, &metadata).map_err(failed)
+}
+
 type Failure = (&'static str, io::Error);
 
 fn see(path: &Path, metadata: &fs::Metadata) -> Result<Entry, Failure> {

@@ -12,7 +12,6 @@ pub struct Mount {
     pub at: PathBuf,
     pub kind: String,
     pub source: String,
-    pub options: String,
 }
 
 /// All mounts, the latest last.
@@ -40,11 +39,9 @@ pub fn clear(root: &Path) {
 fn parse(line: &str) -> Option<Mount> {
     let mut fields = line.split(' ');
     let at = fields.nth(4)?;
-    let options = fields.next()?.to_owned();
     let mut behind = fields.skip_while(|field| *field != "-").skip(1);
     Some(Mount {
         at: unescape(at),
-        options,
         kind: behind.next()?.to_owned(),
         source: behind.next()?.to_owned(),
     })

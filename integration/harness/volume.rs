@@ -1,9 +1,9 @@
 //! A volume over test disks, served by the real binary. The daemon runs in the foreground as a child, so that a test can
 //! kill it and see how it ended; going into the background is the business of `command_line`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub struct Shape {
     pub critical: &'static str,
     pub compression: &'static str,
     pub backing: Backing,
-    /// More lines of the config's `[policy]`, or further sections.
+    /// More lines of the config's `[policy]`.
     pub more: String,
 }
 
@@ -104,8 +104,13 @@ impl Volume {
             text += &format!("[[disk]]\npath = \"{}\"\n\n", disk.path.display());
         }
         text += &format!(
-            "[policy]\ncritical = \"{}\"\nexpendable = \"1+0\"\ncompression = \"{}\"\n{}\n",
+            "[policy]\ncritical = \"{}\"\nexpendable = \"1+0\"\ncompression = \"{}\"\n{}\n\n",
             shape.critical, shape.compression, shape.more
+        );
+        // Where a daemon in the background writes, which normally is the machine's own log directory.
+        text += &format!(
+            "[log]\nfile = \"{}\"\n",
+            self.scratch.path().join("background.log").display()
         );
         fs::write(&self.config, text).expect("the config");
     }
@@ -278,14 +283,6 @@ impl Volume {
             String::from_utf8_lossy(bytes.get(from as usize..).unwrap_or_default()).into_owned();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
-    }
-
-    /// Whether the file at a path of the mount can be synced now, so that what was done so far is durable.
-    #[track_caller]
-    pub fn sync(&self, name: &str) {
-        File::open(self.path(name))
-            .and_then(|file| file.sync_all())
-            .expect("fsync");
     }
 }
 

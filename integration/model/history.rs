@@ -145,11 +145,10 @@ impl History {
             // A file keeps its times when a directory above it moves: whether it was moved and back cannot be seen.
             self.promised.clear();
         }
-        if let Some(path) = closing {
-            if let Some(entry) = look(&self.pair.right.root, &path) {
+        if let Some(path) = closing
+            && let Some(entry) = look(&self.pair.right.root, &path) {
                 self.promised.insert(path, entry);
             }
-        }
         Ok(())
     }
 

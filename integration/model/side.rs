@@ -377,7 +377,7 @@ fn read(open: &Open, at: u64, length: usize) -> io::Result<Outcome> {
         match open.file.read_at(&mut buffer[count..], at + count as u64)? {
             0 => break,
             // A short direct read that is no multiple of a page ends at the file's end.
-            more if open.direct && more as u64 % PAGE != 0 => {
+            more if open.direct && !(more as u64).is_multiple_of(PAGE) => {
                 count += more;
                 break;
             }

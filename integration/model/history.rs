@@ -146,9 +146,10 @@ impl History {
             self.promised.clear();
         }
         if let Some(path) = closing
-            && let Some(entry) = look(&self.pair.right.root, &path) {
-                self.promised.insert(path, entry);
-            }
+            && let Some(entry) = look(&self.pair.right.root, &path)
+        {
+            self.promised.insert(path, entry);
+        }
         Ok(())
     }
 

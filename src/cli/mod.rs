@@ -1,1 +1,120 @@
 //! One file a command. It may know every room; none knows it.
+
+mod daemon;
+mod failure;
+mod helper;
+mod init;
+mod inspect;
+mod log;
+mod mount;
+mod rescue;
+mod status;
+mod table;
+mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A filesystem for VM snapshots over several disks, each of which may die
+#[derive(Debug, Parser)]
+#[command(
+    name = "parsfs",
+    version,
+    after_help = "A first volume, on six directories instead of six disks:
+  mkdir -p /tmp/parsfs-demo/{1,2,3,4,5,6} /tmp/parsfs-demo/mnt
+  parsfs init mount-configs/demo.toml
+  parsfs mount mount-configs/demo.toml /tmp/parsfs-demo/mnt
+  cp some-file /tmp/parsfs-demo/mnt/
+  parsfs status /tmp/parsfs-demo/mnt
+  parsfs umount /tmp/parsfs-demo/mnt
+
+In /etc/fstab:
+  /etc/parsfs/vms.toml  /mnt/vms  fuse.parsfs  defaults,nofail  0  0
+
+Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
+PARSFS_LOG=debug (or parsfs::mount=trace, ...) tells more."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Init),
+    Mount(mount::Mount),
+    Umount(umount::Umount),
+    Status(status::Status),
+    Inspect(inspect::Inspect),
+    Rescue(rescue::Rescue),
+}
+
+/// Runs the program with its arguments, the program's own name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match helper::translate(arguments.into_iter().collect()) {
+        Ok(Some(arguments)) => arguments,
+        // mount -f: everything but the mount itself.
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(usage) => {
+            eprintln!("parsfs: {usage}");
+            return ExitCode::from(2);
+        }
+    };
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // To stdout or stderr, as the kind of error is; nobody is left to tell if that fails.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match arguments.command {
+        Command::Init(command) => command.run(),
+        Command::Mount(command) => command.run(),
+        Command::Umount(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Rescue(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, failure::Failure::Told) {
+                eprintln!("parsfs: {failure}");
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Tells what is possible but hardly meant.
+fn warn_of(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("parsfs: warning: {warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Arguments::command().get_subcommands() {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.contains("parsfs "), "{}", command.get_name());
+        }
+    }
+}

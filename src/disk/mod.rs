@@ -6,6 +6,7 @@ mod directory;
 mod error;
 mod faulty;
 mod label;
+mod lock;
 mod memory;
 mod sys;
 
@@ -16,6 +17,7 @@ pub use directory::DirectoryDisk;
 pub use error::DiskError;
 pub use faulty::{Fault, FaultPlan, FaultyDisk, ObjectFilter, Operation, Operations, Rule, When};
 pub use label::{FORMAT, Format, Label, LabelError};
+pub use lock::{DiskLock, LockError};
 pub use memory::MemoryDisk;
 
 use crate::ids::{ManifestId, SetId};

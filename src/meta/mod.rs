@@ -1,2 +1,161 @@
 //! The namespace and what is committed: an embedded database and a journal on every disk. It knows disks,
 //! but neither blocks nor extents: what a file is made of is opaque bytes here.
+//!
+//! ```text
+//! namespace   files and names as POSIX has them     records, table   values and keys
+//! view, update   reading, changing                  layer   what changed since the last checkpoint
+//! commit   into the journals (`journal`)            checkpoint   into the databases (`database`)
+//! open     recovery finds what the disks hold by `history`, rebuild brings every disk up to it
+//! ```
+//!
+//! A change is made in memory, where every view finds it at once. A sync appends all changes since the last
+//! one to the journal of every disk. A checkpoint brings them into every disk's database, so all databases
+//! hold the same, and each can stand in for another.
+
+mod change;
+mod checkpoint;
+mod codec;
+mod commit;
+mod database;
+mod error;
+mod flusher;
+mod history;
+mod inner;
+mod journal;
+mod layer;
+mod namespace;
+mod open;
+mod rebuild;
+mod records;
+mod recovery;
+mod replica;
+mod table;
+mod typed;
+mod update;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+pub use error::{MetaError, Result};
+pub use history::Mark;
+pub use namespace::{
+    Attributes, Listed, NAME_MAX, Names, NamespaceError, New, Overwrite, Removed, Rename, SetXattr,
+    TARGET_MAX, XATTR_MAX,
+};
+pub use open::{Disks, OnDiskFailed, Options, RescueReport};
+pub use records::{DiskRecord, DiskState, Entry, FileKind, Inode, SetRecord, Timestamp};
+pub use table::{Key, PunchKey, Table, Value};
+pub use typed::{Records, WriteRecords};
+pub use update::Update;
+pub use view::{Read, Scan, View};
+
+use self::inner::Inner;
+use crate::ids::{DiskId, FileId};
+
+/// The root directory.
+pub const ROOT: FileId = FileId(1);
+
+/// The metadata of a volume, open. Any thread may use it.
+pub struct Meta {
+    inner: Arc<Inner>,
+    flusher: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Meta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Meta of volume {}", self.inner.options.volume)
+    }
+}
+
+impl Meta {
+    /// What is there now, for reading; later changes do not reach it. Costs well under a microsecond.
+    pub fn view(&self) -> View {
+        self.inner.view()
+    }
+
+    /// Makes a change as a whole, or none at all if `change` fails. Every later view sees it; it is durable
+    /// after the next `sync`, or by itself within about a second.
+    pub fn update<T, E: From<MetaError>>(
+        &self,
+        change: impl FnOnce(&mut Update) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        self.inner.update(change)
+    }
+
+    /// Returns when every change made before the call is durable on every disk that takes part.
+    pub fn sync(&self) -> Result<()> {
+        self.inner.sync()
+    }
+
+    /// Makes everything durable and brings every disk's database up to the journal.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.inner.checkpoint()
+    }
+
+    /// Ends all writing in good order. Without it, what was synced is found again all the same.
+    pub fn close(&self) -> Result<()> {
+        self.stop_flusher();
+        if self.inner.read_only {
+            return Ok(());
+        }
+        let result = self.inner.checkpoint();
+        self.inner
+            .poisoned
+            .lock()
+            .get_or_insert(MetaError::Poisoned {
+                why: "it was closed".to_owned(),
+            });
+        result
+    }
+
+    /// Takes no more part with a disk that failed elsewhere. The next transaction begins a generation
+    /// without it. What is on it may still be read.
+    pub fn leave_out(&self, disk: DiskId, why: &MetaError) {
+        self.inner.leave_out(disk, why);
+    }
+
+    /// The disks that take what is written.
+    pub fn online(&self) -> Vec<DiskId> {
+        self.inner.online().map(|replica| replica.id).collect()
+    }
+
+    /// Whether nothing may be changed: as asked, or because too few disks are here.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.read_only
+    }
+
+    /// How often the volume was mounted for writing, this time included.
+    pub fn mounts(&self) -> u32 {
+        self.inner.mounts
+    }
+
+    /// A number that no file, set or manifest of this volume ever had: `(mounts << 32) | counter`.
+    pub fn new_number(&self) -> Result<u64> {
+        self.inner.new_number()
+    }
+
+    /// The newest durable moment.
+    pub fn mark(&self) -> Mark {
+        self.inner.commit.lock().mark
+    }
+
+    fn stop_flusher(&self) {
+        if let Some(flusher) = self.flusher.lock().take() {
+            self.inner.wake.stop();
+            // What it failed at it has told already.
+            let _ = flusher.join();
+        }
+    }
+}
+
+impl Drop for Meta {
+    fn drop(&mut self) {
+        self.stop_flusher();
+    }
+}

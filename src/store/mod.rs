@@ -1,5 +1,33 @@
 //! Where the bytes rest: blocks, windows, parity, segments, manifests. It knows disks and no VMs.
 
+pub mod block;
+pub mod budget;
+pub mod cache;
+pub mod compression;
+pub mod disks;
+pub mod header;
+pub mod manifest;
+pub mod parity;
+mod pipeline;
+mod placement;
+pub mod reader;
 mod records;
+mod room;
+mod segment;
+mod set_writer;
+mod window;
+pub mod window_form;
+pub mod wire;
 
+pub use budget::{Budget, Permit};
+pub use cache::BlockCache;
+pub use compression::Compression;
+pub use disks::{DiskState, Disks};
+pub use pipeline::{NoWindow, Pipeline, WritePolicy};
+pub use placement::{Candidate, data_capacity};
+pub use reader::{ReadError, Reader};
 pub use records::*;
+pub use room::Room;
+pub use segment::AppendError;
+pub use set_writer::{Begun, SetWriter, WriteError};
+pub use window::{Held, Lane, OpenWindow, SealedBlock};

@@ -1,2 +1,215 @@
 //! What a file is: names, attributes, handles, gathering, extent maps, commits and reading. The only room
 //! that brings guests, snapshots, the store and the metadata together.
+
+mod attributes;
+mod commit;
+mod compact;
+mod copy;
+mod error;
+mod file;
+mod filemap;
+mod fold;
+mod gather;
+mod handles;
+mod head;
+mod names;
+mod open;
+mod open_file;
+mod overlay;
+mod read;
+mod readers;
+mod recover;
+mod rescue;
+mod sets;
+mod settle;
+mod status;
+mod sweep;
+mod tiers;
+mod write;
+mod zeros;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+pub use attributes::{Attributes, Caller, Capacity, Changes, Entry, SetTime};
+pub use error::{Result, VolumeError};
+pub use handles::{Handle, Opened};
+pub use open::{Mode, VolumeOptions};
+pub use status::{
+    DiskShare, DiskStatus, FileCounts, Inspection, Owed, Status, TierBytes, WindowLine,
+};
+pub use tiers::{AllCritical, FrozenBytes, TierSource, Tiers};
+pub use write::Allocate;
+
+pub use crate::meta::{FileKind, ROOT, Timestamp};
+
+use self::file::OpenFile;
+use self::handles::{Handles, OpenHandle};
+use self::names::Table;
+use self::readers::Readers;
+use self::sweep::Sweeper;
+use crate::disk::DiskLock;
+use crate::ids::{FileId, ManifestId, SetId, VolumeId};
+use crate::meta::Meta;
+use crate::store::manifest::ManifestCache;
+use crate::store::{BlockCache, Disks, Pipeline, Reader, data_capacity};
+
+/// Drops what the kernel caches of a range of a file's bytes (length 0: to the end).
+pub type Invalidate = Arc<dyn Fn(FileId, u64, u64) + Send + Sync>;
+
+/// Whether a volume takes changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeState {
+    /// It does.
+    Writable,
+    /// Mounted so, or fewer than half of the disks are here.
+    ReadOnly,
+    /// Closed.
+    Closed,
+}
+
+/// An open volume. Any thread may call it.
+pub struct Volume {
+    me: Weak<Volume>,
+    id: VolumeId,
+    name: String,
+    read_only: bool,
+    closed: AtomicBool,
+    background: bool,
+    block_size: usize,
+    cache_bytes: u64,
+    meta: Meta,
+    disks: Arc<Disks>,
+    /// Given back when the volume is closed.
+    locks: Mutex<Vec<DiskLock>>,
+    paths: Vec<(crate::ids::DiskId, String)>,
+    pipeline: Arc<Pipeline>,
+    reader: Reader,
+    cache: Arc<BlockCache>,
+    manifests: Arc<ManifestCache>,
+    readers: Readers,
+    tiers: Arc<dyn TierSource>,
+    files: Mutex<Table>,
+    handles: Handles,
+    sweeper: Sweeper,
+    invalidate: RwLock<Option<Invalidate>>,
+    /// Commits that nobody waits for.
+    aside: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Volume {} ({})", self.name, self.id)
+    }
+}
+
+impl Volume {
+    /// The volume's identity.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Whether nothing may be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether it takes changes now.
+    pub fn state(&self) -> VolumeState {
+        if self.closed.load(Ordering::Acquire) {
+            VolumeState::Closed
+        } else if self.read_only {
+            VolumeState::ReadOnly
+        } else {
+            VolumeState::Writable
+        }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        match self.state() {
+            VolumeState::Writable => Ok(()),
+            VolumeState::ReadOnly => Err(VolumeError::new(
+                libc::EROFS,
+                "the volume is mounted read-only",
+            )),
+            VolumeState::Closed => Err(VolumeError::new(libc::EIO, "the volume is closed")),
+        }
+    }
+
+    /// Has the kernel told when bytes change that it may have cached.
+    pub fn set_invalidate(&self, invalidate: Invalidate) {
+        *self.invalidate.write() = Some(invalidate);
+    }
+
+    fn invalidate(&self, file: FileId, offset: u64, length: u64) {
+        let invalidate = self.invalidate.read().clone();
+        if let Some(invalidate) = invalidate {
+            invalidate(file, offset, length);
+        }
+    }
+
+    fn handle(&self, handle: Handle) -> Result<Arc<OpenHandle>> {
+        self.handles.get(handle)
+    }
+
+    /// The files that are in use now.
+    fn files_in_use(&self) -> Vec<Arc<OpenFile>> {
+        self.files.lock().values().cloned().collect()
+    }
+
+    /// A file, if it is in use.
+    fn in_use(&self, file: FileId) -> Option<Arc<OpenFile>> {
+        self.files.lock().get(&file).cloned()
+    }
+
+    /// A number for a segment set.
+    fn next_set(&self) -> SetId {
+        SetId(self.number())
+    }
+
+    /// A number for a manifest.
+    fn next_manifest(&self) -> ManifestId {
+        ManifestId(self.number())
+    }
+
+    fn number(&self) -> u64 {
+        // There are four thousand million numbers a mount; one that has used them up can only be mounted anew.
+        self.meta.new_number().unwrap_or_else(|error| {
+            tracing::error!(%error, "no more numbers; mount the volume anew");
+            u64::MAX
+        })
+    }
+
+    /// Bytes of incompressible critical data that can still be stored.
+    fn data_room(&self) -> u64 {
+        let free: Vec<u64> = self
+            .pipeline
+            .room
+            .candidates()
+            .iter()
+            .map(|disk| disk.free)
+            .collect();
+        data_capacity(self.pipeline.policy.critical, &free)
+    }
+
+    /// What can be stored under the policy.
+    pub fn capacity(&self) -> Result<Capacity> {
+        let space = self.pipeline.room.space();
+        let total: Vec<u64> = space.values().map(|space| space.total).collect();
+        let free = if self.read_only {
+            0
+        } else {
+            self.data_room().saturating_sub(self.pipeline.budget.held())
+        };
+        let files = self.status_counts()?;
+        Ok(Capacity {
+            total: data_capacity(self.pipeline.policy.critical, &total),
+            free,
+            files,
+            files_free: free / 4096,
+        })
+    }
+}

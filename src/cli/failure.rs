@@ -1,0 +1,60 @@
+//! Why a command failed, in the words of the room that failed, and with the program's exit code.
+
+use std::io;
+
+use crate::config::ConfigError;
+use crate::mount::MountError;
+use crate::mount::control::client::ControlError;
+use crate::mount::options::UnknownOption;
+use crate::volume::VolumeError;
+
+/// A command that failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The config cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The volume cannot do it.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The mount cannot be made, served or ended.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The daemon cannot be asked, or refused.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A mount option that does not exist.
+    #[error(transparent)]
+    Option(#[from] UnknownOption),
+    /// Something that the system refused.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// What a daemon has told already, in its log and to who started it.
+    #[error("the daemon failed; its log says why")]
+    Told,
+    /// In words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    /// The exit code: 2 for what only the user can put right on the command line, 1 for everything else.
+    pub(super) fn code(&self) -> u8 {
+        match self {
+            Failure::Option(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// An error of the system, and what was tried.
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
+        let what = what.into();
+        move |source| Failure::Io { what, source }
+    }
+}

@@ -1,0 +1,87 @@
+//! `parsfs umount`: unmounts, and is back only when everything is committed.
+
+use std::path::{Path, PathBuf};
+
+use super::failure::Failure;
+use super::log;
+use crate::mount::control::client::{Client, ControlError};
+use crate::mount::control::{Request, Response};
+use crate::mount::{MountError, clear_dead_mount, mountinfo, unmount};
+
+/// Unmount a volume; returns when everything is committed
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  parsfs umount /mnt/vms
+  parsfs umount --lazy /mnt/vms      # although it is in use; waits for who uses it
+
+Exit codes: 0 unmounted and everything committed, 1 failed (in use, or a commit failed), 2 wrong usage.")]
+pub(super) struct Umount {
+    /// Where the volume is mounted
+    mountpoint: PathBuf,
+    /// Detach it although it is in use; it ends when its files are closed
+    #[arg(short, long)]
+    lazy: bool,
+}
+
+impl Umount {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        log::start("warn");
+        let path = mountinfo::absolute(&self.mountpoint)
+            .map_err(Failure::io(format!("find {}", self.mountpoint.display())))?;
+        if clear_dead_mount(&path)? {
+            println!("{} was dead and is cleared away", path.display());
+            return Ok(());
+        }
+        let mount = mount_at(&path)?;
+        // Before unmounting: afterwards the socket may be gone before it is found.
+        let mut daemon = match Client::of_mount(&mount) {
+            Ok(mut daemon) => {
+                daemon.send(&Request::AwaitEnd {})?;
+                Some(daemon)
+            }
+            Err(error) => {
+                eprintln!(
+                    "parsfs: warning: {error}; unmounting without waiting for the last commit"
+                );
+                None
+            }
+        };
+        unmount(&path, self.lazy)?;
+        if let Some(daemon) = &mut daemon {
+            await_end(daemon)?;
+        }
+        Ok(())
+    }
+}
+
+fn await_end(daemon: &mut Client) -> Result<(), Failure> {
+    match daemon.receive(None) {
+        Ok(Response::Ended { error: None }) => {
+            daemon.await_close();
+            Ok(())
+        }
+        Ok(Response::Ended { error: Some(error) }) => {
+            daemon.await_close();
+            Err(Failure::Other(format!("unmounted, but the last commit failed: {error}")))
+        }
+        Ok(_) => Err(Failure::Other("the daemon answers something else than was asked".to_string())),
+        Err(ControlError::Broken { .. }) => Err(Failure::Other(
+            "unmounted, but the daemon ended without telling that everything is committed; its log says why"
+                .to_string(),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The mount of ours at a path.
+pub(super) fn mount_at(path: &Path) -> Result<mountinfo::Mount, Failure> {
+    mountinfo::at(path)
+        .map_err(Failure::io("read the table of mounts"))?
+        .filter(mountinfo::Mount::is_parsfs)
+        .ok_or_else(|| {
+            MountError::NotMounted {
+                path: path.to_owned(),
+            }
+            .into()
+        })
+}

@@ -1,0 +1,247 @@
+//! Bringing the databases up to the journal, so that a mount need not read much of it; and beginning a new
+//! journal with an image when the old one has grown.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::change;
+use super::commit::Commit;
+use super::database::{Snapshot, State};
+use super::error::{MetaError, Result};
+use super::history::Mark;
+use super::inner::Inner;
+use super::journal::{
+    Failed, HEADER, Journal, Kind, Record, abandon_all, append_all, begin_all, settle_all,
+};
+use super::table::Key;
+use super::view::View;
+use crate::ids::VolumeId;
+
+/// A part of an image is about this long. Bytes.
+const PART: usize = 256 << 10;
+
+/// Keys read at once for an image.
+const BATCH: usize = 512;
+
+impl Inner {
+    /// Makes everything durable and brings every disk's database up to it.
+    pub(super) fn checkpoint(self: &Arc<Self>) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let mut last = self.checkpointing.lock();
+        // 1. Everything is in the journals,
+        let mut commit = self.commit.lock();
+        let mark = self.commit_pending(&mut commit, true)?;
+        let limit = self.options.journal_bytes.max(2 * commit.image_length);
+        let journal = (commit.length > limit).then_some(commit);
+        // 2. then in the databases; unless a new journal is due others go on with the journals meanwhile,
+        self.advance_databases(mark)?;
+        *last = Instant::now();
+        // 3. and a journal that holds all that the databases hold can make way for an image of them.
+        match journal {
+            Some(mut commit) if commit.mark == mark => self.begin_journal(&mut commit),
+            _ => Ok(()),
+        }
+    }
+
+    fn advance_databases(self: &Arc<Self>, mark: Mark) -> Result<()> {
+        let frozen = self.frozen();
+        let base = self.state.read().base.epoch;
+        if base == mark.epoch && frozen.is_empty() {
+            self.state.write().frozen = None;
+            return Ok(());
+        }
+        let state = State {
+            volume: self.options.volume,
+            mark,
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = self
+                .online()
+                .map(|replica| {
+                    let frozen = &frozen;
+                    let work = scope.spawn(move || -> Result<Snapshot> {
+                        let database = replica.database()?;
+                        frozen.newest(|changes| database.apply(changes, Some(state)))?;
+                        database.snapshot()
+                    });
+                    (replica, work)
+                })
+                .collect();
+            running
+                .into_iter()
+                .map(|(replica, work)| (replica, work.join()))
+                .collect()
+        });
+        let mut next = None;
+        let mut broken = None;
+        for (replica, result) in results {
+            let result = result.unwrap_or_else(|_| {
+                Err(MetaError::Database {
+                    disk: replica.disk.name().to_owned(),
+                    what: "take changes",
+                    why: "it is damaged".to_owned(),
+                })
+            });
+            match result {
+                Ok(snapshot) => next = next.or(Some(snapshot)),
+                Err(error) => {
+                    // The next transaction begins a generation without this disk.
+                    self.leave_out(replica.id, &error);
+                    broken = Some(error);
+                }
+            }
+        }
+        match (next, broken) {
+            (Some(snapshot), _) => {
+                let mut state = self.state.write();
+                state.base = Arc::new(snapshot);
+                state.frozen = None;
+            }
+            (None, broken) => {
+                let error = broken.unwrap_or(MetaError::TooFewDisks {
+                    online: 0,
+                    total: self.disks_of_volume,
+                });
+                self.poison(error.clone());
+                return Err(error);
+            }
+        }
+        for replica in &self.replicas {
+            replica.close_if_idle();
+        }
+        Ok(())
+    }
+
+    /// Begins a new journal with an image of the databases, which are at `commit`'s mark.
+    fn begin_journal(self: &Arc<Self>, commit: &mut Commit) -> Result<()> {
+        let view = self.view();
+        let number = commit.number + 1;
+        let journals: Vec<&Journal> = commit.journals.iter().collect();
+        let image = Image {
+            volume: self.options.volume,
+            mark: commit.mark,
+            number,
+        };
+        match image.write(&journals, &|after| view.base_batch(after)) {
+            Ok((length, failed)) => {
+                commit.number = number;
+                commit.length = length;
+                commit.image_length = length;
+                self.leave_out_failed(failed);
+                Ok(())
+            }
+            Err(error) => {
+                // The old journal is whole, and goes on.
+                let failed = abandon_all(&journals);
+                self.leave_out_failed(failed);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl View {
+    /// The next keys of the database, for an image.
+    fn base_batch(&self, after: Option<&Key>) -> Result<Batch> {
+        let found = self.base.after(after, BATCH)?;
+        found
+            .into_iter()
+            .map(|(key, value)| {
+                let value = match value {
+                    Some(value) => Some(value),
+                    None => self.inner.read_base(&self.base, &key)?,
+                };
+                Ok((key, value.unwrap_or_default()))
+            })
+            .collect()
+    }
+}
+
+/// Keys with their values, in order.
+pub(super) type Batch = Vec<(Key, super::table::Value)>;
+
+/// An image to be written.
+pub(super) struct Image {
+    pub(super) volume: VolumeId,
+    pub(super) mark: Mark,
+    /// The number of the journal that it begins.
+    pub(super) number: u64,
+}
+
+impl Image {
+    /// Begins a journal on these disks with everything that `next` gives, makes it durable and removes the
+    /// older ones. Gives the bytes written and the disks that failed. An error means that `next` failed,
+    /// and that the journals begun must be abandoned.
+    pub(super) fn write(
+        &self,
+        journals: &[&Journal],
+        next: &dyn Fn(Option<&Key>) -> Result<Batch>,
+    ) -> Result<(u64, Failed)> {
+        let mut writing = Writing {
+            image: self,
+            journals: journals.to_vec(),
+            failed: Vec::new(),
+            parts: 0,
+            length: 0,
+        };
+        let failed = begin_all(&writing.journals, self.number);
+        writing.leave_out(failed);
+        let mut payload = Vec::with_capacity(PART + HEADER);
+        let mut after: Option<Key> = None;
+        loop {
+            let batch = next(after.as_ref())?;
+            for (key, value) in &batch {
+                change::encode(key.as_bytes(), Some(value), &mut payload);
+                if payload.len() >= PART {
+                    writing.append(Kind::Image, &payload);
+                    payload.clear();
+                }
+            }
+            match batch.into_iter().next_back() {
+                Some((key, _)) => after = Some(key),
+                None => break,
+            }
+        }
+        if !payload.is_empty() {
+            writing.append(Kind::Image, &payload);
+        }
+        writing.append(Kind::ImageEnd, &[]);
+        let failed = settle_all(&writing.journals);
+        writing.leave_out(failed);
+        Ok((writing.length, writing.failed))
+    }
+}
+
+struct Writing<'a> {
+    image: &'a Image,
+    journals: Vec<&'a Journal>,
+    failed: Failed,
+    parts: u32,
+    length: u64,
+}
+
+impl Writing<'_> {
+    fn leave_out(&mut self, failed: Failed) {
+        self.journals
+            .retain(|journal| failed.iter().all(|(disk, _)| *disk != journal.disk));
+        self.failed.extend(failed);
+    }
+
+    fn append(&mut self, kind: Kind, payload: &[u8]) {
+        let record = Record {
+            kind,
+            sequence: self.parts,
+            epoch: self.image.mark.epoch,
+            generation: self.image.mark.generation,
+            previous: self.image.mark.fingerprint,
+            volume: self.image.volume,
+        };
+        let sync = kind == Kind::ImageEnd;
+        let (_, length, failed) = append_all(&self.journals, record, payload, sync);
+        self.length += length;
+        self.parts += 1;
+        self.leave_out(failed);
+    }
+}

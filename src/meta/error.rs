@@ -1,0 +1,102 @@
+//! What can go wrong with the metadata as such. What a program did wrong with a name is `NamespaceError`.
+
+use crate::disk::DiskError;
+use crate::ids::Epoch;
+
+use super::Key;
+
+/// A failed request to the metadata. Names the disk or the key.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MetaError {
+    /// A disk failed.
+    #[error(transparent)]
+    Disk(#[from] std::sync::Arc<DiskError>),
+    /// A disk's database failed or is damaged.
+    #[error("disk {disk}: its metadata database failed to {what}: {why}")]
+    Database {
+        /// The disk's name.
+        disk: String,
+        /// What was tried.
+        what: &'static str,
+        /// What it says.
+        why: String,
+    },
+    /// A stored value is not what was written, on any disk.
+    #[error("the metadata of {key:?} is damaged; `parsfs rescue` may find an earlier copy")]
+    Damaged {
+        /// The key.
+        key: Key,
+    },
+    /// A stored value or key has no meaning to this version.
+    #[error(
+        "the metadata of {key:?} cannot be understood; was it written by a newer parsfs? If not, \
+         run `parsfs rescue`"
+    )]
+    Malformed {
+        /// The key.
+        key: Key,
+    },
+    /// Two disks hold histories of which neither is a continuation of the other.
+    #[error(
+        "disks {disk_a} and {disk_b} were written to apart from each other, and their histories cannot \
+         be joined; mount without one of them, then put that one in anew"
+    )]
+    Diverged {
+        /// One disk's name.
+        disk_a: String,
+        /// The other's.
+        disk_b: String,
+    },
+    /// No disk holds any metadata.
+    #[error(
+        "no disk holds any metadata of this volume; are they mounted? If every copy is lost, run \
+         `parsfs rescue`"
+    )]
+    Nothing,
+    /// There is metadata, and a part in its middle is readable on no disk.
+    #[error(
+        "the metadata transaction of epoch {epoch} is readable on no disk; run `parsfs rescue` to keep \
+         what is"
+    )]
+    Unreadable {
+        /// The transaction.
+        epoch: Epoch,
+    },
+    /// There is metadata already where new was to be made.
+    #[error("disk {disk} holds metadata already; choose an empty disk")]
+    NotEmpty {
+        /// The disk's name.
+        disk: String,
+    },
+    /// Too few disks are left to keep a transaction.
+    #[error(
+        "only {online} of {total} disks take metadata: read-only from now on; bring disks back and mount anew"
+    )]
+    TooFewDisks {
+        /// The disks that do.
+        online: usize,
+        /// The disks of the volume.
+        total: usize,
+    },
+    /// Nothing may be changed in this mount.
+    #[error("the volume is mounted read-only")]
+    ReadOnly,
+    /// An earlier failure ended all writing.
+    #[error("no more metadata can be written since: {why}; mount anew")]
+    Poisoned {
+        /// The failure.
+        why: String,
+    },
+    /// The numbers of this mount are used up.
+    #[error("this mount has given out all its file numbers; mount anew")]
+    NumbersUsedUp,
+}
+
+impl From<DiskError> for MetaError {
+    fn from(error: DiskError) -> MetaError {
+        MetaError::Disk(std::sync::Arc::new(error))
+    }
+}
+
+/// The result of asking the metadata.
+pub type Result<T> = std::result::Result<T, MetaError>;

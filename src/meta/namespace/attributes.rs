@@ -1,0 +1,130 @@
+//! Attributes, plain and extended.
+
+use super::{NAME_MAX, NamespaceError, Result, inode};
+use crate::ids::FileId;
+use crate::meta::records::{Inode, Timestamp};
+use crate::meta::table::Key;
+use crate::meta::typed::WriteRecords;
+use crate::meta::update::Update;
+use crate::meta::view::Read;
+
+/// The most bytes in the value of an extended attribute.
+pub const XATTR_MAX: usize = 64 << 10;
+
+/// Attributes to be set; those that are none stay as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attributes {
+    /// Permissions with setuid, setgid and sticky.
+    pub mode: Option<u16>,
+    /// The owner.
+    pub uid: Option<u32>,
+    /// The group.
+    pub gid: Option<u32>,
+    /// Bytes in the file. Setting it sets `mtime`, unless that is given.
+    pub size: Option<u64>,
+    /// Bytes that count as occupied.
+    pub stored: Option<u64>,
+    /// When it was last read.
+    pub atime: Option<Timestamp>,
+    /// When its content last changed.
+    pub mtime: Option<Timestamp>,
+    /// When it last changed, if it is not now.
+    pub ctime: Option<Timestamp>,
+}
+
+/// What is done about an extended attribute that is there already, or is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// It is set in either case.
+    Either,
+    /// It must not be there (XATTR_CREATE).
+    Create,
+    /// It must be there (XATTR_REPLACE).
+    Replace,
+}
+
+/// An extended attribute to be set.
+#[derive(Clone, Copy, Debug)]
+pub struct SetXattr<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// What is done about one that is there.
+    pub overwrite: Overwrite,
+}
+
+impl Update {
+    /// Sets attributes; gives all of them afterwards. A file without a name, but open, will do.
+    pub fn set_attributes(
+        &mut self,
+        file: FileId,
+        set: &Attributes,
+        now: Timestamp,
+    ) -> Result<Inode> {
+        let mut inode = inode(self, file)?;
+        inode.mode = set.mode.map_or(inode.mode, |mode| mode & 0o7777);
+        inode.uid = set.uid.unwrap_or(inode.uid);
+        inode.gid = set.gid.unwrap_or(inode.gid);
+        if let Some(size) = set.size {
+            inode.size = size;
+            inode.mtime = now;
+        }
+        inode.stored = set.stored.unwrap_or(inode.stored);
+        inode.atime = set.atime.unwrap_or(inode.atime);
+        inode.mtime = set.mtime.unwrap_or(inode.mtime);
+        inode.ctime = set.ctime.unwrap_or(now);
+        self.put_inode(file, &inode);
+        Ok(inode)
+    }
+
+    /// Sets an extended attribute.
+    pub fn set_xattr(&mut self, file: FileId, set: SetXattr<'_>, now: Timestamp) -> Result<()> {
+        let mut inode = inode(self, file)?;
+        let name = set.name.to_vec();
+        if name.len() > NAME_MAX {
+            return Err(NamespaceError::NameTooLong {
+                length: name.len(),
+                most: NAME_MAX,
+            });
+        }
+        if name.is_empty() || name.contains(&0) {
+            return Err(NamespaceError::BadName { name });
+        }
+        if set.value.len() > XATTR_MAX {
+            return Err(NamespaceError::AttributeTooLong {
+                length: set.value.len(),
+            });
+        }
+        let key = Key::xattr(file, set.name);
+        match (self.get(&key)?.is_some(), set.overwrite) {
+            (true, Overwrite::Create) => {
+                return Err(NamespaceError::AttributeExists { file, name });
+            }
+            (false, Overwrite::Replace) => {
+                return Err(NamespaceError::NoAttribute { file, name });
+            }
+            _ => {}
+        }
+        self.put(key, set.value);
+        inode.ctime = now;
+        self.put_inode(file, &inode);
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    pub fn remove_xattr(&mut self, file: FileId, name: &[u8], now: Timestamp) -> Result<()> {
+        let mut inode = inode(self, file)?;
+        let key = Key::xattr(file, name);
+        if self.get(&key)?.is_none() {
+            return Err(NamespaceError::NoAttribute {
+                file,
+                name: name.to_vec(),
+            });
+        }
+        self.delete(key);
+        inode.ctime = now;
+        self.put_inode(file, &inode);
+        Ok(())
+    }
+}

@@ -1,0 +1,466 @@
+//! Making the metadata of a new volume, opening that of an old one, and saving what can be saved.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::Meta;
+use super::commit::{Commit, MOUNTS, random_generation};
+use super::database::{Database, Snapshot, State as Reached, WRITE_CACHE};
+use super::error::{MetaError, Result};
+use super::flusher::{self, Wake};
+use super::history::Mark;
+use super::inner::{Inner, State, Writer};
+use super::rebuild::{copy, database_in_memory, first_database, open_journals, salvage};
+use super::recovery::{self, Found, Plan, images, look, plan};
+use super::replica::Replica;
+use super::table::{Key, Value};
+use super::update::Update;
+use crate::disk::{Disk, DiskError, ObjectName};
+use crate::ids::{DiskId, Epoch, VolumeId};
+
+/// Called, once a disk, when a disk no longer takes metadata. It may be called from any thread and must not
+/// call back into the metadata.
+pub type OnDiskFailed = Box<dyn Fn(DiskId, &MetaError) + Send + Sync>;
+
+/// How metadata is opened and kept.
+pub struct Options {
+    /// The volume that the disks belong to.
+    pub volume: VolumeId,
+    /// Write nothing to any disk.
+    pub read_only: bool,
+    /// Write with fewer than half of the volume's disks too. Those that are here may be stale.
+    pub force: bool,
+    /// Told of disks that fail.
+    pub on_disk_failed: OnDiskFailed,
+    /// After this time a change is made durable though nobody asked.
+    pub flush_after: Duration,
+    /// At least this often the databases are brought up to the journal.
+    pub checkpoint_after: Duration,
+    /// The same when so many bytes have changed.
+    pub checkpoint_bytes: u64,
+    /// A journal is begun anew when it is longer than this and than twice its image. Bytes.
+    pub journal_bytes: u64,
+}
+
+impl Options {
+    /// The usual ones.
+    pub fn new(volume: VolumeId) -> Options {
+        Options {
+            volume,
+            read_only: false,
+            force: false,
+            on_disk_failed: Box::new(|_, _| {}),
+            flush_after: Duration::from_secs(1),
+            checkpoint_after: Duration::from_secs(30),
+            checkpoint_bytes: 4 << 20,
+            journal_bytes: 32 << 20,
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("volume", &self.volume)
+            .field("read_only", &self.read_only)
+            .field("force", &self.force)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a rescue found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RescueReport {
+    /// The disks whose databases were of no use, and were made anew.
+    pub rebuilt: Vec<DiskId>,
+    /// Transactions that no disk could give any more.
+    pub lost_transactions: Vec<Epoch>,
+    /// Parts of the image, each of some thousand keys, that no disk could give any more.
+    pub lost_image_parts: u32,
+}
+
+impl RescueReport {
+    /// Whether everything was found.
+    pub fn is_complete(&self) -> bool {
+        self.lost_transactions.is_empty() && self.lost_image_parts == 0
+    }
+}
+
+/// A volume's disks in the order of its table; none for one that is not here.
+pub type Disks = Vec<(DiskId, Option<Arc<dyn Disk>>)>;
+
+impl Meta {
+    /// Makes the metadata of a new volume on its disks, which must all be well, and closes it again. `fill`
+    /// puts in what is there from the beginning: the root, the disks.
+    pub fn create(
+        disks: Vec<(DiskId, Arc<dyn Disk>)>,
+        options: Options,
+        fill: impl FnOnce(&mut Update) -> Result<()>,
+    ) -> Result<()> {
+        let volume = options.volume;
+        let mark = Mark {
+            epoch: Epoch(0),
+            generation: random_generation(),
+            fingerprint: 0,
+        };
+        let name: Value = mark.generation.to_le_bytes().as_slice().into();
+        let first = [(Key::generation(mark.epoch), Some(name))];
+        let mut found = Vec::new();
+        let mut databases = Vec::new();
+        for (id, disk) in &disks {
+            let holds = disk
+                .list()?
+                .into_iter()
+                .any(|(object, _)| matches!(object, ObjectName::Journal(_) | ObjectName::Database));
+            if holds {
+                return Err(MetaError::NotEmpty {
+                    disk: disk.name().to_owned(),
+                });
+            }
+            let database = Database::create(&**disk, WRITE_CACHE)?;
+            database.apply_changes(&first, Some(Reached { volume, mark }))?;
+            databases.push(Arc::new(database));
+            found.push(look(*id, disk, volume, true)?);
+        }
+        let base = databases.first().ok_or(MetaError::Nothing)?;
+        let all: Vec<&Found> = found.iter().collect();
+        let mut broken = None;
+        let mut failed = |_, error| broken = Some(error);
+        let commit = open_journals(&all, &found, None, mark, base, volume, &mut failed)?;
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        let snapshot = base.snapshot()?;
+        let replicas = std::iter::zip(disks, databases)
+            .map(|((id, disk), database)| Replica::new(id, disk, Some(database)))
+            .collect::<Vec<_>>();
+        let count = replicas.len();
+        let meta = start(options, false, count, count, replicas, commit, snapshot)?;
+        meta.update(fill)?;
+        meta.close()
+    }
+
+    /// Opens the metadata of a volume: finds the newest history, brings every disk up to it, and begins a
+    /// generation. With fewer than half of the disks it is read-only unless forced.
+    pub fn open(disks: Disks, options: Options) -> Result<Meta> {
+        Self::open_or_rescue(disks, options, None)
+    }
+
+    /// Opens the metadata like `open`, and where that is not possible puts together what is still readable
+    /// on any disk. Histories that went apart are refused here too.
+    pub fn rescue(disks: Disks, options: Options) -> Result<(Meta, RescueReport)> {
+        let mut report = RescueReport::default();
+        let meta = Self::open_or_rescue(disks, options, Some(&mut report))?;
+        Ok((meta, report))
+    }
+
+    fn open_or_rescue(
+        disks: Disks,
+        options: Options,
+        mut rescue: Option<&mut RescueReport>,
+    ) -> Result<Meta> {
+        let volume = options.volume;
+        let count = disks.len();
+        let here = disks.iter().filter(|(_, disk)| disk.is_some()).count();
+        let too_few = |here: usize| 2 * here < count && !options.force;
+        let read_only = options.read_only || too_few(here);
+        let mut found = look_at_all(&disks, &options, read_only);
+        // Some of them may not have answered.
+        let read_only = read_only || too_few(found.len());
+        if let Some(report) = rescue.as_deref_mut() {
+            let without = found.iter().filter(|disk| disk.state.is_none());
+            report.rebuilt = without.map(|disk| disk.id).collect();
+        }
+        let planned = plan(&found);
+        let planned = match (planned, rescue) {
+            (Err(MetaError::Unreadable { .. }), Some(report)) if !read_only => {
+                let mark = save(&mut found, volume, report)?;
+                Reachable::Salvaged(mark)
+            }
+            (planned, _) => Reachable::Planned(Box::new(planned?)),
+        };
+        if read_only {
+            let Reachable::Planned(plan) = planned else {
+                return Err(MetaError::ReadOnly);
+            };
+            // Closed before they are copied.
+            found.iter_mut().for_each(|disk| disk.database = None);
+            let database = database_in_memory(&plan, &found, volume)?;
+            let snapshot = database.snapshot()?;
+            let commit = idle(plan.target);
+            let replicas = found
+                .into_iter()
+                .map(|disk| Replica::new(disk.id, disk.disk, None))
+                .collect();
+            return start(options, true, count, 0, replicas, commit, snapshot);
+        }
+        let (mark, plan, first) = match planned {
+            Reachable::Planned(plan) => {
+                let first = first_database(&plan, &found, volume)?;
+                (plan.target, Some(plan), first)
+            }
+            Reachable::Salvaged(mark) => {
+                let database = found.first().and_then(|disk| disk.database.clone());
+                (mark, None, (0, database.ok_or(MetaError::Nothing)?))
+            }
+        };
+        let (commit, databases) = bring_up(&found, plan.as_deref(), mark, &first, &options)?;
+        let snapshot = first.1.snapshot()?;
+        let needed = if options.force { 1 } else { count.div_ceil(2) };
+        let replicas: Vec<Replica> = std::iter::zip(found, databases)
+            .filter_map(|(disk, database)| Some(Replica::new(disk.id, disk.disk, Some(database?))))
+            .collect();
+        start(options, false, count, needed, replicas, commit, snapshot)
+    }
+}
+
+/// What there is to be opened.
+enum Reachable {
+    Planned(Box<Plan>),
+    /// The first disk's database was made out of what was readable.
+    Salvaged(Mark),
+}
+
+/// Looks at all disks side by side; tells of those that do not answer.
+fn look_at_all(disks: &Disks, options: &Options, read_only: bool) -> Vec<Found> {
+    let here: Vec<(DiskId, &Arc<dyn Disk>)> = disks
+        .iter()
+        .filter_map(|(id, disk)| Some((*id, disk.as_ref()?)))
+        .collect();
+    let results: Vec<(DiskId, Result<Found>)> = if read_only {
+        // One after the other: a copy of one database is in memory at a time.
+        here.iter()
+            .map(|(id, disk)| (*id, look(*id, disk, options.volume, true)))
+            .collect()
+    } else {
+        std::thread::scope(|scope| {
+            let running: Vec<_> = here
+                .iter()
+                .map(|(id, disk)| {
+                    let look = move || look(*id, disk, options.volume, false);
+                    (*id, disk, scope.spawn(look))
+                })
+                .collect();
+            running
+                .into_iter()
+                .map(|(id, disk, look)| {
+                    let found = look.join().unwrap_or_else(|_| {
+                        Err(MetaError::Database {
+                            disk: disk.name().to_owned(),
+                            what: "open",
+                            why: "it is damaged".to_owned(),
+                        })
+                    });
+                    (id, found)
+                })
+                .collect()
+        })
+    };
+    let mut all = Vec::new();
+    for (id, result) in results {
+        match result {
+            Ok(found) => all.push(found),
+            Err(error) => {
+                tracing::error!(disk = %id, %error, "a disk's metadata cannot be read");
+                (options.on_disk_failed)(id, &error);
+            }
+        }
+    }
+    all
+}
+
+/// Brings the other disks' databases and all journals to the mark. A database for each disk found, or none
+/// where the disk failed.
+fn bring_up(
+    found: &[Found],
+    plan: Option<&Plan>,
+    mark: Mark,
+    first: &(usize, Arc<Database>),
+    options: &Options,
+) -> Result<(Commit, Vec<Option<Arc<Database>>>)> {
+    let volume = options.volume;
+    let failed = |id: DiskId, error: &MetaError| {
+        tracing::error!(disk = %id, %error, "a disk cannot be brought up to the others");
+        (options.on_disk_failed)(id, error);
+    };
+    let mut databases: Vec<Option<Arc<Database>>> = Vec::new();
+    for (place, disk) in found.iter().enumerate() {
+        if place == first.0 {
+            databases.push(Some(Arc::clone(&first.1)));
+            continue;
+        }
+        let usable = plan.and_then(|plan| {
+            let (_, epoch) = plan.usable.iter().find(|(other, _)| *other == place)?;
+            Some((plan, *epoch, disk.database.clone()?))
+        });
+        let state = Reached { volume, mark };
+        let brought = match usable {
+            Some((plan, epoch, database)) => {
+                super::rebuild::advance(&database, epoch, plan, found, volume).map(|()| database)
+            }
+            None => copy(&first.1, disk, state),
+        };
+        match brought {
+            Ok(database) => databases.push(Some(database)),
+            Err(error) => {
+                failed(disk.id, &error);
+                databases.push(None);
+            }
+        }
+    }
+    let well: Vec<&Found> = std::iter::zip(found, &databases)
+        .filter(|(_, database)| database.is_some())
+        .map(|(disk, _)| disk)
+        .collect();
+    let mut broken = Vec::new();
+    let mut note = |id: DiskId, error: MetaError| {
+        failed(id, &error);
+        broken.push(id);
+    };
+    let commit = open_journals(&well, found, plan, mark, &first.1, volume, &mut note)?;
+    for (disk, database) in std::iter::zip(found, &mut databases) {
+        if broken.contains(&disk.id) {
+            *database = None;
+        }
+    }
+    Ok((commit, databases))
+}
+
+/// Makes a database out of what is readable, on the first disk that takes it; that disk is then the first
+/// of `found`.
+fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Result<Mark> {
+    match recovery::choose(found) {
+        Ok(_) | Err(MetaError::Nothing) => {}
+        Err(error) => return Err(error),
+    }
+    let image = images(found)
+        .into_iter()
+        .map(|(_, image)| image)
+        .find(|image| !image.parts.is_empty());
+    let best = found
+        .iter()
+        .enumerate()
+        .filter_map(|(place, disk)| Some((disk.state?.mark.epoch, place)))
+        .max();
+    let image_epoch = image.as_ref().map(|image| image.epoch);
+    let mut last = MetaError::Nothing;
+    if let Some((epoch, place)) = best
+        && image_epoch.is_none_or(|image| image <= epoch)
+    {
+        found.swap(0, place);
+        let database = found.first().and_then(|disk| disk.database.clone());
+        if let Some(database) = database {
+            return salvage(&database, None, epoch, found, volume, report);
+        }
+    }
+    let image = image.unwrap_or_default();
+    for place in 0..found.len() {
+        let Some(disk) = found.get_mut(place) else {
+            continue;
+        };
+        disk.database = None;
+        let built = Database::create(&*disk.disk, WRITE_CACHE).and_then(|database| {
+            let mark = salvage(&database, Some(&image), image.epoch, found, volume, report)?;
+            Ok((Arc::new(database), mark))
+        });
+        match built {
+            Ok((database, mark)) => {
+                found.swap(0, place);
+                if let Some(disk) = found.first_mut() {
+                    disk.database = Some(database);
+                }
+                return Ok(mark);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn idle(mark: Mark) -> Commit {
+    Commit {
+        mark,
+        generation: mark.generation,
+        durable: 0,
+        journals: Vec::new(),
+        number: 0,
+        length: 0,
+        image_length: 0,
+    }
+}
+
+/// Puts the parts together; begins a generation where anything may be written.
+fn start(
+    options: Options,
+    read_only: bool,
+    disks_of_volume: usize,
+    disks_needed: usize,
+    replicas: Vec<Replica>,
+    commit: Commit,
+    base: Snapshot,
+) -> Result<Meta> {
+    let mounts = match base.get(&Key::setting(MOUNTS))? {
+        None => 0,
+        Some(value) => value
+            .as_ref()
+            .try_into()
+            .map(u32::from_le_bytes)
+            .map_err(|_| MetaError::Malformed {
+                key: Key::setting(MOUNTS),
+            })?,
+    };
+    let mounts = if read_only {
+        mounts
+    } else {
+        mounts.checked_add(1).ok_or(MetaError::NumbersUsedUp)?
+    };
+    let inner = Arc::new(Inner {
+        options,
+        read_only,
+        disks_of_volume,
+        disks_needed,
+        mounts,
+        next_number: AtomicU64::new(0),
+        replicas,
+        state: RwLock::new(State {
+            version: 0,
+            current: Arc::default(),
+            frozen: None,
+            base: Arc::new(base),
+        }),
+        writer: Mutex::new(Writer::default()),
+        commit: Mutex::new(commit),
+        checkpointing: Mutex::new(Instant::now()),
+        poisoned: Mutex::new(None),
+        to_heal: Mutex::new(Vec::new()),
+        wake: Arc::new(Wake::default()),
+    });
+    if read_only {
+        return Ok(Meta {
+            inner,
+            flusher: Mutex::new(None),
+        });
+    }
+    {
+        let mut commit = inner.commit.lock();
+        inner.drop_left_out(&mut commit);
+        let value: Value = mounts.to_le_bytes().as_slice().into();
+        inner.begin_generation(&mut commit, vec![(Key::setting(MOUNTS), Some(value))])?;
+        commit.durable = inner.state.read().version;
+    }
+    for replica in &inner.replicas {
+        replica.close_if_idle();
+    }
+    let flusher = flusher::start(&inner).map_err(|source| DiskError::Io {
+        disk: "all".to_owned(),
+        what: "start the thread that makes metadata durable".to_owned(),
+        source,
+    })?;
+    Ok(Meta {
+        inner,
+        flusher: Mutex::new(Some(flusher)),
+    })
+}

@@ -1,0 +1,306 @@
+//! Finding out what the disks hold: which history is the volume's, from where it can be rebuilt, and what
+//! each disk lacks of it. Reads only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::change::{self, Change};
+use super::database::{Database, State, WRITE_CACHE};
+use super::error::{MetaError, Result};
+use super::history::{History, Mark, winner};
+use super::journal::{FileScan, Place, Scan, read_payload, scan};
+use super::table::{Key, Table};
+use crate::disk::Disk;
+use crate::ids::{DiskId, Epoch, VolumeId};
+
+/// A disk and what was found on it.
+pub(super) struct Found {
+    pub(super) id: DiskId,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) scan: Scan,
+    /// How far its database has come; none if there is none to be believed.
+    pub(super) state: Option<State>,
+    /// The database, unless only a copy was looked at.
+    pub(super) database: Option<Arc<Database>>,
+    history: History,
+}
+
+/// Looks at one disk. An error means that the disk does not answer at all.
+pub(super) fn look(
+    id: DiskId,
+    disk: &Arc<dyn Disk>,
+    volume: VolumeId,
+    read_only: bool,
+) -> Result<Found> {
+    // The database first: a writer that is alive brings it forward only after the journal.
+    let opened = if read_only {
+        Database::open_copy(&**disk)
+    } else {
+        Database::open(&**disk, WRITE_CACHE, true)
+    };
+    let mut known = (None, BTreeMap::new(), None);
+    match opened.and_then(|database| believed(database, volume)) {
+        Ok(found) => known = found.unwrap_or(known),
+        Err(error) => {
+            tracing::warn!(%error, "a metadata database is damaged; it will be rebuilt");
+        }
+    }
+    let (state, mut generations, database) = known;
+    let scan = scan(&**disk, volume)?;
+    generations.extend(&scan.generations);
+    let mut history = History {
+        generations,
+        ..History::default()
+    };
+    let transactions = scan.files.iter().flat_map(|file| {
+        let whole = file.transactions.iter().filter(|t| t.place.is_some());
+        whole.map(|t| Mark {
+            epoch: t.epoch,
+            generation: t.generation,
+            fingerprint: t.fingerprint,
+        })
+    });
+    let images = scan.files.iter().filter_map(|file| {
+        let image = file.image.as_ref().filter(|image| image.is_whole())?;
+        Some(Mark {
+            epoch: image.epoch,
+            generation: image.generation,
+            fingerprint: image.fingerprint,
+        })
+    });
+    let marks = transactions
+        .chain(images)
+        .chain(state.map(|state| state.mark));
+    for mark in marks {
+        history.known.insert(mark.epoch, mark.fingerprint);
+        if mark.epoch >= history.head.epoch {
+            history.head = mark;
+        }
+    }
+    Ok(Found {
+        id,
+        disk: Arc::clone(disk),
+        scan,
+        state,
+        database: database.filter(|_| !read_only),
+        history,
+    })
+}
+
+type Believed = (Option<State>, BTreeMap<Epoch, u64>, Option<Arc<Database>>);
+
+/// What a database tells, if it was finished and is of this volume.
+fn believed(database: Option<Database>, volume: VolumeId) -> Result<Option<Believed>> {
+    let Some(database) = database else {
+        return Ok(None);
+    };
+    let Some(state) = database.state()?.filter(|state| state.volume == volume) else {
+        return Ok(None);
+    };
+    let database = Arc::new(database);
+    let snapshot = database.snapshot()?;
+    let mut generations = BTreeMap::new();
+    let mut prefix = Some(Key::table_prefix(Table::Generation));
+    while let Some(from) = prefix.take() {
+        let bound = std::ops::Bound::Excluded(from.as_bytes());
+        let table = Key::table_prefix(Table::Generation);
+        for (key, value) in snapshot.range(table.as_bytes(), bound, 1000)? {
+            let value = value.ok_or_else(|| MetaError::Damaged { key: key.clone() })?;
+            if let (Some(epoch), Ok(name)) = (key.decoder().key_u64(), value.as_ref().try_into()) {
+                generations.insert(Epoch(epoch), u64::from_le_bytes(name));
+            }
+            prefix = Some(key);
+        }
+    }
+    Ok(Some((Some(state), generations, Some(database))))
+}
+
+/// Where a record can be read: on which disks, by their places in the list of what was found, and there.
+pub(super) type Places = Vec<(usize, Place)>;
+
+/// What has to be done to have the volume's metadata, by the disks' places in the list of what was found.
+pub(super) struct Plan {
+    /// The moment to be reached.
+    pub(super) target: Mark,
+    /// The volume's history backwards from there, as far as its transactions are readable without a gap.
+    pub(super) chain: BTreeMap<Epoch, u64>,
+    /// Where each transaction of the chain but the first is readable.
+    pub(super) places: BTreeMap<Epoch, Places>,
+    /// The disks whose databases lie on the chain, and where.
+    pub(super) usable: Vec<(usize, Epoch)>,
+    /// The newest image that can be read whole from all disks together, and lies on the chain.
+    pub(super) image: Option<WholeImage>,
+}
+
+/// The parts of an image, each where it is readable.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WholeImage {
+    pub(super) epoch: Epoch,
+    pub(super) parts: BTreeMap<u32, Places>,
+    /// How many there must be; none if no disk has its end.
+    pub(super) wanted: Option<u32>,
+}
+
+impl WholeImage {
+    /// The parts that no disk has.
+    pub(super) fn missing(&self) -> u32 {
+        let wanted = self.wanted.unwrap_or(self.parts.len() as u32 + 1);
+        wanted.saturating_sub(self.parts.len() as u32)
+    }
+}
+
+/// Every image of every disk, the parts of equal ones put together, the newest first.
+pub(super) fn images(found: &[Found]) -> Vec<(u64, WholeImage)> {
+    let mut images: BTreeMap<(Epoch, u64), WholeImage> = BTreeMap::new();
+    for (place, disk) in found.iter().enumerate() {
+        for file in &disk.scan.files {
+            let Some(image) = &file.image else { continue };
+            let whole = images.entry((image.epoch, image.fingerprint)).or_default();
+            whole.epoch = image.epoch;
+            whole.wanted = whole.wanted.or(image.wanted);
+            for (sequence, part) in &image.parts {
+                whole
+                    .parts
+                    .entry(*sequence)
+                    .or_default()
+                    .push((place, *part));
+            }
+        }
+    }
+    images
+        .into_iter()
+        .rev()
+        .map(|((_, fingerprint), image)| (fingerprint, image))
+        .collect()
+}
+
+/// Which of the disks' histories is the volume's.
+pub(super) fn choose(found: &[Found]) -> Result<usize> {
+    // A disk without any history is new, or was replaced.
+    let with: Vec<(usize, &Found)> = found
+        .iter()
+        .enumerate()
+        .filter(|(_, disk)| !disk.history.known.is_empty())
+        .collect();
+    let histories: Vec<History> = with.iter().map(|(_, disk)| disk.history.clone()).collect();
+    let at = |place: usize| with.get(place).map(|(place, _)| *place);
+    let name = |place: usize| {
+        let disk = with
+            .get(place)
+            .map(|(_, found)| found.disk.name().to_owned());
+        disk.unwrap_or_default()
+    };
+    match winner(&histories) {
+        None => Err(MetaError::Nothing),
+        Some(Ok(place)) => at(place).ok_or(MetaError::Nothing),
+        Some(Err((a, b))) => Err(MetaError::Diverged {
+            disk_a: name(a),
+            disk_b: name(b),
+        }),
+    }
+}
+
+/// Finds the way to the volume's newest moment.
+pub(super) fn plan(found: &[Found]) -> Result<Plan> {
+    let chosen = match choose(found) {
+        // Not nothing, but no history: an image with a hole and no more.
+        Err(MetaError::Nothing) => match images(found).first() {
+            Some((_, image)) => {
+                return Err(MetaError::Unreadable { epoch: image.epoch });
+            }
+            None => return Err(MetaError::Nothing),
+        },
+        chosen => chosen?,
+    };
+    let target = found
+        .get(chosen)
+        .map(|disk| disk.history.head)
+        .ok_or(MetaError::Nothing)?;
+    // By epoch and fingerprint: the fingerprint before it, and where it lies.
+    let mut all: BTreeMap<(Epoch, u64), (u64, Places)> = BTreeMap::new();
+    for (place, disk) in found.iter().enumerate() {
+        for t in disk.scan.files.iter().flat_map(|file| &file.transactions) {
+            if let Some(at) = t.place {
+                let entry = all.entry((t.epoch, t.fingerprint)).or_default();
+                entry.0 = t.previous;
+                entry.1.push((place, at));
+            }
+        }
+    }
+    let (mut epoch, mut fingerprint) = (target.epoch, target.fingerprint);
+    let mut chain = BTreeMap::from([(epoch, fingerprint)]);
+    let mut places = BTreeMap::new();
+    while let Some((previous, at)) = all.remove(&(epoch, fingerprint)) {
+        places.insert(epoch, at);
+        let Some(before) = epoch.0.checked_sub(1) else {
+            break;
+        };
+        (epoch, fingerprint) = (Epoch(before), previous);
+        chain.insert(epoch, fingerprint);
+    }
+    let on_chain = |epoch, fingerprint| chain.get(&epoch) == Some(&fingerprint);
+    let usable: Vec<(usize, Epoch)> = found
+        .iter()
+        .enumerate()
+        .filter_map(|(place, disk)| Some((place, disk.state?.mark)))
+        .filter(|(_, mark)| on_chain(mark.epoch, mark.fingerprint))
+        .map(|(place, mark)| (place, mark.epoch))
+        .collect();
+    let image = images(found)
+        .into_iter()
+        .find(|(fingerprint, image)| image.missing() == 0 && on_chain(image.epoch, *fingerprint));
+    if usable.is_empty() && image.is_none() {
+        return Err(MetaError::Unreadable { epoch });
+    }
+    Ok(Plan {
+        target,
+        chain,
+        places,
+        usable,
+        image: image.map(|(_, image)| image),
+    })
+}
+
+impl Plan {
+    /// How a disk's journal can be gone on with: its number, the bytes of it that are kept, and the epoch
+    /// that they reach. None if it needs a new one.
+    pub(super) fn resume<'a>(&self, disk: &'a Found) -> Option<(&'a FileScan, u64, Epoch)> {
+        let [file] = disk.scan.files.as_slice() else {
+            return None;
+        };
+        if !file.is_sound() {
+            return None;
+        }
+        let image = file.image.as_ref()?;
+        let header = super::journal::HEADER as u64;
+        let on_chain = |epoch, fingerprint: u64| self.chain.get(&epoch) == Some(&fingerprint);
+        let mut reached =
+            on_chain(image.epoch, image.fingerprint).then(|| (file.image_length(), image.epoch));
+        for t in &file.transactions {
+            if let (Some(place), true) = (t.place, on_chain(t.epoch, t.fingerprint)) {
+                let end = place.offset + header + u64::from(place.length);
+                let gap = reached.is_some_and(|(_, epoch)| epoch.0 + 1 != t.epoch.0);
+                if gap {
+                    return None;
+                }
+                reached = Some((end, t.epoch));
+            }
+        }
+        let (length, epoch) = reached?;
+        Some((file, length, epoch))
+    }
+}
+
+/// The changes of a payload that lies in one or another place.
+pub(super) fn changes_at(
+    found: &[Found],
+    places: &[(usize, Place)],
+    volume: VolumeId,
+) -> Option<(u64, Vec<u8>, Vec<Change>)> {
+    places.iter().find_map(|(disk, place)| {
+        let disk = &found.get(*disk)?.disk;
+        let (header, payload) = read_payload(&**disk, *place, volume).ok().flatten()?;
+        let changes = change::decode_all(&payload)?;
+        Some((header.generation, payload, changes))
+    })
+}

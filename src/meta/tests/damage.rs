@@ -1,0 +1,314 @@
+//! Journals and databases that are not what was written.
+
+use super::*;
+use crate::disk::ObjectName;
+
+fn journal(disk: &MemoryDisk) -> ObjectName {
+    let all = disk.list().unwrap().into_iter().map(|(object, _)| object);
+    all.filter(|object| matches!(object, ObjectName::Journal(_)))
+        .max()
+        .unwrap()
+}
+
+fn without_databases(media: &Media) -> Media {
+    let media = killed(media);
+    for disk in &media {
+        disk.remove(ObjectName::Database).unwrap();
+    }
+    media
+}
+
+fn flip(disk: &MemoryDisk, object: ObjectName, at: u64, bit: u8) {
+    let mut byte = [0];
+    disk.read_at(object, at, &mut byte).unwrap();
+    disk.restore(object, at, &[byte[0] ^ 1 << bit]).unwrap();
+}
+
+/// A volume whose journals hold an image and some records; the names set are 0 to 19.
+fn with_records(count: u16) -> Media {
+    let media = volume(count);
+    let meta = open(&media);
+    for n in 0..20 {
+        set(&meta, &n.to_string(), "value");
+        meta.sync().unwrap();
+    }
+    killed(&media)
+}
+
+/// How many of the names are there; they must be the first ones.
+fn names(meta: &Meta) -> usize {
+    let there: Vec<bool> = (0..20)
+        .map(|n| get(meta, &n.to_string()).is_some())
+        .collect();
+    let count = there.iter().filter(|there| **there).count();
+    assert!(there[..count].iter().all(|there| *there), "{there:?}");
+    count
+}
+
+#[test]
+fn journals_alone_rebuild_everything() {
+    let media = with_records(3);
+    let expected = everything(&open(&killed(&media)));
+    let meta = open(&without_databases(&media));
+    assert_eq!(everything(&meta), expected);
+    let read_only = Meta::open(
+        disks(&without_databases(&media)),
+        Options {
+            read_only: true,
+            ..options()
+        },
+    )
+    .unwrap();
+    assert_eq!(everything(&read_only), expected);
+    let (rescued, report) = Meta::rescue(disks(&without_databases(&media)), options()).unwrap();
+    assert_eq!(everything(&rescued), expected);
+    assert!(report.is_complete());
+    assert_eq!(report.rebuilt.len(), 3);
+}
+
+#[test]
+fn a_journal_cut_off_anywhere_gives_the_records_before() {
+    let media = with_records(1);
+    let object = journal(&media[0]);
+    let length = media[0].length(object).unwrap();
+    let (mut fewest, mut before) = (20, None);
+    // The image is needed in any case.
+    for cut in (length - 1500..=length).rev() {
+        let media = killed(&media);
+        drop(media[0].resume(object, cut).unwrap());
+        let Ok(meta) = Meta::open(disks(&media), options()) else {
+            panic!("cut at {cut}");
+        };
+        let found = names(&meta);
+        assert!(before.is_none_or(|before| found <= before && found + 1 >= before));
+        before = Some(found);
+        fewest = fewest.min(found);
+    }
+    assert!(fewest < 10);
+}
+
+#[test]
+fn a_flipped_bit_in_one_journal_costs_nothing() {
+    let media = with_records(3);
+    let expected = everything(&open(&killed(&media)));
+    let object = journal(&media[1]);
+    let length = media[1].length(object).unwrap();
+    for at in (0..length).step_by(7) {
+        let media = without_databases(&media);
+        flip(&media[1], object, at, (at % 8) as u8);
+        // Two of the disks, so that the damaged one's records are needed for a majority of nothing.
+        let meta = Meta::open(some(&media, &[1, 2]), options()).unwrap();
+        assert_eq!(everything(&meta), expected, "at {at}");
+        drop(meta);
+        // And afterwards the journal is whole again.
+        for disk in &media {
+            disk.remove(ObjectName::Database).unwrap();
+        }
+        let alone = Meta::open(some(&media, &[1]), options()).unwrap();
+        assert_eq!(everything(&alone), expected, "at {at}");
+    }
+}
+
+#[test]
+fn two_journals_damaged_in_different_places_complete_each_other() {
+    let media = with_records(2);
+    let expected = everything(&open(&killed(&media)));
+    let object = journal(&media[0]);
+    let length = media[0].length(object).unwrap();
+    for seed in 0..40u64 {
+        let media = without_databases(&media);
+        flip(&media[0], object, length * (seed % 40) / 80, 3);
+        flip(&media[1], object, length / 2 + length * (seed % 40) / 80, 3);
+        let meta = open(&media);
+        assert_eq!(everything(&meta), expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_record_in_the_middle_that_nobody_has_is_told_and_rescue_keeps_the_rest() {
+    let media = with_records(2);
+    // Where the record of name 10 lies.
+    let object = journal(&media[0]);
+    let mut bytes = vec![0; media[0].length(object).unwrap() as usize];
+    media[0].read_at(object, 0, &mut bytes).unwrap();
+    let key = Key::setting(b"10");
+    let at = bytes
+        .windows(key.as_bytes().len())
+        .position(|window| window == key.as_bytes())
+        .unwrap();
+    let damaged = without_databases(&media);
+    for disk in &damaged {
+        flip(disk, object, at as u64, 0);
+    }
+    let refused = Meta::open(disks(&damaged), options());
+    assert!(matches!(refused, Err(MetaError::Unreadable { .. })));
+    let (rescued, report) = Meta::rescue(disks(&damaged), options()).unwrap();
+    assert_eq!(report.lost_transactions.len(), 1);
+    let there: Vec<u32> = (0..20)
+        .filter(|n| get(&rescued, &n.to_string()).is_some())
+        .collect();
+    assert_eq!(there, (0..20).filter(|n| *n != 10).collect::<Vec<_>>());
+    drop(rescued);
+    assert_eq!(everything(&open(&damaged)).len(), 1 + 19);
+    // With any one database nothing is lost, and nothing need be rescued.
+    media[0].remove(ObjectName::Database).unwrap();
+    let meta = open(&media);
+    assert_eq!(names(&meta), 20);
+}
+
+#[test]
+fn an_image_with_a_hole_is_rescued_as_far_as_it_goes() {
+    let media = volume(2);
+    let meta = Meta::open(
+        disks(&media),
+        Options {
+            journal_bytes: 100,
+            ..options()
+        },
+    )
+    .unwrap();
+    for n in 0..3000 {
+        set(&meta, &format!("k{n:05}"), &"x".repeat(300));
+    }
+    meta.close().unwrap();
+    let damaged = without_databases(&media);
+    for disk in &damaged {
+        let object = journal(disk);
+        flip(disk, object, 300_000, 1);
+    }
+    assert!(Meta::open(disks(&damaged), options()).is_err());
+    let (rescued, report) = Meta::rescue(disks(&damaged), options()).unwrap();
+    assert_eq!(report.lost_image_parts, 1);
+    assert!(report.lost_transactions.is_empty());
+    let left = everything(&rescued).len();
+    assert!((1500..3000).contains(&left), "{left}");
+}
+
+#[test]
+fn damaged_databases_are_rebuilt() {
+    let media = volume(3);
+    let meta = open(&media);
+    for n in 0..20 {
+        set(&meta, &n.to_string(), &"v".repeat(1000));
+    }
+    meta.close().unwrap();
+    let expected = everything(&meta);
+    drop(meta);
+    let length = media[0].length(ObjectName::Database).unwrap();
+    for seed in 0..60u64 {
+        let media = killed(&media);
+        for (n, disk) in media.iter().enumerate() {
+            let random = (seed + 1) * 0x9e37_79b9 * (n as u64 + 1);
+            match seed % 4 {
+                0 => flip(disk, ObjectName::Database, random % length, 2),
+                1 => disk
+                    .random_access(ObjectName::Database)
+                    .unwrap()
+                    .set_length(random % length)
+                    .unwrap(),
+                2 => disk
+                    .restore(ObjectName::Database, random % (length - 512), &[0xa5; 512])
+                    .unwrap(),
+                _ => disk
+                    .put(ObjectName::Database, &random.to_le_bytes().repeat(1000))
+                    .unwrap(),
+            }
+        }
+        let read_only = Meta::open(
+            disks(&media),
+            Options {
+                read_only: true,
+                ..options()
+            },
+        )
+        .unwrap();
+        assert_eq!(everything(&read_only), expected, "seed {seed}");
+        let meta = open(&media);
+        assert_eq!(everything(&meta), expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_database_of_another_volume_is_not_believed() {
+    let (media, other) = (with_records(2), volume(1));
+    let mut bytes = vec![0; other[0].length(ObjectName::Database).unwrap() as usize];
+    other[0]
+        .read_at(ObjectName::Database, 0, &mut bytes)
+        .unwrap();
+    let options_of_other = Options {
+        volume: VolumeId(99),
+        ..options()
+    };
+    assert!(matches!(
+        Meta::open(disks(&media), options_of_other),
+        Err(MetaError::Nothing)
+    ));
+    media[0].put(ObjectName::Database, &bytes).unwrap();
+    assert_eq!(names(&open(&media)), 20);
+}
+
+#[test]
+fn a_value_that_goes_bad_is_read_from_another_disk_and_healed() {
+    let media = volume(3);
+    let meta = open(&media);
+    set(&meta, "a", &"needle".repeat(20));
+    meta.close().unwrap();
+    drop(meta);
+    let meta = open(&media);
+    // Behind the back of the open database; whichever disk it reads from.
+    let mut harmed = 0;
+    for disk in &media[..1] {
+        let mut bytes = vec![0; disk.length(ObjectName::Database).unwrap() as usize];
+        disk.read_at(ObjectName::Database, 0, &mut bytes).unwrap();
+        for at in memchr::memmem::find_iter(&bytes, "needleneedle") {
+            flip(disk, ObjectName::Database, at as u64, 0);
+            harmed += 1;
+        }
+    }
+    assert!(harmed > 0);
+    assert_eq!(get(&meta, "a"), Some("needle".repeat(20)));
+    meta.close().unwrap();
+    drop(meta);
+    let alone = Meta::open(
+        some(&media, &[0]),
+        Options {
+            force: true,
+            ..options()
+        },
+    )
+    .unwrap();
+    assert_eq!(get(&alone, "a"), Some("needle".repeat(20)));
+}
+
+#[test]
+fn an_image_is_written_in_small_parts() {
+    let media = volume(2);
+    let meta = Meta::open(
+        disks(&media),
+        Options {
+            journal_bytes: 1 << 20,
+            ..options()
+        },
+    )
+    .unwrap();
+    for n in 0..300u32 {
+        meta.update(|update| {
+            for m in 0..100u32 {
+                update.put_setting(&(n * 1000 + m).to_be_bytes(), &[n as u8; 200]);
+            }
+            Ok::<_, MetaError>(())
+        })
+        .unwrap();
+    }
+    meta.close().unwrap();
+    let scan = super::super::journal::scan(&*media[0], VOLUME).unwrap();
+    let [file] = scan.files.as_slice() else {
+        panic!("one journal");
+    };
+    let image = file.image.as_ref().unwrap();
+    assert!(image.is_whole() && image.parts.len() > 20);
+    assert!(image.parts.values().all(|part| part.length < 300 << 10));
+    assert!(file.is_sound());
+    let alone = Meta::open(some(&without_databases(&media), &[0]), options()).unwrap();
+    assert_eq!(everything(&alone), everything(&meta));
+}

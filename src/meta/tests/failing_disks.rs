@@ -1,0 +1,212 @@
+//! Disks that die while the metadata is in use.
+
+use super::*;
+use crate::disk::{Fault, Operation, Operations, Rule, When};
+
+/// Keys set and answered for, with a checkpoint and a new journal among them.
+fn work(meta: &Meta, from: u32) -> u32 {
+    let mut answered = from;
+    for n in from..from + 12 {
+        set(meta, "n", &n.to_string());
+        set(meta, &format!("k{n}"), &"v".repeat(100));
+        let result = if n % 5 == 4 {
+            meta.checkpoint()
+        } else {
+            meta.sync()
+        };
+        result.unwrap();
+        answered = n;
+    }
+    answered
+}
+
+fn small() -> Options {
+    Options {
+        journal_bytes: 1500,
+        ..options()
+    }
+}
+
+#[test]
+fn each_disk_dies_at_each_call_and_nothing_answered_is_lost() {
+    let fresh = volume(3);
+    let mut reached_end = false;
+    for call in (0..).step_by(3) {
+        let which = call as usize % 3;
+        let media = killed(&fresh);
+        let (disks_now, plans) = faulty(&media);
+        plans[which].die_at(call);
+        let meta = Meta::open(disks_now, small()).unwrap();
+        let answered = work(&meta, 0).to_string();
+        let died = plans[which].is_dead();
+        let alive: Vec<usize> = (0..3).filter(|n| *n != which || !died).collect();
+        assert_eq!(meta.online().len(), alive.len(), "call {call}");
+        let crashed = killed(&media);
+        // Without it,
+        let after = Meta::open(some(&crashed, &alive), small()).unwrap();
+        assert_eq!(get(&after, "n"), Some(answered.clone()), "call {call}");
+        let expected = everything(&after);
+        drop(after);
+        // with it again,
+        let after = Meta::open(disks(&crashed), small()).unwrap();
+        assert_eq!(everything(&after), expected, "call {call}");
+        drop(after);
+        // and with hardly anything else.
+        let two: Vec<usize> = vec![which, (which + 1) % 3];
+        let after = Meta::open(some(&crashed, &two), small()).unwrap();
+        assert_eq!(everything(&after), expected, "call {call}");
+        if !died {
+            reached_end = true;
+            break;
+        }
+    }
+    assert!(reached_end);
+}
+
+#[test]
+fn a_failed_disk_is_told_of_once_and_by_name() {
+    let media = volume(3);
+    let (disks_now, plans) = faulty(&media);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&told);
+    let meta = Meta::open(
+        disks_now,
+        Options {
+            on_disk_failed: Box::new(move |disk, error| {
+                note.lock().push((disk, error.to_string()));
+            }),
+            ..options()
+        },
+    )
+    .unwrap();
+    plans[1].die();
+    let before = meta.mark();
+    set(&meta, "a", "1");
+    meta.sync().unwrap();
+    set(&meta, "a", "2");
+    meta.sync().unwrap();
+    meta.checkpoint().unwrap();
+    let told = told.lock();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0, DiskId(1));
+    assert!(told[0].1.contains("disk1"), "{}", told[0].1);
+    assert_ne!(meta.mark().generation, before.generation);
+}
+
+#[test]
+fn with_too_few_disks_left_it_is_read_only() {
+    let media = volume(4);
+    let (disks_now, plans) = faulty(&media);
+    let meta = Meta::open(disks_now, options()).unwrap();
+    plans[0].die();
+    plans[1].die();
+    set(&meta, "a", "1");
+    meta.sync().unwrap();
+    plans[2].die();
+    set(&meta, "a", "2");
+    assert!(matches!(
+        meta.sync(),
+        Err(MetaError::TooFewDisks {
+            online: 1,
+            total: 4
+        })
+    ));
+    let refused: Result<()> = meta.update(|update| {
+        update.put_setting(b"b", b"1");
+        Ok(())
+    });
+    assert!(matches!(refused, Err(MetaError::Poisoned { .. })));
+    assert!(meta.sync().is_err());
+    assert_eq!(get(&meta, "a").as_deref(), Some("2"));
+    let after = Meta::open(some(&killed(&media), &[2, 3]), options()).unwrap();
+    assert!(get(&after, "a").is_some());
+}
+
+#[test]
+fn a_disk_that_is_left_out_is_stale_afterwards() {
+    let media = volume(3);
+    let meta = open(&media);
+    meta.leave_out(DiskId(0), &MetaError::Nothing);
+    set(&meta, "a", "1");
+    meta.sync().unwrap();
+    assert_eq!(meta.online(), [DiskId(1), DiskId(2)]);
+    let crashed = killed(&media);
+    let after = Meta::open(some(&crashed, &[0]), options()).unwrap();
+    assert!(after.is_read_only());
+    assert_eq!(get(&after, "a"), None);
+    let after = Meta::open(disks(&crashed), options()).unwrap();
+    assert_eq!(get(&after, "a").as_deref(), Some("1"));
+}
+
+#[test]
+fn reading_goes_on_from_another_disk() {
+    let media = volume(3);
+    let meta = open(&media);
+    for n in 0..500 {
+        set(&meta, &format!("k{n}"), "v");
+    }
+    meta.close().unwrap();
+    drop(meta);
+    for fault in [Fault::Io, Fault::Death] {
+        let copies = killed(&media);
+        let (disks_now, plans) = faulty(&copies);
+        let meta = Meta::open(disks_now, options()).unwrap();
+        // Whichever disk it reads from: every disk in turn.
+        for plan in plans.iter().take(2) {
+            plan.add(Rule::new(
+                Operations::of(&[Operation::RandomRead]),
+                When::Always,
+                fault,
+            ));
+            let view = meta.view();
+            for n in 0..500 {
+                let name = format!("k{n}");
+                assert!(view.setting(name.as_bytes()).unwrap().is_some());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_schedule_of_random_faults_loses_nothing_answered() {
+    for seed in 0..40 {
+        let media = volume(3);
+        let (disks_now, plans) = faulty(&media);
+        let Ok(meta) = Meta::open(disks_now, small()) else {
+            panic!("no fault yet");
+        };
+        // Two of three may fail; the third is well.
+        for (n, plan) in plans.iter().enumerate() {
+            if n as u64 != seed % 3 {
+                for fault in [Fault::Io, Fault::Torn, Fault::Full] {
+                    plan.add(Rule::new(Operations::ALL, When::Chance(3000), fault));
+                }
+            }
+        }
+        let mut answered = None;
+        for n in 0..40u32 {
+            let set: Result<()> = meta.update(|update| {
+                update.put_setting(b"n", n.to_string().as_bytes());
+                update.put_setting(n.to_string().as_bytes(), &[1; 200]);
+                Ok(())
+            });
+            let synced = set.and_then(|()| {
+                if n % 7 == 6 {
+                    meta.checkpoint()
+                } else {
+                    meta.sync()
+                }
+            });
+            match synced {
+                Ok(()) => answered = Some(n),
+                Err(_) => break,
+            }
+        }
+        plans.iter().for_each(|plan| plan.clear());
+        let after = Meta::open(disks(&without_power(&media, seed)), small());
+        let after = after.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let found = get(&after, "n").and_then(|n| n.parse::<u32>().ok());
+        assert!(found >= answered, "seed {seed}: {found:?} < {answered:?}");
+        assert!(found <= answered.map(|n| n + 1), "seed {seed}");
+    }
+}

@@ -1,0 +1,168 @@
+//! A command's end of the control socket: finds the daemon of a mount or of a config, asks, and hears the answer.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Identity, Request, Response, ending, runtime_directory, user};
+use crate::mount::mountinfo::Mount;
+
+/// The longest answer that is read.
+const RESPONSE_MAX: u64 = 64 << 20;
+
+/// How long an answer may take that waits for nothing but a disk or two.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon that cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no socket for it.
+    #[error(
+        "no parsfs daemon answers for {what}; if it was mounted by another user, ask as that user or as root"
+    )]
+    NoDaemon {
+        /// The mount or volume.
+        what: String,
+    },
+    /// The connection broke, or it took too long.
+    #[error("the parsfs daemon at {} does not answer: {source}", socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// How it broke.
+        #[source]
+        source: io::Error,
+    },
+    /// It said that it cannot.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// The daemon of a mount.
+    pub fn of_mount(mount: &Mount) -> Result<Client, ControlError> {
+        let name = mount.mountpoint.display().to_string();
+        Self::of_device(&mount.device, mount.user, &name)
+    }
+
+    /// The daemon of the mount on a device (`major:minor`), which `owner` may have mounted.
+    pub fn of_device(device: &str, owner: Option<u32>, what: &str) -> Result<Client, ControlError> {
+        let ending = ending(device);
+        sockets(owner)
+            .into_iter()
+            .filter(|socket| socket.to_string_lossy().ends_with(&ending))
+            .find_map(|socket| Self::connect(&socket).ok())
+            .ok_or_else(|| ControlError::NoDaemon {
+                what: what.to_string(),
+            })
+    }
+
+    /// The daemon that serves the volume on any of these disks; the one that writes, if there are several.
+    pub fn of_disks(disks: &[PathBuf]) -> Option<(Client, Identity)> {
+        let mut found: Option<(Client, Identity)> = None;
+        for socket in sockets(None) {
+            let Ok(mut client) = Self::connect(&socket) else {
+                continue;
+            };
+            let Ok(Response::Pid(identity)) = client.ask(&Request::Pid {}) else {
+                continue;
+            };
+            let serves = identity.disks.iter().any(|disk| disks.contains(disk));
+            let better = found.as_ref().is_none_or(|(_, other)| other.read_only);
+            if serves && better {
+                found = Some((client, identity));
+            }
+        }
+        found
+    }
+
+    fn connect(socket: &Path) -> io::Result<Client> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Client {
+            socket: socket.to_owned(),
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// Asks, and waits for the answer. What the daemon refuses is an error.
+    pub fn ask(&mut self, request: &Request) -> Result<Response, ControlError> {
+        self.send(request)?;
+        self.receive(Some(PATIENCE))
+    }
+
+    /// Sends a request whose answer is to be received later.
+    pub fn send(&mut self, request: &Request) -> Result<(), ControlError> {
+        let result = serde_json::to_vec(request)
+            .map_err(io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                self.stream.get_mut().write_all(&line)
+            });
+        result.map_err(|source| self.broken(source))
+    }
+
+    /// Receives the next answer.
+    pub fn receive(&mut self, patience: Option<Duration>) -> Result<Response, ControlError> {
+        match self.receive_line(patience) {
+            Ok(Response::Error { message }) => Err(ControlError::Refused(message)),
+            Ok(response) => Ok(response),
+            Err(source) => Err(self.broken(source)),
+        }
+    }
+
+    fn receive_line(&mut self, patience: Option<Duration>) -> io::Result<Response> {
+        self.stream.get_ref().set_read_timeout(patience)?;
+        let mut line = Vec::new();
+        self.stream
+            .by_ref()
+            .take(RESPONSE_MAX)
+            .read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        Ok(serde_json::from_slice(&line)?)
+    }
+
+    /// Waits until the other side is gone.
+    pub fn await_close(&mut self) {
+        // Whatever ends the connection, it has ended.
+        let _ = self.stream.get_ref().set_read_timeout(None);
+        let _ = io::copy(&mut self.stream, &mut io::sink());
+    }
+
+    fn broken(&self, source: io::Error) -> ControlError {
+        ControlError::Broken {
+            socket: self.socket.clone(),
+            source,
+        }
+    }
+}
+
+/// All sockets that may be ours to use.
+fn sockets(owner: Option<u32>) -> Vec<PathBuf> {
+    let mut users = vec![user(), 0];
+    users.extend(owner);
+    users.sort_unstable();
+    users.dedup();
+    let mut sockets: Vec<PathBuf> = users
+        .into_iter()
+        .filter_map(|user| fs::read_dir(runtime_directory(user)).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "sock")
+        })
+        .collect();
+    sockets.sort();
+    sockets
+}

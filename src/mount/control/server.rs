@@ -1,0 +1,245 @@
+//! The daemon's end of the control socket. Listens to root and to the user it runs as, to a few at a time, to short lines
+//! only, and not for long: nobody who may connect can harm the mount by it.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use tracing::{debug, warn};
+
+use super::{Identity, REQUEST_MAX, Request, Response, ending, make_runtime_directory, user};
+use crate::ids::FileId;
+use crate::mount::error::MountError;
+use crate::volume::Volume;
+
+/// Connections served at a time; one more is turned away.
+const CONNECTIONS: usize = 32;
+
+/// How long a connection may say nothing, and may take to read an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the end of the process waits for those who asked for it to hear.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A listening socket. Removed when dropped.
+pub(crate) struct Server {
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    volume: Arc<Volume>,
+    identity: Identity,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    connections: usize,
+    awaiting: usize,
+    /// Set at the end; with the last commit's error, if it failed.
+    ended: Option<Option<String>>,
+}
+
+impl Server {
+    /// Listens for the mount on `device`.
+    pub(crate) fn start(
+        volume: Arc<Volume>,
+        identity: Identity,
+        device: &str,
+    ) -> Result<Server, MountError> {
+        let directory = make_runtime_directory().map_err(|source| MountError::Io {
+            what: "make the directory of control sockets".to_string(),
+            source,
+        })?;
+        let path = directory.join(format!("{}{}", identity.volume, ending(device)));
+        Self::listen(volume, identity, &path).map_err(|source| MountError::Io {
+            what: format!("listen at {}", path.display()),
+            source,
+        })
+    }
+
+    fn listen(volume: Arc<Volume>, identity: Identity, path: &Path) -> io::Result<Server> {
+        // Devices are used by one mount at a time and this one is ours, so a socket there is a dead daemon's.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Nobody else can enter the directory in the moment before the mode is set.
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let shared = Arc::new(Shared {
+            volume,
+            identity,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let server = Server {
+            path: path.to_owned(),
+            shared: shared.clone(),
+        };
+        thread::Builder::new()
+            .name("control".to_string())
+            .spawn(move || accept(&listener, &shared))?;
+        Ok(server)
+    }
+
+    /// Tells those who wait for the end how it went, and lets them hear it.
+    pub(crate) fn finish(self, error: Option<String>) {
+        let mut state = self.shared.state.lock();
+        state.ended = Some(error);
+        self.shared.changed.notify_all();
+        while state.awaiting > 0 {
+            if self
+                .shared
+                .changed
+                .wait_for(&mut state, FAREWELL)
+                .timed_out()
+            {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            debug!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!("control socket: {error}");
+                // Out of descriptors, most likely: it passes, and must not become a busy loop.
+                thread::sleep(Duration::from_millis(200));
+                continue;
+            }
+        };
+        if let Err(error) = admit(&stream) {
+            warn!("control socket: {error}");
+            continue;
+        }
+        {
+            let mut state = shared.state.lock();
+            if state.connections >= CONNECTIONS {
+                continue;
+            }
+            state.connections += 1;
+        }
+        let served = shared.clone();
+        let spawned = thread::Builder::new()
+            .name("control".to_string())
+            .spawn(move || {
+                if let Err(error) = served.serve(&stream) {
+                    debug!("control socket: {error}");
+                }
+                served.state.lock().connections -= 1;
+            });
+        if let Err(error) = spawned {
+            warn!("control socket: {error}");
+            shared.state.lock().connections -= 1;
+        }
+    }
+}
+
+/// The mode of the socket says the same; this holds even if somebody changes it.
+fn admit(stream: &UnixStream) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    let peer = peer.uid.as_raw();
+    if peer != 0 && peer != user() {
+        return Err(io::Error::other(format!("user {peer} was turned away")));
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))
+}
+
+impl Shared {
+    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            reader
+                .by_ref()
+                .take(REQUEST_MAX)
+                .read_until(b'\n', &mut line)?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            if line.last() != Some(&b'\n') {
+                // Too long, or cut off: what follows is no beginning of a request.
+                return send(
+                    stream,
+                    &Response::Error {
+                        message: format!("a request is one line of less than {REQUEST_MAX} bytes"),
+                    },
+                );
+            }
+            match serde_json::from_slice(&line) {
+                Ok(Request::AwaitEnd {}) => return self.await_end(stream),
+                Ok(request) => send(stream, &self.answer(&request))?,
+                Err(error) => send(
+                    stream,
+                    &Response::Error {
+                        message: format!("not a request: {error}"),
+                    },
+                )?,
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request) -> Response {
+        let answered = match request {
+            Request::Pid {} => Ok(Response::Pid(self.identity.clone())),
+            Request::Status {} => self.volume.status().map(Response::Status),
+            Request::Inspect { file } => {
+                self.volume.inspect(FileId(*file)).map(Response::Inspection)
+            }
+            Request::Commit {} => self.volume.commit_all().map(|()| Response::Committed {}),
+            // Its answer is the last on a connection, and given where connections are served.
+            Request::AwaitEnd {} => Ok(Response::Error {
+                message: "not here".to_string(),
+            }),
+        };
+        answered.unwrap_or_else(|error| Response::Error {
+            message: error.to_string(),
+        })
+    }
+
+    fn await_end(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.awaiting += 1;
+        while state.ended.is_none() {
+            self.changed.wait(&mut state);
+        }
+        let error = state.ended.clone().flatten();
+        drop(state);
+        let sent = send(stream, &Response::Ended { error });
+        self.state.lock().awaiting -= 1;
+        self.changed.notify_all();
+        // The connection stays open until the process ends, which tells the other side that it did.
+        if sent.is_ok() {
+            thread::sleep(FAREWELL * 2);
+        }
+        sent
+    }
+}
+
+fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}

@@ -1,0 +1,209 @@
+//! Mount options, as `-o` and fstab write them. What only mount(8), systemd or fstab are meant by is passed over; what
+//! nobody knows is an error, because an option that does nothing hides a mistake.
+
+use std::path::PathBuf;
+
+use fuser::MountOption;
+
+/// Options of one mount. Those that are not given are the config's to decide.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// `ro`, `rw`
+    pub read_only: bool,
+    /// `force`: go on writing with fewer than half of the disks.
+    pub force: bool,
+    /// `allow_other`, `noallow_other`
+    pub allow_other: Option<bool>,
+    /// `dev`, `nodev`
+    pub dev: Option<bool>,
+    /// `suid`, `nosuid`
+    pub suid: Option<bool>,
+    /// `noexec`
+    pub no_exec: bool,
+    /// `sync`, `dirsync`, `noatime`: flags that the kernel handles.
+    pub kernel: Vec<KernelFlag>,
+    /// `log=FILE`
+    pub log: Option<PathBuf>,
+}
+
+/// A flag of mount(2) that parsfs only passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelFlag {
+    /// `sync`
+    Sync,
+    /// `dirsync`
+    DirSync,
+    /// `noatime`
+    NoAtime,
+}
+
+/// An option that nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "unknown mount option {0:?}; there are ro, rw, force, allow_other, noallow_other, [no]dev, [no]suid, [no]exec, \
+     [no]atime, sync, async, dirsync and log=FILE; all else is set in the config"
+)]
+pub struct UnknownOption(pub String);
+
+impl MountOptions {
+    /// Reads a list of options, separated by commas; a later one overrides an earlier one. With `sloppy` (mount -s)
+    /// unknown ones are passed over.
+    pub fn parse(&mut self, list: &str, sloppy: bool) -> Result<(), UnknownOption> {
+        for option in list
+            .split(',')
+            .map(str::trim)
+            .filter(|option| !option.is_empty())
+        {
+            match option {
+                "ro" => self.read_only = true,
+                "rw" => self.read_only = false,
+                "force" => self.force = true,
+                "allow_other" => self.allow_other = Some(true),
+                "noallow_other" => self.allow_other = Some(false),
+                "dev" => self.dev = Some(true),
+                "nodev" => self.dev = Some(false),
+                "suid" => self.suid = Some(true),
+                "nosuid" => self.suid = Some(false),
+                "exec" => self.no_exec = false,
+                "noexec" => self.no_exec = true,
+                "sync" => self.kernel.push(KernelFlag::Sync),
+                "dirsync" => self.kernel.push(KernelFlag::DirSync),
+                "noatime" => self.kernel.push(KernelFlag::NoAtime),
+                _ => {
+                    if let Some(file) = option.strip_prefix("log=") {
+                        self.log = Some(PathBuf::from(file));
+                    } else if !is_for_others(option) && !sloppy {
+                        return Err(UnknownOption(option.to_string()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What fuser is to ask the kernel for.
+    pub(super) fn for_kernel(&self, name: &str, dev: bool, suid: bool) -> Vec<MountOption> {
+        let mut options = vec![
+            MountOption::FSName(name.to_string()),
+            // fuser's own `Subtype` gets lost where the kernel is asked directly, and the type would be plain `fuse`.
+            MountOption::CUSTOM("subtype=parsfs".to_string()),
+            MountOption::DefaultPermissions,
+            if self.read_only {
+                MountOption::RO
+            } else {
+                MountOption::RW
+            },
+            if self.dev.unwrap_or(dev) {
+                MountOption::Dev
+            } else {
+                MountOption::NoDev
+            },
+            if self.suid.unwrap_or(suid) {
+                MountOption::Suid
+            } else {
+                MountOption::NoSuid
+            },
+        ];
+        if self.no_exec {
+            options.push(MountOption::NoExec);
+        }
+        for flag in &self.kernel {
+            let flag = match flag {
+                KernelFlag::Sync => MountOption::Sync,
+                KernelFlag::DirSync => MountOption::DirSync,
+                KernelFlag::NoAtime => MountOption::NoAtime,
+            };
+            if !options.contains(&flag) {
+                options.push(flag);
+            }
+        }
+        options
+    }
+}
+
+/// Whether an option is meant for mount(8), systemd or the kernel's defaults.
+fn is_for_others(option: &str) -> bool {
+    const EXACT: [&str; 22] = [
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+        "async",
+        "atime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "diratime",
+        "nodiratime",
+        "lazytime",
+        "nolazytime",
+        "default_permissions",
+        "silent",
+    ];
+    EXACT.contains(&option)
+        || ["x-", "X-", "comment=", "user=", "uhelper=", "helper="]
+            .iter()
+            .any(|prefix| option.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(list: &str) -> MountOptions {
+        let mut options = MountOptions::default();
+        options.parse(list, false).unwrap();
+        options
+    }
+
+    #[test]
+    fn options_of_fstab_are_taken() {
+        let options = parsed(
+            "defaults,noauto,nofail,_netdev,x-systemd.automount,x-gvfs-hide,user=root,comment=a,rw,dev,suid,exec,noatime,\
+             relatime,,",
+        );
+        assert!(!options.read_only);
+        assert_eq!(
+            (options.dev, options.suid, options.no_exec),
+            (Some(true), Some(true), false)
+        );
+        assert_eq!(options.kernel, [KernelFlag::NoAtime]);
+    }
+
+    #[test]
+    fn later_ones_override() {
+        assert!(parsed("rw,ro").read_only);
+        assert!(!parsed("ro,rw").read_only);
+        assert_eq!(parsed("allow_other,noallow_other").allow_other, Some(false));
+    }
+
+    #[test]
+    fn unknown_ones_are_named_unless_sloppy() {
+        let mut options = MountOptions::default();
+        let error = options.parse("ro,colour=red", false).unwrap_err();
+        assert!(error.to_string().contains("colour=red"));
+        assert!(options.parse("ro,colour=red", true).is_ok());
+        assert_eq!(parsed("log=/x/y.log").log, Some(PathBuf::from("/x/y.log")));
+    }
+
+    #[test]
+    fn the_kernel_is_asked_without_contradictions() {
+        let options = parsed("sync,sync,ro").for_kernel("vms", true, false);
+        assert!(options.contains(&MountOption::RO) && !options.contains(&MountOption::RW));
+        assert!(options.contains(&MountOption::Dev) && options.contains(&MountOption::NoSuid));
+        assert_eq!(
+            options
+                .iter()
+                .filter(|option| **option == MountOption::Sync)
+                .count(),
+            1
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! The memory that writing may take: bytes gathered, compressed, and waiting for a disk or for their
+//! window's parity. Whoever wants more than is left waits, which is how a slow disk pushes back on a fast
+//! writer. Knows nothing of what the bytes are.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// How long a request waits without any memory coming back before it is let through all the same: more
+/// memory than allowed is better than a standstill.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a waiting request asks for relief again.
+const NUDGE: Duration = Duration::from_millis(20);
+
+/// A number of bytes that is given out and taken back.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    held: Mutex<u64>,
+    freed: Condvar,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: u64) -> Arc<Budget> {
+        Arc::new(Budget {
+            limit,
+            held: Mutex::new(0),
+            freed: Condvar::new(),
+        })
+    }
+
+    /// The bytes that may be held at once.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The bytes that are held now.
+    pub fn held(&self) -> u64 {
+        *self.held.lock()
+    }
+
+    /// Takes bytes if they are there. A request is also granted when nothing at all is held, so that none
+    /// is too large for ever.
+    pub fn try_acquire(self: &Arc<Self>, bytes: u64) -> Option<Permit> {
+        let mut held = self.held.lock();
+        if *held > 0 && held.saturating_add(bytes) > self.limit {
+            return None;
+        }
+        *held += bytes;
+        Some(Permit {
+            budget: Arc::clone(self),
+            bytes,
+        })
+    }
+
+    /// Waits for bytes. `relieve` is called, without any lock, each time the wait goes on: it should make
+    /// others finish with what they hold.
+    pub fn acquire(self: &Arc<Self>, bytes: u64, relieve: &dyn Fn()) -> Permit {
+        let mut since = Instant::now();
+        let mut least = u64::MAX;
+        loop {
+            if let Some(permit) = self.try_acquire(bytes) {
+                return permit;
+            }
+            relieve();
+            let mut held = self.held.lock();
+            if *held < least {
+                least = *held;
+                since = Instant::now();
+            }
+            if since.elapsed() > PATIENCE {
+                drop(held);
+                return self.force(bytes);
+            }
+            self.freed.wait_for(&mut held, NUDGE);
+        }
+    }
+
+    /// Takes bytes whether they are there or not: for work that gives memory back once it is done.
+    pub fn force(self: &Arc<Self>, bytes: u64) -> Permit {
+        *self.held.lock() += bytes;
+        Permit {
+            budget: Arc::clone(self),
+            bytes,
+        }
+    }
+}
+
+/// Bytes taken from a budget; they go back when it is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Permit {
+    /// Gives back what is more than `bytes`.
+    pub fn shrink(&mut self, bytes: u64) {
+        if bytes < self.bytes {
+            self.give_back(self.bytes - bytes);
+            self.bytes = bytes;
+        }
+    }
+
+    /// Splits off a permit for `bytes` of this one's, or all of it.
+    pub fn split(&mut self, bytes: u64) -> Permit {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Permit {
+            budget: Arc::clone(&self.budget),
+            bytes,
+        }
+    }
+
+    /// Takes a further permit of the same budget into this one.
+    pub fn merge(&mut self, mut other: Permit) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    fn give_back(&self, bytes: u64) {
+        let mut held = self.budget.held.lock();
+        *held = held.saturating_sub(bytes);
+        drop(held);
+        self.budget.freed.notify_all();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.give_back(self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_no_more_than_its_limit_and_takes_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.try_acquire(70).expect("room");
+        assert!(budget.try_acquire(40).is_none());
+        first.shrink(50);
+        let second = budget.try_acquire(40).expect("room after shrinking");
+        assert_eq!(budget.held(), 90);
+        drop((first, second));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn an_oversized_request_is_granted_alone() {
+        let budget = Budget::new(10);
+        let all = budget.try_acquire(50).expect("nothing else is held");
+        assert!(budget.try_acquire(1).is_none());
+        drop(all);
+        assert!(budget.try_acquire(1).is_some());
+    }
+
+    #[test]
+    fn a_waiter_asks_for_relief_and_gets_what_comes_back() {
+        let budget = Budget::new(10);
+        let held = Mutex::new(Some(budget.try_acquire(10).expect("room")));
+        let permit = budget.acquire(5, &|| drop(held.lock().take()));
+        assert_eq!(budget.held(), 5);
+        drop(permit);
+    }
+}

@@ -1,0 +1,198 @@
+//! How a block's bytes are made smaller: the choice as the configuration writes it, and the two ways.
+//! Working memory is one set a thread, used again for every block.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::str::FromStr;
+
+use super::records::{BLOCK_MAX, Encoding};
+
+/// What to try on a block's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Nothing.
+    None,
+    /// lz4: twice as fast as zstd's first level, a quarter larger.
+    Lz4,
+    /// zstd with a level.
+    Zstd(i32),
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Compression::Zstd(1)
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Compression::None => write!(f, "none"),
+            Compression::Lz4 => write!(f, "lz4"),
+            Compression::Zstd(level) => write!(f, "zstd:{level}"),
+        }
+    }
+}
+
+/// A compression that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no compression is called {0:?}; write \"none\", \"lz4\", \"zstd\" or \"zstd:LEVEL\" with a level of -7 to 19"
+)]
+pub struct BadCompression(String);
+
+impl FromStr for Compression {
+    type Err = BadCompression;
+
+    fn from_str(text: &str) -> Result<Self, BadCompression> {
+        let bad = || BadCompression(text.to_owned());
+        match text {
+            "none" => Ok(Compression::None),
+            "lz4" => Ok(Compression::Lz4),
+            "zstd" => Ok(Compression::default()),
+            _ => {
+                let level = text.strip_prefix("zstd:").ok_or_else(bad)?;
+                let level: i32 = level.parse().map_err(|_| bad())?;
+                // 0 is zstd's word for its default, which is not ours.
+                if level == 0 || !(-7..=19).contains(&level) {
+                    return Err(bad());
+                }
+                Ok(Compression::Zstd(level))
+            }
+        }
+    }
+}
+
+struct Workshop {
+    zstd: Option<(i32, zstd::bulk::Compressor<'static>)>,
+    unzstd: Option<zstd::bulk::Decompressor<'static>>,
+    /// Initialised once, so that no block pays for zeroing; its bytes are still in the CPU's cache when
+    /// they are copied to where they stay.
+    scratch: Vec<u8>,
+}
+
+impl Workshop {
+    fn scratch(&mut self, length: usize) {
+        if self.scratch.len() < length {
+            self.scratch.resize(length, 0);
+        }
+    }
+}
+
+thread_local! {
+    static WORKSHOP: RefCell<Workshop> =
+        const { RefCell::new(Workshop { zstd: None, unzstd: None, scratch: Vec::new() }) };
+}
+
+/// Compresses `raw` and hands the shorter form to `take`; with `Encoding::Plain` and `raw` itself when
+/// less than 3% is gained, since then a read is better off without decompressing.
+pub(super) fn compress<T>(
+    raw: &[u8],
+    compression: Compression,
+    take: impl FnOnce(Encoding, &[u8]) -> T,
+) -> T {
+    WORKSHOP.with_borrow_mut(|shop| {
+        let made = match compression {
+            Compression::None => None,
+            Compression::Lz4 => {
+                shop.scratch(lz4_flex::block::get_maximum_output_size(raw.len()));
+                lz4_flex::block::compress_into(raw, &mut shop.scratch)
+                    .ok()
+                    .map(|length| (Encoding::Lz4, length))
+            }
+            Compression::Zstd(level) => {
+                shop.scratch(zstd::zstd_safe::compress_bound(raw.len()));
+                zstd(shop, level, raw).map(|length| (Encoding::Zstd, length))
+            }
+        };
+        let worth = raw.len() - raw.len() / 32;
+        match made.and_then(|(encoding, length)| Some((encoding, shop.scratch.get(..length)?))) {
+            Some((encoding, bytes)) if bytes.len() < worth => take(encoding, bytes),
+            _ => take(Encoding::Plain, raw),
+        }
+    })
+}
+
+/// The compressed length, in the workshop's scratch. An error of zstd's is no error of ours: the block is
+/// then stored plain.
+fn zstd(shop: &mut Workshop, level: i32, raw: &[u8]) -> Option<usize> {
+    let compressor = match &mut shop.zstd {
+        Some((made_for, compressor)) if *made_for == level => compressor,
+        other => {
+            &mut other
+                .insert((level, zstd::bulk::Compressor::new(level).ok()?))
+                .1
+        }
+    };
+    compressor
+        .compress_to_buffer(raw, shop.scratch.as_mut_slice())
+        .ok()
+}
+
+/// Decompresses to exactly `raw` bytes and hands them to `take`; `None` when that is not what comes out.
+/// Never needs more memory than `BLOCK_MAX`, whatever the bytes say.
+pub(super) fn decompress<T>(
+    encoding: Encoding,
+    bytes: &[u8],
+    raw: usize,
+    take: impl FnOnce(&[u8]) -> T,
+) -> Option<T> {
+    if raw > BLOCK_MAX {
+        return None;
+    }
+    if encoding == Encoding::Plain {
+        return (bytes.len() == raw).then(|| take(bytes));
+    }
+    WORKSHOP.with_borrow_mut(|shop| {
+        shop.scratch(raw);
+        let room = shop.scratch.get_mut(..raw)?;
+        let length = match encoding {
+            Encoding::Plain => return None,
+            Encoding::Lz4 => lz4_flex::block::decompress_into(bytes, room).ok()?,
+            Encoding::Zstd => {
+                let decompressor = match &mut shop.unzstd {
+                    Some(decompressor) => decompressor,
+                    none => none.insert(zstd::bulk::Decompressor::new().ok()?),
+                };
+                decompressor.decompress_to_buffer(bytes, room).ok()?
+            }
+        };
+        (length == raw).then(|| take(room))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written() {
+        for (text, compression) in [
+            ("none", Compression::None),
+            ("lz4", Compression::Lz4),
+            ("zstd:1", Compression::Zstd(1)),
+            ("zstd:-1", Compression::Zstd(-1)),
+            ("zstd:19", Compression::Zstd(19)),
+        ] {
+            assert_eq!(text.parse(), Ok(compression));
+            assert_eq!(compression.to_string(), text);
+        }
+        assert_eq!("zstd".parse(), Ok(Compression::Zstd(1)));
+        for bad in ["", "gzip", "zstd:", "zstd:x", "zstd:0", "zstd:99", "lz4:1"] {
+            assert!(bad.parse::<Compression>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_thread_may_change_levels() {
+        let raw = b"the same again and again ".repeat(400);
+        for level in [1, -3, 9, 1] {
+            let (encoding, bytes) = compress(&raw, Compression::Zstd(level), |encoding, bytes| {
+                (encoding, bytes.to_vec())
+            });
+            assert_eq!(encoding, Encoding::Zstd);
+            let back = decompress(encoding, &bytes, raw.len(), <[u8]>::to_vec);
+            assert_eq!(back, Some(raw.clone()));
+        }
+    }
+}

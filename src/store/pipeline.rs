@@ -1,0 +1,137 @@
+//! What all writing shares: the compressing threads, the disks' writers, the budget of memory, and the choice
+//! of disks for the next window.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::budget::Budget;
+use super::compression::Compression;
+use super::disks::Disks;
+use super::placement::choose;
+use super::records::Code;
+use super::room::Room;
+use super::segment::DiskWriters;
+use super::window::Lane;
+use crate::ids::{DiskId, VolumeId};
+
+/// How blocks are made and protected.
+#[derive(Clone, Copy, Debug)]
+pub struct WritePolicy {
+    /// The code of critical blocks.
+    pub critical: Code,
+    /// The code of expendable blocks; its `m` may be 0.
+    pub expendable: Code,
+    /// How blocks are made smaller.
+    pub compression: Compression,
+}
+
+/// No window can be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum NoWindow {
+    /// Too few disks are left that work.
+    #[error(
+        "{usable} disks can be written to, and {needed} are needed to keep every byte through {m} lost disks; \
+         bring disks back or replace them"
+    )]
+    TooFewDisks {
+        /// Disks that can be written to.
+        usable: usize,
+        /// Disks that one column with its parity needs.
+        needed: usize,
+        /// Losses that the policy asks for.
+        m: u8,
+    },
+    /// Enough disks work, but too few have room.
+    #[error("{with_room} disks have room left, and {needed} are needed; free space or add disks")]
+    NoRoom {
+        /// Disks with room.
+        with_room: usize,
+        /// Disks needed.
+        needed: usize,
+    },
+}
+
+/// Threads, queues and memory of a volume's writing.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// The volume, for the headers.
+    pub volume: VolumeId,
+    /// How blocks are made and protected.
+    pub policy: WritePolicy,
+    /// The disks.
+    pub disks: Arc<Disks>,
+    /// The room on them.
+    pub room: Arc<Room>,
+    /// The memory for writing.
+    pub budget: Arc<Budget>,
+    pub(super) writers: DiskWriters,
+    pub(super) workers: rayon::ThreadPool,
+    turn: AtomicU64,
+}
+
+impl Pipeline {
+    /// Starts the threads.
+    pub fn start(
+        volume: VolumeId,
+        policy: WritePolicy,
+        disks: Arc<Disks>,
+        budget: Arc<Budget>,
+    ) -> std::io::Result<Arc<Pipeline>> {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let workers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("compress {i}"))
+            .build()
+            .map_err(std::io::Error::other)?;
+        let room = Arc::new(Room::new(Arc::clone(&disks)));
+        let writers = DiskWriters::start(&disks, &room)?;
+        Ok(Arc::new(Pipeline {
+            volume,
+            policy,
+            disks,
+            room,
+            budget,
+            writers,
+            workers,
+            turn: AtomicU64::new(0),
+        }))
+    }
+
+    /// The code that the policy gives a lane's windows.
+    pub fn code(&self, lane: Lane) -> Code {
+        match lane {
+            Lane::Critical | Lane::Undecided => self.policy.critical,
+            Lane::Expendable if self.policy.expendable.m == 0 => {
+                // Without parity the number of columns changes nothing but how many disks work side by side.
+                Code {
+                    k: self.policy.critical.k.max(self.policy.expendable.k),
+                    m: 0,
+                }
+            }
+            Lane::Expendable => self.policy.expendable,
+        }
+    }
+
+    /// The disks of a new window, and its code on the disks that are left.
+    pub(super) fn choose(&self, lane: Lane) -> Result<(Code, Vec<DiskId>), NoWindow> {
+        let code = self.code(lane);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let candidates = self.room.candidates();
+        choose(code, &candidates, turn).ok_or_else(|| {
+            let needed = usize::from(code.m) + 1;
+            let usable = self.disks.usable_for_writing().len();
+            if usable >= needed {
+                NoWindow::NoRoom {
+                    with_room: candidates.len(),
+                    needed,
+                }
+            } else {
+                NoWindow::TooFewDisks {
+                    usable,
+                    needed,
+                    m: code.m,
+                }
+            }
+        })
+    }
+}

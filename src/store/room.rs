@@ -1,0 +1,93 @@
+//! How much room the disks have left, asked for seldom and remembered: every window and every write wants
+//! to know.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::disks::Disks;
+use super::placement::Candidate;
+use crate::disk::Space;
+use crate::ids::DiskId;
+
+/// How old an answer may be.
+const FRESH: Duration = Duration::from_millis(200);
+
+/// How long a disk that refused an append for want of room gets no new windows.
+const REST: Duration = Duration::from_secs(2);
+
+/// What is kept free on every disk for metadata and for repairs: a sixteenth, within these bounds.
+const RESERVE: std::ops::RangeInclusive<u64> = (4 << 20)..=(256 << 20);
+
+/// The room on all disks.
+#[derive(Debug)]
+pub struct Room {
+    disks: Arc<Disks>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    asked: Option<Instant>,
+    space: BTreeMap<DiskId, Space>,
+    full: BTreeMap<DiskId, Instant>,
+}
+
+impl Room {
+    /// Nothing asked yet.
+    pub fn new(disks: Arc<Disks>) -> Room {
+        Room {
+            disks,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Each disk's space, at most `FRESH` old.
+    pub fn space(&self) -> BTreeMap<DiskId, Space> {
+        let mut state = self.state.lock();
+        if state.asked.is_none_or(|asked| asked.elapsed() > FRESH) {
+            let mut space = BTreeMap::new();
+            for status in self.disks.list() {
+                if let Some(Ok(now)) = self.disks.get(status.id).map(|disk| disk.space()) {
+                    space.insert(status.id, now);
+                }
+            }
+            state.space = space;
+            state.asked = Some(Instant::now());
+        }
+        state.space.clone()
+    }
+
+    /// Forgets what was answered, since much has changed.
+    pub fn forget(&self) {
+        self.state.lock().asked = None;
+    }
+
+    /// A disk refused an append for want of room.
+    pub fn mark_full(&self, disk: DiskId) {
+        let mut state = self.state.lock();
+        state.full.insert(disk, Instant::now());
+        state.asked = None;
+    }
+
+    /// The disks that can take new windows, with what they can take beyond the reserve.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let space = self.space();
+        let mut state = self.state.lock();
+        state.full.retain(|_, since| since.elapsed() < REST);
+        let usable = self.disks.usable_for_writing();
+        let with_room = usable
+            .into_iter()
+            .filter(|disk| !state.full.contains_key(disk));
+        with_room
+            .filter_map(|disk| {
+                let space = space.get(&disk)?;
+                let reserve = (space.total / 16).clamp(*RESERVE.start(), *RESERVE.end());
+                let free = space.free.checked_sub(reserve).filter(|&free| free > 0)?;
+                Some(Candidate { disk, free })
+            })
+            .collect()
+    }
+}

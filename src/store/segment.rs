@@ -1,0 +1,266 @@
+//! Segments being written, and the one ordered writer of each disk. Whoever has bytes for a disk hands
+//! them to its queue; they are appended in that order by the disk's own thread, and the giver is told
+//! where they lie, or why not, through a callback on that thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+
+use super::disks::Disks;
+use super::room::Room;
+use crate::disk::{Appender, Disk, DiskError, ObjectName};
+use crate::ids::DiskId;
+
+/// Bytes appended before the medium is asked to begin writing them down, so that little is left to do at
+/// the commit.
+const WRITE_BACK: u64 = 4 << 20;
+
+/// Why bytes did not reach a segment.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct AppendError {
+    /// The disk's own words.
+    pub reason: Arc<str>,
+    /// Whether the disk has no room, as against being broken.
+    pub full: bool,
+}
+
+impl From<&DiskError> for AppendError {
+    fn from(error: &DiskError) -> Self {
+        AppendError {
+            reason: error.to_string().into(),
+            full: error.is_full(),
+        }
+    }
+}
+
+/// One append-only object of one disk while it grows.
+#[derive(Debug)]
+pub struct Segment {
+    disk: Arc<dyn Disk>,
+    id: DiskId,
+    object: ObjectName,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing appended yet: the object does not exist.
+    Unborn,
+    Growing {
+        appender: Box<dyn Appender>,
+        begun: u64,
+    },
+    Failed(AppendError),
+}
+
+impl Segment {
+    /// A segment that is created by its first append.
+    pub fn new(id: DiskId, disk: Arc<dyn Disk>, object: ObjectName) -> Arc<Segment> {
+        Arc::new(Segment {
+            disk,
+            id,
+            object,
+            state: Mutex::new(State::Unborn),
+        })
+    }
+
+    /// The disk it lies on.
+    pub fn disk(&self) -> DiskId {
+        self.id
+    }
+
+    fn append(&self, parts: &[&[u8]]) -> Result<u64, AppendError> {
+        let mut state = self.state.lock();
+        if let State::Unborn = *state {
+            *state = match self.disk.create(self.object) {
+                Ok(appender) => State::Growing { appender, begun: 0 },
+                Err(error) => State::Failed((&error).into()),
+            };
+        }
+        let result = match &mut *state {
+            State::Growing { appender, begun } => match appender.append(parts) {
+                Ok(offset) => {
+                    let end = offset + parts.iter().map(|part| part.len() as u64).sum::<u64>();
+                    if end - *begun >= WRITE_BACK {
+                        appender.start_sync();
+                        *begun = end;
+                    }
+                    Ok(offset)
+                }
+                Err(error) => Err(AppendError::from(&error)),
+            },
+            State::Failed(error) => return Err(error.clone()),
+            State::Unborn => Err(AppendError {
+                reason: "the segment was not created".into(),
+                full: false,
+            }),
+        };
+        if let Err(error) = &result {
+            // How much arrived is not known, so nothing may follow.
+            *state = State::Failed(error.clone());
+        }
+        result
+    }
+
+    fn sync(&self) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        let result = match &mut *state {
+            State::Unborn => Ok(()),
+            State::Growing { appender, .. } => {
+                appender.sync().map_err(|error| AppendError::from(&error))
+            }
+            State::Failed(error) => Err(error.clone()),
+        };
+        if let Err(error) = &result {
+            // A sync that failed may have dropped what it could not write: never ask again.
+            *state = State::Failed(error.clone());
+        }
+        result
+    }
+}
+
+/// What is to be appended: shared with whoever still needs it in memory.
+pub trait Payload: Send + Sync {
+    /// The slices, one after the other.
+    fn parts(&self) -> Vec<&[u8]>;
+}
+
+type Appended = Box<dyn FnOnce(Result<u64, AppendError>) + Send>;
+type Synced = Box<dyn FnOnce(Result<(), AppendError>) + Send>;
+
+enum Job {
+    Append {
+        segment: Arc<Segment>,
+        payload: Arc<dyn Payload>,
+        done: Appended,
+    },
+    Sync {
+        segments: Vec<Arc<Segment>>,
+        done: Synced,
+    },
+}
+
+/// The ordered writers of all disks.
+pub struct DiskWriters {
+    queues: HashMap<DiskId, Sender<Job>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for DiskWriters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskWriters")
+            .field("disks", &self.queues.len())
+            .finish()
+    }
+}
+
+impl DiskWriters {
+    /// Starts a writer for every disk that is there.
+    pub fn start(disks: &Arc<Disks>, room: &Arc<Room>) -> std::io::Result<DiskWriters> {
+        let mut queues = HashMap::new();
+        let mut threads = Vec::new();
+        for id in disks.list().into_iter().map(|status| status.id) {
+            let Some(disk) = disks.get(id) else { continue };
+            let (sender, receiver) = unbounded();
+            let (disks, room) = (Arc::clone(disks), Arc::clone(room));
+            let thread = std::thread::Builder::new()
+                .name(format!("disk {id}"))
+                .spawn(move || serve(&disks, &room, id, disk.as_ref(), &receiver))?;
+            queues.insert(id, sender);
+            threads.push(thread);
+        }
+        Ok(DiskWriters {
+            queues,
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Queues bytes behind everything queued for that disk before.
+    pub fn append(&self, segment: Arc<Segment>, payload: Arc<dyn Payload>, done: Appended) {
+        let id = segment.disk();
+        self.send(
+            id,
+            Job::Append {
+                segment,
+                payload,
+                done,
+            },
+        );
+    }
+
+    /// Makes durable, names included, what was queued for these segments before. All lie on the disk `id`.
+    pub fn sync(&self, id: DiskId, segments: Vec<Arc<Segment>>, done: Synced) {
+        self.send(id, Job::Sync { segments, done });
+    }
+
+    fn send(&self, id: DiskId, job: Job) {
+        let refused = match self.queues.get(&id) {
+            Some(queue) => queue.send(job).err().map(|refused| refused.into_inner()),
+            None => Some(job),
+        };
+        let gone = || AppendError {
+            reason: format!("disk {id} has no writer").into(),
+            full: false,
+        };
+        match refused {
+            Some(Job::Append { done, .. }) => done(Err(gone())),
+            Some(Job::Sync { done, .. }) => done(Err(gone())),
+            None => {}
+        }
+    }
+
+    /// Finishes what is queued and ends the writers.
+    pub fn stop(&mut self) {
+        self.queues.clear();
+        for thread in self.threads.lock().drain(..) {
+            // A writer that panicked has dropped its callbacks; whoever waits for them sees that.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for DiskWriters {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Receiver<Job>) {
+    let failed = |error: &AppendError| {
+        if error.full {
+            room.mark_full(id);
+        } else {
+            disks.mark_faulty(id, &error.reason);
+        }
+    };
+    for job in jobs {
+        match job {
+            Job::Append {
+                segment,
+                payload,
+                done,
+            } => {
+                let result = segment.append(&payload.parts());
+                drop(payload);
+                if let Err(error) = &result {
+                    failed(error);
+                }
+                done(result);
+            }
+            Job::Sync { segments, done } => {
+                let result = segments
+                    .iter()
+                    .try_for_each(|segment| segment.sync())
+                    .and_then(|()| disk.sync_names().map_err(|error| AppendError::from(&error)));
+                if let Err(error) = &result {
+                    failed(error);
+                }
+                done(result);
+            }
+        }
+    }
+}

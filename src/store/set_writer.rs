@@ -1,0 +1,458 @@
+//! The segments of one commit of one file while they are written: blocks go in, placed windows come out. The
+//! way of a block: `begin` names it, `seal` hands over its bytes; a compressing thread seals it, its window
+//! puts it on a column, the column's disk takes it; the last one of a closed window has the parity coded.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::block::{BlockIds, seal};
+use super::budget::Permit;
+use super::parity::{self, ParityIds, shard_header};
+use super::pipeline::{NoWindow, Pipeline};
+use super::records::{Code, ParityShard, WindowRecord};
+use super::segment::{AppendError, Payload, Segment};
+use super::window::{Lane, Next, OpenWindow, SealedBlock};
+use crate::disk::ObjectName;
+use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
+
+/// A block that is being gathered: its name, and the window that waits for it.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// The window.
+    pub window: Arc<OpenWindow>,
+    /// The place in it.
+    pub index: u16,
+}
+
+impl Begun {
+    /// The block's name.
+    pub fn id(&self) -> BlockId {
+        BlockId {
+            window: self.window.no,
+            index: self.index,
+        }
+    }
+}
+
+/// What cannot be written for a window.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// No disks for it.
+    #[error(transparent)]
+    NoWindow(#[from] NoWindow),
+    /// Parity could not be computed.
+    #[error(transparent)]
+    Parity(#[from] parity::ParityError),
+    /// A disk did not take it.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// The writer of one segment set.
+#[derive(Debug)]
+pub struct SetWriter {
+    pipeline: Arc<Pipeline>,
+    file: FileId,
+    set: SetId,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: HashMap<Lane, Arc<OpenWindow>>,
+    windows: Vec<Arc<OpenWindow>>,
+    segments: HashMap<(DiskId, ObjectName), Arc<Segment>>,
+    failed: BTreeSet<DiskId>,
+}
+
+/// A parity shard on its way to a disk.
+struct ShardPayload {
+    header: Vec<u8>,
+    bytes: Vec<u8>,
+    _permit: Permit,
+}
+
+impl Payload for ShardPayload {
+    fn parts(&self) -> Vec<&[u8]> {
+        vec![&self.header, &self.bytes]
+    }
+}
+
+impl SetWriter {
+    /// A writer that has not touched a disk yet.
+    pub fn new(pipeline: Arc<Pipeline>, file: FileId, set: SetId) -> Arc<SetWriter> {
+        Arc::new(SetWriter {
+            pipeline,
+            file,
+            set,
+            state: Mutex::default(),
+        })
+    }
+
+    /// The set's number.
+    pub fn set(&self) -> SetId {
+        self.set
+    }
+
+    /// Names the next block of a lane. `next_window` counts the file's windows.
+    pub fn begin(self: &Arc<Self>, lane: Lane, next_window: &AtomicU32) -> Result<Begun, NoWindow> {
+        // A window's lock is never taken under this state's: the writers take them the other way round.
+        let current = self.state.lock().current.get(&lane).cloned();
+        if let Some(window) = current {
+            if let Some(index) = window.begin() {
+                return Ok(Begun { window, index });
+            }
+            self.advance(&window);
+        }
+        let (code, disks) = self.pipeline.choose(lane)?;
+        let no = WindowNo(next_window.fetch_add(1, Ordering::Relaxed));
+        let window = OpenWindow::new(no, self.file, self.set, lane, code, disks);
+        let index = window.begin().unwrap_or_default();
+        let mut state = self.state.lock();
+        let before = state.current.insert(lane, Arc::clone(&window));
+        state.windows.push(Arc::clone(&window));
+        drop(state);
+        if let Some(before) = before {
+            self.close(&before);
+        }
+        Ok(Begun { window, index })
+    }
+
+    /// Hands over the bytes of a block, 1 to `BLOCK_MAX` of them.
+    pub fn seal(self: &Arc<Self>, begun: &Begun, raw: Arc<Vec<u8>>, permit: Option<Permit>) {
+        let (window, index) = (Arc::clone(&begun.window), begun.index);
+        window.fill(index, Arc::clone(&raw));
+        let this = Arc::clone(self);
+        self.pipeline.workers.spawn_fifo(move || {
+            let block = BlockId {
+                window: window.no,
+                index,
+            };
+            let ids = BlockIds {
+                volume: this.pipeline.volume,
+                file: this.file,
+                set: this.set,
+                block,
+            };
+            let sealed = seal(ids, &raw, this.pipeline.policy.compression);
+            let sealed = SealedBlock::new(sealed, raw.len() as u32, permit);
+            window.place(index, sealed, |disk, block| {
+                this.queue(disk, &window, index, block)
+            });
+            this.advance(&window);
+        });
+    }
+
+    /// Nothing came for a block that was begun.
+    pub fn give_up(self: &Arc<Self>, begun: &Begun) {
+        begun.window.give_up(begun.index);
+        self.advance(&begun.window);
+    }
+
+    fn queue(
+        self: &Arc<Self>,
+        disk: DiskId,
+        window: &Arc<OpenWindow>,
+        index: u16,
+        block: Arc<SealedBlock>,
+    ) {
+        let segment = match self.segment(disk, ObjectName::Blocks(self.set)) {
+            Ok(segment) => segment,
+            Err(_) => {
+                // Not from here: the window is locked.
+                let (this, window) = (Arc::clone(self), Arc::clone(window));
+                self.pipeline
+                    .workers
+                    .spawn_fifo(move || this.placed(&window, index, disk, Err(())));
+                return;
+            }
+        };
+        let (this, window) = (Arc::clone(self), Arc::clone(window));
+        let done = Box::new(move |result: Result<u64, AppendError>| {
+            this.placed(&window, index, disk, result.map_err(|_| ()));
+        });
+        self.pipeline.writers.append(segment, block, done);
+    }
+
+    fn placed(
+        self: &Arc<Self>,
+        window: &Arc<OpenWindow>,
+        index: u16,
+        disk: DiskId,
+        result: Result<u64, ()>,
+    ) {
+        if result.is_err() {
+            self.state.lock().failed.insert(disk);
+        }
+        window.placed(index, result);
+        self.advance(window);
+    }
+
+    fn segment(&self, disk: DiskId, object: ObjectName) -> Result<Arc<Segment>, AppendError> {
+        let mut state = self.state.lock();
+        if let Some(segment) = state.segments.get(&(disk, object)) {
+            return Ok(Arc::clone(segment));
+        }
+        let Some(medium) = self.pipeline.disks.get(disk) else {
+            state.failed.insert(disk);
+            return Err(AppendError {
+                reason: format!("disk {disk} is gone").into(),
+                full: false,
+            });
+        };
+        let segment = Segment::new(disk, medium, object);
+        state.segments.insert((disk, object), Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    fn advance(self: &Arc<Self>, window: &Arc<OpenWindow>) {
+        if let Next::Encode(columns) = window.next() {
+            let (this, window) = (Arc::clone(self), Arc::clone(window));
+            self.pipeline
+                .workers
+                .spawn_fifo(move || this.encode(&window, &columns));
+        }
+    }
+
+    fn encode(self: &Arc<Self>, window: &Arc<OpenWindow>, columns: &[Vec<Arc<SealedBlock>>]) {
+        let columns: Vec<Vec<&[u8]>> = columns
+            .iter()
+            .map(|column| {
+                column
+                    .iter()
+                    .map(|block| block.sealed.bytes.as_slice())
+                    .collect()
+            })
+            .collect();
+        let shards = match parity::encode(window.code, &columns) {
+            Ok(shards) => shards,
+            Err(error) => {
+                tracing::error!(file = %self.file, window = %window.no, %error, "no parity could be computed");
+                vec![Vec::new(); usize::from(window.code.m)]
+            }
+        };
+        for (shard, bytes) in shards.into_iter().enumerate() {
+            let disk = window.disks[usize::from(window.code.k) + shard];
+            let length = bytes.len() as u32;
+            let (this, of) = (Arc::clone(self), Arc::clone(window));
+            self.append_shard(
+                disk,
+                (window.no, window.code),
+                shard,
+                bytes,
+                move |result| {
+                    let result = result.map_err(|_| {
+                        this.state.lock().failed.insert(disk);
+                    });
+                    of.parity_placed(shard, length, result);
+                    this.advance(&of);
+                },
+            );
+        }
+    }
+
+    fn append_shard(
+        self: &Arc<Self>,
+        disk: DiskId,
+        (window, code): (WindowNo, Code),
+        shard: usize,
+        bytes: Vec<u8>,
+        done: impl FnOnce(Result<ParityShard, AppendError>) + Send + 'static,
+    ) {
+        if bytes.is_empty() {
+            let reason = "the parity of this window could not be computed";
+            return done(Err(AppendError {
+                reason: reason.into(),
+                full: false,
+            }));
+        }
+        let segment = match self.segment(disk, ObjectName::Parity(self.set)) {
+            Ok(segment) => segment,
+            Err(error) => return done(Err(error)),
+        };
+        let ids = ParityIds {
+            volume: self.pipeline.volume,
+            file: self.file,
+            set: self.set,
+            window,
+            code,
+            shard: shard as u8,
+        };
+        let checksum = xxh3_64(&bytes);
+        let header = shard_header(ids, &bytes);
+        let start = header.len() as u64;
+        let permit = self.pipeline.budget.force(bytes.len() as u64);
+        let payload = Arc::new(ShardPayload {
+            header: header.to_vec(),
+            bytes,
+            _permit: permit,
+        });
+        let done = Box::new(move |result: Result<u64, AppendError>| {
+            done(result.map(|offset| ParityShard {
+                offset: offset + start,
+                checksum,
+            }));
+        });
+        self.pipeline.writers.append(segment, payload, done);
+    }
+
+    /// Codes new parity over the protected blocks of a window whose record was changed, and writes it into
+    /// this set. `columns` are the stored bytes of its protected blocks in the order of their column offsets,
+    /// which must be laid out already. Parity disks that do not work are replaced by others.
+    pub fn write_parity(
+        self: &Arc<Self>,
+        mut record: WindowRecord,
+        columns: &[Vec<Vec<u8>>],
+    ) -> Result<WindowRecord, WriteError> {
+        let k = usize::from(record.code.k);
+        let m = usize::from(record.code.m);
+        let shards = parity::encode(record.code, columns)?;
+        let usable: Vec<DiskId> = self
+            .pipeline
+            .room
+            .candidates()
+            .iter()
+            .map(|c| c.disk)
+            .collect();
+        for shard in k..k + m {
+            let works = record
+                .disks
+                .get(shard)
+                .is_some_and(|disk| usable.contains(disk));
+            if !works {
+                let other = usable
+                    .iter()
+                    .find(|disk| !record.disks.contains(disk))
+                    .copied();
+                let other = other.ok_or(NoWindow::TooFewDisks {
+                    usable: usable.len(),
+                    needed: k + m,
+                    m: record.code.m,
+                })?;
+                record.disks[shard] = other;
+            }
+        }
+        let (sender, results) = bounded(m);
+        record.parity_length = shards.first().map_or(0, |shard| shard.len() as u32);
+        for (shard, bytes) in shards.into_iter().enumerate() {
+            let (disk, sender) = (record.disks[k + shard], sender.clone());
+            self.append_shard(
+                disk,
+                (record.no, record.code),
+                shard,
+                bytes,
+                move |result| {
+                    // The receiver waits for exactly these answers.
+                    let _ = sender.send((shard, disk, result));
+                },
+            );
+        }
+        drop(sender);
+        let mut parity = vec![
+            ParityShard {
+                offset: 0,
+                checksum: 0
+            };
+            m
+        ];
+        for (shard, disk, result) in results {
+            match result {
+                Ok(placed) => parity[shard] = placed,
+                Err(error) => {
+                    self.state.lock().failed.insert(disk);
+                    return Err(error.into());
+                }
+            }
+        }
+        record.parity = parity;
+        record.parity_set = self.set;
+        Ok(record)
+    }
+
+    fn close(self: &Arc<Self>, window: &Arc<OpenWindow>) {
+        window.close();
+        self.advance(window);
+    }
+
+    /// Closes the windows that still take blocks; their memory comes back once they are on their disks.
+    pub fn close_windows(self: &Arc<Self>) {
+        let current: Vec<_> = self
+            .state
+            .lock()
+            .current
+            .drain()
+            .map(|(_, window)| window)
+            .collect();
+        for window in current {
+            self.close(&window);
+        }
+    }
+
+    /// Closes all windows and waits until their blocks and parity are with the disks. No block may be in
+    /// the gathering. Returns the windows that were not taken before.
+    pub fn finish(self: &Arc<Self>) -> Vec<Arc<WindowRecord>> {
+        self.close_windows();
+        let windows = std::mem::take(&mut self.state.lock().windows);
+        windows.iter().map(|window| window.wait().0).collect()
+    }
+
+    /// Takes windows that are complete and wholly on their disks off this writer.
+    pub fn take_complete(&self) -> Vec<Arc<OpenWindow>> {
+        let windows = self.state.lock().windows.clone();
+        let complete: Vec<_> = windows
+            .into_iter()
+            .filter(|window| window.is_complete() && window.wait().1.is_empty())
+            .collect();
+        self.state
+            .lock()
+            .windows
+            .retain(|window| !complete.iter().any(|taken| taken.no == window.no));
+        complete
+    }
+
+    /// Makes everything durable that was appended so far, on all disks side by side. Returns the disks that
+    /// failed this set at any time: what it put there is not to be counted on.
+    pub fn sync(&self) -> BTreeSet<DiskId> {
+        let mut by_disk: HashMap<DiskId, Vec<Arc<Segment>>> = HashMap::new();
+        for ((disk, _), segment) in &self.state.lock().segments {
+            by_disk.entry(*disk).or_default().push(Arc::clone(segment));
+        }
+        let (sender, results) = bounded(by_disk.len().max(1));
+        for (disk, segments) in by_disk {
+            let sender = sender.clone();
+            let done = Box::new(move |result: Result<(), AppendError>| {
+                // The receiver waits for exactly these answers.
+                let _ = sender.send((disk, result));
+            });
+            self.pipeline.writers.sync(disk, segments, done);
+        }
+        drop(sender);
+        for (disk, result) in results {
+            if result.is_err() {
+                self.state.lock().failed.insert(disk);
+            }
+        }
+        self.failed_disks()
+    }
+
+    /// The disks that did not take everything of this set.
+    pub fn failed_disks(&self) -> BTreeSet<DiskId> {
+        self.state.lock().failed.clone()
+    }
+
+    /// Whether anything was appended or will be.
+    pub fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.windows.is_empty() && state.segments.is_empty()
+    }
+
+    /// The objects that this set has on disks.
+    pub fn objects(&self) -> Vec<(DiskId, ObjectName)> {
+        self.state.lock().segments.keys().copied().collect()
+    }
+}

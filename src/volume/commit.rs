@@ -1,0 +1,477 @@
+//! A commit: everything written so far becomes whole. The steps, in the order that makes a crash harmless:
+//!
+//! 1. Freeze: open blocks are sealed and what is new is set apart; writes go on into a new layer.
+//! 2. Wait until the frozen windows and their parity are with the disks.
+//! 3. Settle: every block gets the tier that holds (`settle.rs`).
+//! 4. Sync every touched segment, on all disks side by side. What a disk failed to take is put elsewhere, and
+//!    the step is done again.
+//! 5. One metadata transaction on every disk: the moment of truth.
+//! 6. What no manifest refers to any more is handed to the sweeper.
+//!
+//! Before step 5 nothing that an earlier commit refers to is touched; after it the new state is whole.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Volume;
+use super::error::{Result, VolumeError};
+use super::file::{FileState, OpenFile};
+use super::filemap::Window;
+use super::fold::Folded;
+use super::head::FileHead;
+use super::overlay::Overlay;
+use super::sweep::Sweep;
+use crate::ids::{DiskId, SetId};
+use crate::meta::{Key, Records, Timestamp, WriteRecords};
+use crate::store::manifest::encode_delta;
+use crate::store::{Delta, SetWriter, Source, WindowRecord};
+
+/// The most new bytes that a commit leaves in the metadata instead of in blocks.
+const INLINE_COMMIT: usize = 64 << 10;
+
+/// The most bytes of one file in the metadata.
+const INLINE_FILE: usize = 128 << 10;
+
+/// Deltas, or sets, after which a new base is written even when they are small.
+const DELTAS_MAX: u64 = 256;
+const SETS_MAX: usize = 256;
+
+/// Bytes of one delta above which it becomes a base.
+const DELTA_BYTES: usize = 256 << 10;
+
+/// How often what failing disks did not take is put elsewhere before a commit gives up.
+const ROUNDS: usize = 6;
+
+/// What a commit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// fsync, close: make true what is new.
+    MakeTrue,
+    /// The map has grown too large for memory: write a base, commit nothing.
+    Spill,
+    /// Too much is dead: move what lives out of sparse windows.
+    Compact,
+}
+
+/// What a commit works on.
+pub(super) struct Frozen {
+    pub size: u64,
+    pub mtime: Option<Timestamp>,
+    pub ctime: Option<Timestamp>,
+    pub pieces: Vec<u32>,
+    pub writer: Option<Arc<SetWriter>>,
+    pub dead: u64,
+    /// All inline pieces are to become blocks.
+    pub unpack_pieces: bool,
+    /// What may be given back once this is true.
+    pub sweep: Sweep,
+    pub purpose: Purpose,
+    /// Pieces that went into blocks.
+    pub dead_pieces: Vec<u32>,
+}
+
+impl Volume {
+    /// Commits a file. Returns at once when nothing is new.
+    pub(super) fn commit(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Result<()> {
+        let _turn = file.turn.lock();
+        if file.unlinked.load(Ordering::Acquire) && purpose != Purpose::Spill {
+            return Ok(());
+        }
+        let Some(mut frozen) = self.freeze(file, purpose) else {
+            if purpose == Purpose::MakeTrue {
+                self.meta.sync()?;
+            }
+            return Ok(());
+        };
+        file.committing.store(true, Ordering::Release);
+        let result = self.make_true(file, &mut frozen);
+        file.committing.store(false, Ordering::Release);
+        match result {
+            Ok(()) => {
+                self.sweeper.add(Arc::clone(file), frozen.sweep);
+                Ok(())
+            }
+            Err(error) => {
+                let mut state = file.state.lock();
+                state.map.thaw();
+                state.mtime = state.mtime.or(frozen.mtime);
+                state.ctime = state.ctime.or(frozen.ctime);
+                state.new_pieces.extend(frozen.pieces);
+                drop(state);
+                tracing::error!(file = %file.id, %error, "a commit failed");
+                Err(error)
+            }
+        }
+    }
+
+    fn freeze(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Option<Frozen> {
+        let mut state = file.state.lock();
+        let state = &mut *state;
+        if purpose == Purpose::MakeTrue && !state.is_dirty() {
+            return None;
+        }
+        let open = state.gatherer.open_bytes();
+        let inline_after = state.inline_bytes as usize + open;
+        let mut unpack_pieces = false;
+        if purpose == Purpose::MakeTrue
+            && open <= INLINE_COMMIT
+            && inline_after <= INLINE_FILE
+            && !state.gatherer.has_sealed()
+        {
+            for (block, bytes) in state.gatherer.take_open() {
+                let piece = state.next_piece;
+                state.next_piece += 1;
+                state.map.top.remap(&|source| match source {
+                    Source::Block { block: of, offset } if of == block => {
+                        Some(Source::Inline { piece, offset })
+                    }
+                    _ => None,
+                });
+                state.inline_bytes += bytes.len() as u32;
+                state.pieces.insert(piece, bytes.into());
+                state.new_pieces.push(piece);
+            }
+        } else {
+            unpack_pieces =
+                purpose != Purpose::Spill && state.inline_bytes > 0 && inline_after > INLINE_FILE;
+            state.gatherer.seal_all();
+        }
+        let writer = state.gatherer.take_writer();
+        state.map.frozen = Some(std::mem::take(&mut state.map.top));
+        Some(Frozen {
+            size: state.size,
+            mtime: state.mtime.take(),
+            ctime: state.ctime.take(),
+            pieces: std::mem::take(&mut state.new_pieces),
+            writer,
+            dead: state.dead,
+            unpack_pieces,
+            sweep: Sweep::default(),
+            purpose,
+            dead_pieces: Vec::new(),
+        })
+    }
+
+    fn make_true(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
+        if let Some(writer) = frozen.writer.take() {
+            self.finish_set(file, writer);
+        }
+        if frozen.purpose != Purpose::Spill {
+            if frozen.unpack_pieces {
+                self.unpack_pieces(file, frozen)?;
+            }
+            self.settle(file, frozen)?;
+            if frozen.purpose == Purpose::Compact {
+                self.repack_sparse(file)?;
+            }
+            self.sync_sets(file)?;
+        }
+        self.write_metadata(file, frozen)
+    }
+
+    /// Waits for a set's windows and enters their records.
+    pub(super) fn finish_set(&self, file: &OpenFile, writer: Arc<SetWriter>) {
+        let records = writer.finish();
+        let failed = writer.failed_disks();
+        let mut state = file.state.lock();
+        for record in records {
+            if record.blocks.iter().all(|block| block.stored == 0) {
+                state.map.windows.remove(&record.no);
+                continue;
+            }
+            // A window that a failed disk is part of keeps its bytes in memory until it is put elsewhere.
+            if !record.disks.iter().any(|disk| failed.contains(disk)) {
+                state.uncommitted.insert(record.no);
+                state.map.windows.insert(record.no, Window::Made(record));
+            }
+        }
+        if !writer.is_empty() {
+            state.pending.push(writer);
+        }
+    }
+
+    /// Makes all pending sets durable, and puts elsewhere what failing disks did not take.
+    fn sync_sets(&self, file: &Arc<OpenFile>) -> Result<()> {
+        let mut handled: BTreeSet<(SetId, DiskId)> = BTreeSet::new();
+        for _ in 0..ROUNDS {
+            let pending = file.state.lock().pending.clone();
+            let mut failed = Vec::new();
+            for writer in &pending {
+                for disk in writer.sync() {
+                    if handled.insert((writer.set(), disk)) {
+                        failed.push((writer.set(), disk));
+                    }
+                }
+            }
+            if failed.is_empty() {
+                return Ok(());
+            }
+            self.repack_failed(file, &failed)?;
+        }
+        Err(VolumeError::new(
+            libc::EIO,
+            "disks failed one after the other while the file was committed",
+        ))
+    }
+
+    fn write_metadata(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
+        let spill = frozen.purpose == Purpose::Spill;
+        let (delta, first_delta, next_delta, old_base, recent) = {
+            let state = file.state.lock();
+            let overlay = state.map.frozen.clone().unwrap_or_default();
+            let delta = self.delta(file, &overlay, &state)?;
+            let head = &state.head;
+            (
+                delta,
+                head.first_delta,
+                head.next_delta,
+                head.base,
+                head.sets.len() + state.pending.len(),
+            )
+        };
+        let encoded = encode_delta(&delta)?;
+        let fold = spill
+            || frozen.purpose == Purpose::Compact
+            || encoded.len() > DELTA_BYTES
+            || next_delta - first_delta >= DELTAS_MAX
+            || recent > SETS_MAX
+            || file.state.lock().spilled;
+        let folded = if fold {
+            Some(self.fold(file, frozen)?)
+        } else {
+            None
+        };
+        if spill {
+            return self.finish_spill(file, frozen, folded);
+        }
+
+        let state = file.state.lock();
+        let mut head = FileHead {
+            next_window: state.next_window.load(Ordering::Relaxed),
+            next_piece: state.next_piece,
+            dead: frozen.dead,
+            ..state.head.clone()
+        };
+        let new_sets: Vec<SetId> = match &folded {
+            Some(folded) => folded
+                .sets
+                .iter()
+                .copied()
+                .filter(|set| !state.sets.contains(set))
+                .collect(),
+            None => {
+                let used: BTreeSet<SetId> = delta
+                    .windows
+                    .iter()
+                    .flat_map(|window| [window.set, window.parity_set])
+                    .collect();
+                used.into_iter()
+                    .filter(|set| !state.sets.contains(set))
+                    .collect()
+            }
+        };
+        let mut gone_sets = Vec::new();
+        let mut gone_deltas = first_delta..first_delta;
+        match &folded {
+            Some(folded) => {
+                gone_deltas = first_delta..next_delta;
+                head.first_delta = next_delta;
+                head.base = Some(folded.reference);
+                head.sets.clear();
+                head.stored = folded.stored;
+                head.unprotected = folded.unprotected;
+                gone_sets = state
+                    .sets
+                    .iter()
+                    .copied()
+                    .filter(|set| !folded.sets.contains(set))
+                    .collect();
+                head.dead = head.dead.min(folded.dead);
+                frozen.dead_pieces.extend(&folded.dead_pieces);
+            }
+            None => {
+                head.next_delta = next_delta + 1;
+                head.sets.extend(&new_sets);
+                let (stored, unprotected) = sums(&delta.windows);
+                head.stored += stored;
+                head.unprotected += unprotected;
+            }
+        }
+        let dead_bytes: u32 = frozen
+            .dead_pieces
+            .iter()
+            .filter_map(|piece| state.pieces.get(piece))
+            .map(|bytes| bytes.len() as u32)
+            .sum();
+        head.inline_bytes = state.inline_bytes.saturating_sub(dead_bytes);
+        let pieces: Vec<(u32, Arc<[u8]>)> = frozen
+            .pieces
+            .iter()
+            .filter(|piece| !frozen.dead_pieces.contains(piece))
+            .filter_map(|piece| Some((*piece, Arc::clone(state.pieces.get(piece)?))))
+            .collect();
+        let spilled = state
+            .spilled
+            .then(|| state.map.base.as_ref().map(|base| base.id()))
+            .flatten();
+        drop(state);
+
+        let sweep = &mut frozen.sweep;
+        sweep.sets.extend(&gone_sets);
+        if old_base != head.base {
+            sweep.manifests.extend(old_base.map(|base| base.id));
+        }
+        sweep.manifests.extend(spilled);
+        self.meta.update(|update| -> Result<()> {
+            for (piece, bytes) in &pieces {
+                update.put_inline(file.id, *piece, bytes);
+            }
+            for piece in &frozen.dead_pieces {
+                update.delete(Key::inline(file.id, *piece));
+            }
+            for sequence in gone_deltas.clone() {
+                update.delete(Key::delta(file.id, sequence));
+            }
+            if folded.is_none() {
+                update.put_delta(file.id, next_delta, &encoded);
+            }
+            for set in &new_sets {
+                self.add_set_reference(update, *set)?;
+            }
+            for set in &gone_sets {
+                self.drop_set_reference(update, *set)?;
+            }
+            for (key, length) in &sweep.punches {
+                update.put_punch(key, *length);
+            }
+            update.put_manifest(file.id, &head.encode());
+            if let Some(mut inode) = update.inode(file.id)? {
+                inode.size = frozen.size;
+                inode.stored = head.stored + u64::from(head.inline_bytes);
+                inode.mtime = frozen.mtime.unwrap_or(inode.mtime);
+                inode.ctime = frozen.ctime.unwrap_or(inode.ctime);
+                update.put_inode(file.id, &inode);
+            }
+            Ok(())
+        })?;
+        self.meta.sync()?;
+        self.finish_commit(file, frozen, head, folded, &new_sets, &gone_sets);
+        Ok(())
+    }
+
+    fn delta(&self, file: &OpenFile, overlay: &Overlay, state: &FileState) -> Result<Delta> {
+        let mut windows = Vec::new();
+        for no in &state.uncommitted {
+            let record = state.map.record(*no)?.ok_or_else(|| {
+                let message = format!("window {no} of file {} could not be placed whole", file.id);
+                VolumeError::new(libc::EIO, message)
+            })?;
+            windows.push(WindowRecord::clone(&record));
+        }
+        Ok(Delta {
+            windows,
+            dropped: Vec::new(),
+            extents: overlay.iter().collect(),
+            next_window: state.next_window.load(Ordering::Relaxed),
+            next_piece: state.next_piece,
+        })
+    }
+
+    fn finish_spill(
+        &self,
+        file: &Arc<OpenFile>,
+        frozen: &mut Frozen,
+        folded: Option<Folded>,
+    ) -> Result<()> {
+        let Some(folded) = folded else { return Ok(()) };
+        let mut state = file.state.lock();
+        let before = state
+            .spilled
+            .then(|| state.map.base.as_ref().map(|base| base.id()))
+            .flatten();
+        state.map.rebase(folded.manifest);
+        state.spilled = true;
+        state.uncommitted.clear();
+        state.mtime = state.mtime.or(frozen.mtime);
+        state.ctime = state.ctime.or(frozen.ctime);
+        state.new_pieces.append(&mut frozen.pieces);
+        state.version += 1;
+        drop(state);
+        if let Some(before) = before {
+            let sweep = Sweep {
+                manifests: vec![before],
+                ..Sweep::default()
+            };
+            self.sweeper.add(Arc::clone(file), sweep);
+        }
+        Ok(())
+    }
+
+    fn finish_commit(
+        &self,
+        file: &Arc<OpenFile>,
+        frozen: &Frozen,
+        head: FileHead,
+        folded: Option<Folded>,
+        new_sets: &[SetId],
+        gone_sets: &[SetId],
+    ) {
+        let mut state = file.state.lock();
+        match folded {
+            Some(folded) => state.map.rebase(folded.manifest),
+            None => state.map.settle(),
+        }
+        state.spilled = false;
+        state.uncommitted.clear();
+        state.committed_size = frozen.size;
+        state.inline_bytes = head.inline_bytes
+            + state
+                .new_pieces
+                .iter()
+                .filter_map(|piece| state.pieces.get(piece))
+                .map(|bytes| bytes.len() as u32)
+                .sum::<u32>();
+        state.dead = state.dead.saturating_sub(frozen.dead) + head.dead;
+        state.head = head;
+        for piece in &frozen.dead_pieces {
+            state.pieces.remove(piece);
+        }
+        state.sets.retain(|set| !gone_sets.contains(set));
+        state.sets.extend(new_sets);
+        state.version += 1;
+        // A set that nothing came to refer to is of no use.
+        let pending = std::mem::take(&mut state.pending);
+        let unused: Vec<SetId> = pending
+            .iter()
+            .map(|writer| writer.set())
+            .filter(|set| !state.sets.contains(set))
+            .collect();
+        drop(state);
+        if !unused.is_empty() {
+            self.sweeper.add(
+                Arc::clone(file),
+                Sweep {
+                    sets: unused,
+                    ..Sweep::default()
+                },
+            );
+        }
+    }
+}
+
+/// Bytes on the disks of these windows, and those of them under no parity.
+pub(super) fn sums<'a>(windows: impl IntoIterator<Item = &'a WindowRecord>) -> (u64, u64) {
+    let mut stored = 0;
+    let mut unprotected = 0;
+    for window in windows {
+        for block in &window.blocks {
+            stored += u64::from(block.stored);
+            if !block.protected {
+                unprotected += u64::from(block.stored);
+            }
+        }
+        stored += u64::from(window.parity_length) * window.parity.len() as u64;
+    }
+    (stored, unprotected)
+}

@@ -1,0 +1,49 @@
+//! copy_file_range(2): bytes go from file to file without crossing into the program.
+
+use super::Volume;
+use super::error::{Result, VolumeError};
+use super::handles::Handle;
+
+/// Bytes copied at once.
+const CHUNK: usize = 1 << 20;
+
+impl Volume {
+    /// Copies bytes between two open files, as many as there are up to `length`; says how many. Holes stay
+    /// holes.
+    pub fn copy_range(
+        &self,
+        from: Handle,
+        from_offset: u64,
+        to: Handle,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let source = self.handle(from)?;
+        let target = self.handle(to)?;
+        if !source.may_read || !target.may_write {
+            return Err(VolumeError::new(
+                libc::EBADF,
+                "the files are not open for copying this way",
+            ));
+        }
+        let overlap = from_offset < to_offset.saturating_add(length)
+            && to_offset < from_offset.saturating_add(length);
+        if source.file.id == target.file.id && overlap {
+            return Err(VolumeError::new(
+                libc::EINVAL,
+                "a range cannot be copied onto itself",
+            ));
+        }
+        let mut done = 0;
+        while done < length {
+            let now = (length - done).min(CHUNK as u64) as usize;
+            let bytes = self.read_file(&source.file, from_offset + done, now)?;
+            if bytes.is_empty() {
+                break;
+            }
+            self.write(to, to_offset + done, &bytes)?;
+            done += bytes.len() as u64;
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,129 @@
+//! A file that is in use: its map, its open blocks, and what is pending of its attributes. One lock guards
+//! all of it and is never held while a disk is written or a block is read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::filemap::FileMap;
+use super::gather::Gatherer;
+use super::head::FileHead;
+use crate::ids::{FileId, SetId, WindowNo};
+use crate::meta::Timestamp;
+use crate::store::SetWriter;
+
+/// What a file's committed bytes are worth, for `user.parsfs.state` and `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileCondition {
+    /// Written to; something is not committed.
+    Open,
+    /// A commit runs.
+    Committing,
+    /// Committed with all the redundancy that the policy asks for.
+    Protected,
+    /// Readable, but only by reconstruction in parts, or with less redundancy than asked for.
+    Degraded,
+    /// Bytes are gone.
+    Damaged,
+}
+
+impl FileCondition {
+    /// The word that administrators see.
+    pub fn word(self) -> &'static str {
+        match self {
+            FileCondition::Open => "open",
+            FileCondition::Committing => "committing",
+            FileCondition::Protected => "protected",
+            FileCondition::Degraded => "degraded",
+            FileCondition::Damaged => "damaged",
+        }
+    }
+}
+
+/// A file in use.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Its number.
+    pub id: FileId,
+    /// One commit at a time.
+    pub turn: Mutex<()>,
+    /// Held shared while blocks are read by an extent that was found; taken alone before room is given back.
+    pub reading: RwLock<()>,
+    /// Handles that may write.
+    pub writers: AtomicU32,
+    /// Handles whose reads the kernel caches.
+    pub cached_readers: AtomicU32,
+    /// All handles, and others that need the file kept in use.
+    pub users: AtomicU64,
+    /// No name leads to it any more.
+    pub unlinked: AtomicBool,
+    /// A commit runs.
+    pub committing: AtomicBool,
+    /// An uncommitted base is being written.
+    pub spilling: AtomicBool,
+    /// A read found bytes that are gone.
+    pub damaged: AtomicBool,
+    /// All else.
+    pub state: Mutex<FileState>,
+}
+
+/// What the lock of a file in use guards.
+#[derive(Debug)]
+pub struct FileState {
+    /// Where the bytes are.
+    pub map: FileMap,
+    /// The open blocks.
+    pub gatherer: Gatherer,
+    /// The length that programs see.
+    pub size: u64,
+    /// The length that is committed.
+    pub committed_size: u64,
+    /// The head that is committed.
+    pub head: FileHead,
+    /// Whether `map.base` is not the head's: it was written to keep memory small, and not committed.
+    pub spilled: bool,
+    /// Sets that are written and not committed.
+    pub pending: Vec<Arc<SetWriter>>,
+    /// Windows whose record differs from the committed one.
+    pub uncommitted: BTreeSet<WindowNo>,
+    /// The sets that the base and the committed deltas refer to.
+    pub sets: Vec<SetId>,
+    /// Counts the file's windows.
+    pub next_window: Arc<AtomicU32>,
+    /// The number of the next inline piece.
+    pub next_piece: u32,
+    /// Inline pieces that are in memory: all new ones, others once they were read.
+    pub pieces: HashMap<u32, Arc<[u8]>>,
+    /// Pieces that the next commit brings in.
+    pub new_pieces: Vec<u32>,
+    /// Bytes in inline pieces, new ones included.
+    pub inline_bytes: u32,
+    /// Bytes of blocks overwritten since the last compaction, about.
+    pub dead: u64,
+    /// Modification time that is not committed.
+    pub mtime: Option<Timestamp>,
+    /// Status change time that is not committed.
+    pub ctime: Option<Timestamp>,
+    /// Counts changes of the map that move bytes: a read that failed looks again when it differs.
+    pub version: u64,
+}
+
+impl FileState {
+    /// Whether a commit would change anything.
+    pub fn is_dirty(&self) -> bool {
+        !self.map.top.is_empty()
+            || self.size != self.committed_size
+            || self.mtime.is_some()
+            || self.ctime.is_some()
+            || self.spilled
+    }
+}
+
+impl OpenFile {
+    /// Whether the file has data or attributes that are not committed.
+    pub fn is_dirty(&self) -> bool {
+        self.committing.load(Ordering::Acquire) || self.state.lock().is_dirty()
+    }
+}

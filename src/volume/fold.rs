@@ -1,0 +1,352 @@
+//! Folding: the committed layers of a file and what the running commit adds are written as one new base
+//! manifest on every disk. Windows in which nothing lives are left out, and their room is given back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Volume;
+use super::commit::{Frozen, sums};
+use super::error::{Result, VolumeError};
+use super::file::OpenFile;
+use super::filemap::{FileMap, Window};
+use super::sweep::Sweep;
+use crate::disk::{Appender, ObjectName};
+use crate::ids::{DiskId, SetId, WindowNo};
+use crate::meta::PunchKey;
+use crate::store::manifest::{Manifest, ManifestRef, ManifestWriter, Totals};
+use crate::store::parity::PARITY_HEADER;
+use crate::store::{Extent, Source, WindowRecord};
+
+/// Bytes of a file whose extents are looked at together.
+pub(super) const STEP: u64 = 256 << 20;
+
+/// A new base.
+pub(super) struct Folded {
+    pub reference: ManifestRef,
+    pub manifest: Arc<Manifest>,
+    pub sets: Vec<SetId>,
+    pub stored: u64,
+    pub unprotected: u64,
+    pub dead: u64,
+    pub dead_pieces: Vec<u32>,
+}
+
+impl Volume {
+    /// Writes a new base out of everything the running commit sees.
+    pub(super) fn fold(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<Folded> {
+        let view = self.frozen_view(file);
+        let description = self.describe(file.id, frozen.size)?;
+        let id = self.next_manifest();
+        let mut copies: Vec<(DiskId, Box<dyn Appender>)> = Vec::new();
+        for disk in self.disks.usable_for_writing() {
+            let Some(medium) = self.disks.get(disk) else {
+                continue;
+            };
+            match medium.create(ObjectName::Manifest(id)) {
+                Ok(appender) => copies.push((disk, appender)),
+                Err(error) => self.disks.mark_faulty(disk, error),
+            }
+        }
+        let disks = &self.disks;
+        let mut sink = |bytes: &[u8]| {
+            copies.retain_mut(|(disk, appender)| match appender.append(&[bytes]) {
+                Ok(_) => true,
+                Err(error) => {
+                    disks.mark_faulty(*disk, error);
+                    false
+                }
+            });
+            Ok(())
+        };
+        let mut writer = ManifestWriter::new(self.id, file.id, id, &mut sink);
+
+        let mut live: HashMap<WindowNo, u64> = HashMap::new();
+        let mut pieces: BTreeSet<u32> = BTreeSet::new();
+        let mut pending: Option<Extent> = None;
+        view.each(|extent| {
+            match extent.source {
+                Source::Hole => return Ok(()),
+                Source::Inline { piece, .. } => {
+                    pieces.insert(piece);
+                }
+                Source::Block { block, .. } => {
+                    *live.entry(block.window).or_default() += extent.range.end - extent.range.start;
+                }
+            }
+            match &mut pending {
+                Some(before) if follows(before, &extent) => before.range.end = extent.range.end,
+                _ => {
+                    if let Some(before) = pending.replace(extent) {
+                        writer.extent(&before)?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        if let Some(last) = pending {
+            writer.extent(&last)?;
+        }
+
+        let mut folded_sets = BTreeSet::new();
+        let (mut stored, mut unprotected, mut dead) = (0, 0, 0u64);
+        let mut empty: Vec<Arc<WindowRecord>> = Vec::new();
+        view.each_window(|record| {
+            let Some(&alive) = live.get(&record.no) else {
+                empty.push(record);
+                return Ok(());
+            };
+            writer.window(&record)?;
+            folded_sets.insert(record.set);
+            if !record.parity.is_empty() {
+                folded_sets.insert(record.parity_set);
+            }
+            let (window_stored, window_unprotected) = sums([record.as_ref()]);
+            stored += window_stored;
+            unprotected += window_unprotected;
+            let raw: u64 = record.blocks.iter().map(|block| u64::from(block.raw)).sum();
+            dead += raw.saturating_sub(alive);
+            Ok(())
+        })?;
+        let totals = {
+            let state = file.state.lock();
+            Totals {
+                file_size: frozen.size,
+                next_window: state.next_window.load(Ordering::Relaxed),
+                next_piece: state.next_piece,
+                ..Totals::default()
+            }
+        };
+        let reference = writer.finish(totals, &description)?;
+        self.sync_copies(file, copies)?;
+
+        for record in &empty {
+            if folded_sets.contains(&record.set) || folded_sets.contains(&record.parity_set) {
+                punches_of(record, &mut frozen.sweep);
+            }
+        }
+        let all = self
+            .disks
+            .list()
+            .into_iter()
+            .map(|status| status.id)
+            .collect::<Vec<_>>();
+        let manifest = Manifest::open(
+            self.id,
+            reference,
+            Arc::clone(&self.disks),
+            &all,
+            Arc::clone(&self.manifests),
+        )?;
+        let dead_pieces = {
+            let state = file.state.lock();
+            // A piece that is newer than what was frozen is not dead because the base does not know it.
+            let known = state
+                .pieces
+                .keys()
+                .filter(|piece| !state.new_pieces.contains(piece));
+            known
+                .copied()
+                .filter(|piece| !pieces.contains(piece))
+                .collect()
+        };
+        let sets = folded_sets.into_iter().collect();
+        Ok(Folded {
+            reference,
+            manifest: Arc::new(manifest),
+            sets,
+            stored,
+            unprotected,
+            dead,
+            dead_pieces,
+        })
+    }
+
+    /// Makes the copies of a manifest durable; enough of them must succeed for the policy's losses.
+    fn sync_copies(&self, file: &OpenFile, copies: Vec<(DiskId, Box<dyn Appender>)>) -> Result<()> {
+        let synced: Vec<bool> = std::thread::scope(|scope| {
+            let threads: Vec<_> = copies
+                .into_iter()
+                .map(|(disk, mut appender)| {
+                    scope.spawn(move || {
+                        let medium = self.disks.get(disk);
+                        let result = appender
+                            .sync()
+                            .and_then(|()| medium.map_or(Ok(()), |medium| medium.sync_names()));
+                        if let Err(error) = &result {
+                            self.disks.mark_faulty(disk, error);
+                        }
+                        result.is_ok()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(false))
+                .collect()
+        });
+        let good = synced.into_iter().filter(|&good| good).count();
+        if good > usize::from(self.pipeline.policy.critical.m) {
+            return Ok(());
+        }
+        Err(VolumeError::new(
+            libc::EIO,
+            format!(
+                "the manifest of file {} was taken by {good} disks only, too few to survive {} losses",
+                file.id, self.pipeline.policy.critical.m
+            ),
+        ))
+    }
+
+    /// What the running commit sees, set apart from the file's lock.
+    pub(super) fn frozen_view(&self, file: &OpenFile) -> FrozenMap {
+        let state = file.state.lock();
+        let made = state
+            .map
+            .windows
+            .iter()
+            .filter(|(no, _)| !is_newer(&state.map, **no));
+        FrozenMap {
+            end: state.size.max(state.committed_size).max(
+                state
+                    .map
+                    .frozen
+                    .as_ref()
+                    .and_then(|frozen| frozen.iter().last())
+                    .map_or(0, |last| last.range.end),
+            ),
+            map: FileMap {
+                base: state.map.base.clone(),
+                settled: state.map.settled.clone(),
+                frozen: state.map.frozen.clone(),
+                top: Default::default(),
+                windows: made.map(|(no, window)| (*no, window.clone())).collect(),
+            },
+        }
+    }
+}
+
+/// Whether a window is still being made: it belongs to the next commit.
+fn is_newer(map: &FileMap, no: WindowNo) -> bool {
+    matches!(map.windows.get(&no), Some(Window::Making(_)))
+}
+
+/// A file's map as the running commit sees it.
+#[derive(Debug)]
+pub(super) struct FrozenMap {
+    map: FileMap,
+    end: u64,
+}
+
+impl FrozenMap {
+    /// Every extent in rising order, holes included.
+    pub fn each(&self, mut extent: impl FnMut(Extent) -> Result<()>) -> Result<()> {
+        let mut at = 0;
+        while at < self.end {
+            let step = (at + STEP).min(self.end);
+            for found in self.map.resolve_frozen(at..step)? {
+                extent(found)?;
+            }
+            at = step;
+        }
+        Ok(())
+    }
+
+    /// Every window that is placed, by rising number, those that changed in their new form.
+    pub fn each_window(
+        &self,
+        mut window: impl FnMut(Arc<WindowRecord>) -> Result<()>,
+    ) -> Result<()> {
+        let mut changed: BTreeMap<WindowNo, Arc<WindowRecord>> = BTreeMap::new();
+        for (no, known) in &self.map.windows {
+            if let Window::Made(record) = known {
+                changed.insert(*no, Arc::clone(record));
+            }
+        }
+        if let Some(base) = &self.map.base {
+            for record in base.windows() {
+                let record = record?;
+                let from_here: Vec<WindowNo> =
+                    changed.range(..=record.no).map(|(no, _)| *no).collect();
+                let mut replaced = false;
+                for no in from_here {
+                    replaced |= no == record.no;
+                    if let Some(record) = changed.remove(&no) {
+                        window(record)?;
+                    }
+                }
+                if !replaced {
+                    window(Arc::new(record))?;
+                }
+            }
+        }
+        changed.into_values().try_for_each(window)
+    }
+}
+
+/// Whether an extent goes on where another one ends.
+fn follows(before: &Extent, next: &Extent) -> bool {
+    let length = before.range.end - before.range.start;
+    before.range.end == next.range.start
+        && length < u64::from(u32::MAX)
+        && before.source.advanced(length) == next.source
+}
+
+/// Gives back the room of a window in which nothing lives.
+pub(super) fn punches_of(record: &WindowRecord, sweep: &mut Sweep) {
+    let mut ranges: BTreeMap<u8, Vec<Range<u64>>> = BTreeMap::new();
+    for block in record.blocks.iter().filter(|block| block.stored > 0) {
+        ranges
+            .entry(block.column)
+            .or_default()
+            .push(block.offset..block.offset + u64::from(block.stored));
+    }
+    for (column, ranges) in ranges {
+        if let Some(disk) = record.disk(column.into()) {
+            punch_ranges(record.set, disk, false, ranges, sweep);
+        }
+    }
+    parity_punches(record, sweep);
+}
+
+/// Gives back the room of a window's parity.
+pub(super) fn parity_punches(record: &WindowRecord, sweep: &mut Sweep) {
+    let header = PARITY_HEADER as u64;
+    for (shard, parity) in record.parity.iter().enumerate() {
+        if let (Some(disk), Some(start)) = (
+            record.disk(usize::from(record.code.k) + shard),
+            parity.offset.checked_sub(header),
+        ) {
+            let range = start..parity.offset + u64::from(record.parity_length);
+            punch_ranges(record.parity_set, disk, true, vec![range], sweep);
+        }
+    }
+}
+
+/// Gives back ranges of one object, those that touch as one.
+pub(super) fn punch_ranges(
+    set: SetId,
+    disk: DiskId,
+    parity: bool,
+    mut ranges: Vec<Range<u64>>,
+    sweep: &mut Sweep,
+) {
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(before) if before.end == range.start => before.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    for range in joined {
+        let key = PunchKey {
+            set,
+            disk,
+            offset: range.start,
+            parity,
+        };
+        sweep.punches.push((key, range.end - range.start));
+    }
+}

@@ -1,0 +1,417 @@
+//! The namespace as programs see it: what the metadata says, and for files in use what is not committed yet.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::attributes::{Attributes, Caller, Changes, Entry};
+use super::commit::Purpose;
+use super::error::{Result, VolumeError};
+use super::handles::{Handle, OpenDirectory};
+use super::{Volume, VolumeState};
+use crate::ids::FileId;
+use crate::meta::{
+    self, FileKind, Inode, Names, New, Overwrite, Records, Removed, Rename, SetXattr, Timestamp,
+};
+
+impl Volume {
+    /// The file that a name stands for.
+    pub fn lookup(&self, parent: FileId, name: &[u8]) -> Result<Attributes> {
+        let (file, inode) = self.meta.view().lookup(parent, name)?;
+        Ok(self.current(file, &inode))
+    }
+
+    /// A file's attributes.
+    pub fn attributes(&self, file: FileId) -> Result<Attributes> {
+        let inode = self.meta.view().inode(file)?.ok_or_else(|| gone(file))?;
+        Ok(self.current(file, &inode))
+    }
+
+    /// Adds what is not committed to what the metadata says.
+    pub(super) fn current(&self, file: FileId, inode: &Inode) -> Attributes {
+        let mut attributes = Attributes::of(file, inode);
+        if inode.kind == FileKind::Regular
+            && let Some(open) = self.in_use(file)
+        {
+            let state = open.state.lock();
+            attributes.size = state.size;
+            attributes.mtime = state.mtime.unwrap_or(attributes.mtime);
+            attributes.ctime = state.ctime.unwrap_or(attributes.ctime);
+            if state.is_dirty() || open.committing.load(Ordering::Acquire) {
+                // What the new bytes will take is not known; a file with bytes must not look like a hole.
+                attributes.allocated = attributes.allocated.max(state.size);
+            }
+        } else if inode.kind == FileKind::Symlink && attributes.allocated == 0 {
+            attributes.allocated = 0;
+        }
+        attributes
+    }
+
+    /// Changes attributes. A new size is committed at once unless the file is open for writing.
+    pub fn set_attributes(
+        &self,
+        file: FileId,
+        handle: Option<Handle>,
+        changes: &Changes,
+    ) -> Result<Attributes> {
+        self.check_writable()?;
+        let now = Timestamp::now();
+        let set = meta::Attributes {
+            mode: changes.mode,
+            uid: changes.uid,
+            gid: changes.gid,
+            size: None,
+            stored: None,
+            atime: changes.atime.map(|time| time.time(now)),
+            mtime: changes.mtime.map(|time| time.time(now)),
+            ctime: changes.ctime,
+        };
+        if let Some(size) = changes.size {
+            self.truncate(file, handle, size)?;
+        }
+        let plain = set.mode.is_some()
+            || set.uid.is_some()
+            || set.gid.is_some()
+            || set.atime.is_some()
+            || set.mtime.is_some()
+            || set.ctime.is_some();
+        if plain {
+            self.meta
+                .update(|update| update.set_attributes(file, &set, now))?;
+            // What was set by hand is not overwritten by what a commit still owes.
+            if let Some(open) = self.in_use(file) {
+                let mut state = open.state.lock();
+                if set.mtime.is_some() {
+                    state.mtime = None;
+                }
+                state.ctime = None;
+            }
+        }
+        self.attributes(file)
+    }
+
+    fn truncate(&self, file: FileId, handle: Option<Handle>, size: u64) -> Result<()> {
+        let inode = self.meta.view().inode(file)?.ok_or_else(|| gone(file))?;
+        match inode.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => {
+                return Err(VolumeError::new(
+                    libc::EISDIR,
+                    "a directory has no length to set",
+                ));
+            }
+            _ => {
+                return Err(VolumeError::new(
+                    libc::EINVAL,
+                    "only regular files have a length to set",
+                ));
+            }
+        }
+        if let Some(handle) = handle {
+            let handle = self.handle(handle)?;
+            return self.resize(&handle.file, size);
+        }
+        let used = self.use_file(file)?;
+        self.resize(&used, size)?;
+        if used.writers.load(Ordering::Acquire) == 0 {
+            self.commit(&used, Purpose::MakeTrue)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn make(&self, parent: FileId, name: &[u8], new: New<'_>) -> Result<Attributes> {
+        self.check_writable()?;
+        let now = Timestamp::now();
+        let (file, inode) = self
+            .meta
+            .update(|update| update.create(parent, name, new, now))?;
+        Ok(Attributes::of(file, &inode))
+    }
+
+    /// Makes a file of any kind but directory and symbolic link.
+    pub fn make_node(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        kind: FileKind,
+        mode: u16,
+        rdev: u32,
+        caller: Caller,
+    ) -> Result<Attributes> {
+        let Caller { uid, gid } = caller;
+        self.make(
+            parent,
+            name,
+            New {
+                kind,
+                mode,
+                uid,
+                gid,
+                rdev,
+                target: b"",
+            },
+        )
+    }
+
+    /// Makes a directory.
+    pub fn make_directory(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        mode: u16,
+        caller: Caller,
+    ) -> Result<Attributes> {
+        self.make_node(parent, name, FileKind::Directory, mode, 0, caller)
+    }
+
+    /// Makes a symbolic link.
+    pub fn make_symlink(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        target: &[u8],
+        caller: Caller,
+    ) -> Result<Attributes> {
+        let Caller { uid, gid } = caller;
+        self.make(
+            parent,
+            name,
+            New {
+                kind: FileKind::Symlink,
+                mode: 0o777,
+                uid,
+                gid,
+                rdev: 0,
+                target,
+            },
+        )
+    }
+
+    /// Gives a file another name.
+    pub fn make_link(&self, file: FileId, parent: FileId, name: &[u8]) -> Result<Attributes> {
+        self.check_writable()?;
+        let inode = self
+            .meta
+            .update(|update| update.link(file, parent, name, Timestamp::now()))?;
+        Ok(self.current(file, &inode))
+    }
+
+    /// Where a symbolic link points.
+    pub fn read_link(&self, file: FileId) -> Result<Vec<u8>> {
+        let target = self.meta.view().target(file)?;
+        let target =
+            target.ok_or_else(|| VolumeError::new(libc::EINVAL, "the file is no symbolic link"))?;
+        Ok(target.to_vec())
+    }
+
+    /// Takes a name from a file that is no directory.
+    pub fn remove(&self, parent: FileId, name: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        // Under the lock of the files in use, so that none is opened between the question and the answer.
+        let files = self.files.lock();
+        let removed = self.meta.update(|update| {
+            update.unlink(parent, name, Timestamp::now(), &|file| {
+                files.contains_key(&file)
+            })
+        })?;
+        if let Some(open) = files.get(&removed.file)
+            && removed.inode.links == 0
+        {
+            open.unlinked.store(true, Ordering::Release);
+        }
+        drop(files);
+        self.removed(&removed)
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_directory(&self, parent: FileId, name: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        self.meta
+            .update(|update| update.rmdir(parent, name, Timestamp::now(), &|_| false))?;
+        Ok(())
+    }
+
+    /// Moves a name. `flags`: `libc::RENAME_NOREPLACE` or `libc::RENAME_EXCHANGE`.
+    pub fn rename(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        to_parent: FileId,
+        to_name: &[u8],
+        flags: u32,
+    ) -> Result<()> {
+        self.check_writable()?;
+        let how = match flags {
+            0 => Rename::Replace,
+            libc::RENAME_NOREPLACE => Rename::NoReplace,
+            libc::RENAME_EXCHANGE => Rename::Exchange,
+            _ => {
+                return Err(VolumeError::new(
+                    libc::EINVAL,
+                    "this kind of rename is not known",
+                ));
+            }
+        };
+        let files = self.files.lock();
+        let replaced = self.meta.update(|update| {
+            let now = Timestamp::now();
+            update.rename((parent, name), (to_parent, to_name), how, now, &|file| {
+                files.contains_key(&file)
+            })
+        })?;
+        if let Some(removed) = &replaced
+            && removed.inode.links == 0
+            && let Some(open) = files.get(&removed.file)
+        {
+            open.unlinked.store(true, Ordering::Release);
+        }
+        drop(files);
+        replaced
+            .iter()
+            .try_for_each(|removed| self.removed(removed))
+    }
+
+    fn removed(&self, removed: &Removed) -> Result<()> {
+        if removed.gone && removed.inode.kind == FileKind::Regular {
+            self.drop_content(removed.file)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a listing.
+    pub fn open_directory(&self, directory: FileId) -> Result<Handle> {
+        let listing = self.meta.view().list(directory, None, usize::MAX)?;
+        Ok(self.handles.add_directory(OpenDirectory {
+            directory,
+            listing: listing.into(),
+        }))
+    }
+
+    /// Names behind `offset`, `.` and `..` first; 0 begins anew.
+    pub fn read_directory(&self, handle: Handle, offset: i64, most: usize) -> Result<Vec<Entry>> {
+        let open = self.handles.directory(handle)?;
+        let view = self.meta.view();
+        let inode = view
+            .inode(open.directory)?
+            .ok_or_else(|| gone(open.directory))?;
+        if offset == 0 {
+            // A directory that was removed has no names left.
+            *open.listing.write() = view.list(open.directory, None, usize::MAX)?;
+        }
+        let own = [
+            (b".".to_vec(), open.directory),
+            (b"..".to_vec(), inode.parent),
+        ];
+        let own = own
+            .into_iter()
+            .map(|(name, file)| (name, file, FileKind::Directory));
+        let listing = open.listing.read();
+        let rest = listing
+            .iter()
+            .map(|listed| (listed.name.clone(), listed.file, listed.kind));
+        let entries = own
+            .chain(rest)
+            .enumerate()
+            .skip(offset.max(0) as usize)
+            .take(most);
+        Ok(entries
+            .map(|(place, (name, file, kind))| Entry {
+                name,
+                file,
+                kind,
+                next: place as i64 + 1,
+            })
+            .collect())
+    }
+
+    /// Ends a listing.
+    pub fn close_directory(&self, handle: Handle) {
+        self.handles.remove_directory(handle);
+    }
+
+    /// Makes the namespace durable as it is.
+    pub fn sync_names(&self) -> Result<()> {
+        if self.state() == VolumeState::ReadOnly {
+            Ok(())
+        } else {
+            Ok(self.meta.sync()?)
+        }
+    }
+
+    /// The value of an extended attribute.
+    pub fn get_xattr(&self, file: FileId, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.meta.view().xattr(file, name)?)
+    }
+
+    /// Sets an extended attribute. `flags`: `libc::XATTR_CREATE` or `libc::XATTR_REPLACE`.
+    pub fn set_xattr(&self, file: FileId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        self.check_writable()?;
+        let overwrite = match flags {
+            0 => Overwrite::Either,
+            libc::XATTR_CREATE => Overwrite::Create,
+            libc::XATTR_REPLACE => Overwrite::Replace,
+            _ => {
+                return Err(VolumeError::new(
+                    libc::EINVAL,
+                    "unknown flags for an extended attribute",
+                ));
+            }
+        };
+        let set = SetXattr {
+            name,
+            value,
+            overwrite,
+        };
+        Ok(self
+            .meta
+            .update(|update| update.set_xattr(file, set, Timestamp::now()))?)
+    }
+
+    /// The names of all extended attributes.
+    pub fn list_xattrs(&self, file: FileId) -> Result<Vec<Vec<u8>>> {
+        Ok(self.meta.view().xattrs(file)?)
+    }
+
+    /// Removes an extended attribute.
+    pub fn remove_xattr(&self, file: FileId, name: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        Ok(self
+            .meta
+            .update(|update| update.remove_xattr(file, name, Timestamp::now()))?)
+    }
+
+    /// Every path of a file from the root of the mount, `/` first.
+    pub fn paths(&self, file: FileId) -> Result<Vec<Vec<u8>>> {
+        let view = self.meta.view();
+        let mut paths = Vec::new();
+        for (directory, name) in view.names(file)? {
+            let mut parts = vec![name];
+            let mut at = directory;
+            // Deeper than any path; a loop would be damage.
+            for _ in 0..4096 {
+                if at == meta::ROOT {
+                    break;
+                }
+                let Some((parent, name)) = view.names(at)?.into_iter().next() else {
+                    break;
+                };
+                parts.push(name);
+                at = parent;
+            }
+            let mut path = Vec::new();
+            for part in parts.iter().rev() {
+                path.push(b'/');
+                path.extend_from_slice(part);
+            }
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+}
+
+pub(super) fn gone(file: FileId) -> VolumeError {
+    VolumeError::new(libc::ENOENT, format!("file {file} is no longer there"))
+}
+
+/// Kept beside the names it is about: who holds a file open decides what an unlink leaves.
+pub(super) type Table = std::collections::HashMap<FileId, Arc<super::file::OpenFile>>;

@@ -1,0 +1,414 @@
+//! Reading an open file: the map says where bytes are; they come from open blocks, windows in the making,
+//! inline pieces, the cache of decompressed blocks, or the disks. Blocks of one request are fetched side by
+//! side, and a reader that goes forward finds the next ones in the cache.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::error::{Result, VolumeError};
+use super::file::{FileState, OpenFile};
+use super::filemap::Window;
+use super::{Handle, Volume};
+use crate::ids::{BlockId, SetId};
+use crate::meta::Records;
+use crate::store::block::{BlockIds, open as open_block};
+use crate::store::{Extent, Held, Source, WindowRecord};
+
+/// How far ahead of a sequential reader blocks are fetched, in bytes.
+const AHEAD: u64 = 8 << 20;
+
+/// Reads in a row, each beginning where the one before ended, that make a reader sequential.
+const SEQUENTIAL: u32 = 2;
+
+/// How often a read that failed is tried again after the map has changed under it.
+const RETRIES: usize = 8;
+
+/// A part of an answer, and where its bytes are to be had.
+#[derive(Debug)]
+struct Part {
+    /// Where it lies in the answer.
+    place: Range<usize>,
+    from: From,
+}
+
+#[derive(Debug)]
+enum From {
+    Zeros,
+    Bytes(Vec<u8>),
+    Raw { raw: Arc<Vec<u8>>, offset: usize },
+    Piece { piece: u32, offset: usize },
+    Block { at: Located, offset: usize },
+}
+
+/// A block and the record to read it by; `None` when the base has it.
+#[derive(Clone, Debug)]
+struct Located {
+    block: BlockId,
+    held: Option<Arc<Held>>,
+    /// The set it was sealed for, while it is held.
+    set: SetId,
+    record: Option<Arc<WindowRecord>>,
+}
+
+impl Volume {
+    /// A read that needs no disk; `None` when it would have to wait. For the threads that serve the kernel.
+    pub fn try_read(&self, handle: Handle, offset: u64, length: usize) -> Option<Result<Vec<u8>>> {
+        let handle = match self.handle(handle) {
+            Ok(handle) => handle,
+            Err(error) => return Some(Err(error)),
+        };
+        let state = handle.file.state.try_lock()?;
+        // Only what is certain to be short work: an empty answer.
+        (offset >= state.size || length == 0).then(|| Ok(Vec::new()))
+    }
+
+    /// Reads; short only at the end of the file.
+    pub fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let handle = self.handle(handle)?;
+        if !handle.may_read {
+            return Err(VolumeError::new(
+                libc::EBADF,
+                "the file was opened for writing only",
+            ));
+        }
+        let bytes = self.read_file(&handle.file, offset, length)?;
+        let end = offset + bytes.len() as u64;
+        let streak = if handle.next_read.swap(end, Ordering::Relaxed) == offset {
+            handle.streak.fetch_add(1, Ordering::Relaxed) + 1
+        } else {
+            handle.streak.store(0, Ordering::Relaxed);
+            0
+        };
+        if streak >= SEQUENTIAL {
+            self.fetch_ahead(&handle.file, end, &handle.fetched);
+        }
+        Ok(bytes)
+    }
+
+    /// Reads an open file as programs see it now.
+    pub(super) fn read_file(
+        &self,
+        file: &Arc<OpenFile>,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>> {
+        self.read_through(file, offset, length, false)
+    }
+
+    /// Reads an open file as the running commit sees it, without regard to its length.
+    pub(super) fn read_frozen(&self, file: &Arc<OpenFile>, range: Range<u64>) -> Result<Vec<u8>> {
+        self.read_through(file, range.start, (range.end - range.start) as usize, true)
+    }
+
+    fn read_through(
+        &self,
+        file: &Arc<OpenFile>,
+        offset: u64,
+        length: usize,
+        frozen: bool,
+    ) -> Result<Vec<u8>> {
+        let mut tries = 0;
+        loop {
+            let _reading = file.reading.read_recursive();
+            let mut state = file.state.lock();
+            let end = if frozen { u64::MAX } else { state.size };
+            let length = (length as u64).min(end.saturating_sub(offset)) as usize;
+            let range = offset..offset + length as u64;
+            let extents = if frozen {
+                state.map.resolve_frozen(range)?
+            } else {
+                state.map.resolve(range)?
+            };
+            let parts = self.locate(&mut state, offset, &extents)?;
+            let version = state.version;
+            drop(state);
+            match self.fetch(file, length, parts) {
+                Ok(bytes) => return Ok(bytes),
+                // Bytes that were moved away meanwhile are found at their new place.
+                Err(_) if file.state.lock().version != version && tries < RETRIES => tries += 1,
+                Err(error) => {
+                    file.damaged.store(true, Ordering::Release);
+                    tracing::error!(file = %file.id, offset, length, %error, "a read failed");
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn locate(&self, state: &mut FileState, offset: u64, extents: &[Extent]) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(extents.len());
+        for extent in extents {
+            let start = (extent.range.start - offset) as usize;
+            let length = (extent.range.end - extent.range.start) as usize;
+            let from = match extent.source {
+                Source::Hole => From::Zeros,
+                Source::Inline { piece, offset } => From::Piece {
+                    piece,
+                    offset: offset as usize,
+                },
+                Source::Block { block, offset } => {
+                    let offset = offset as usize;
+                    if let Some(bytes) = state.gatherer.bytes(block) {
+                        let bytes = bytes.get(offset..offset + length).unwrap_or_default();
+                        From::Bytes(bytes.to_vec())
+                    } else {
+                        match state.map.windows.get(&block.window) {
+                            Some(Window::Making(window)) => match window.held(block.index) {
+                                Some(Held::Raw(raw)) => From::Raw { raw, offset },
+                                Some(Held::OnDisk(record)) => From::Block {
+                                    at: Located {
+                                        block,
+                                        held: None,
+                                        set: window.set,
+                                        record: Some(record),
+                                    },
+                                    offset,
+                                },
+                                Some(held) => From::Block {
+                                    at: Located {
+                                        block,
+                                        held: Some(Arc::new(held)),
+                                        set: window.set,
+                                        record: None,
+                                    },
+                                    offset,
+                                },
+                                None => {
+                                    return Err(VolumeError::new(
+                                        libc::EIO,
+                                        format!("block {block} was begun and has no bytes"),
+                                    ));
+                                }
+                            },
+                            Some(Window::Made(record)) => {
+                                let (set, record) = (record.set, Some(Arc::clone(record)));
+                                From::Block {
+                                    at: Located {
+                                        block,
+                                        held: None,
+                                        set,
+                                        record,
+                                    },
+                                    offset,
+                                }
+                            }
+                            None => From::Block {
+                                at: Located {
+                                    block,
+                                    held: None,
+                                    set: SetId(0),
+                                    record: None,
+                                },
+                                offset,
+                            },
+                        }
+                    }
+                }
+            };
+            parts.push(Part {
+                place: start..start + length,
+                from,
+            });
+        }
+        Ok(parts)
+    }
+
+    fn fetch(&self, file: &Arc<OpenFile>, length: usize, parts: Vec<Part>) -> Result<Vec<u8>> {
+        let blocks = parts
+            .iter()
+            .filter(|part| matches!(part.from, From::Block { .. }))
+            .count();
+        let found: Vec<(Range<usize>, Option<Found>)> =
+            match self.me.upgrade().filter(|_| blocks > 1) {
+                Some(volume) => {
+                    let work = parts.into_iter().map(|part| {
+                        let (volume, file) = (Arc::clone(&volume), Arc::clone(file));
+                        move || volume.fetch_part(&file, part)
+                    });
+                    let answers = self.readers.all(work.collect());
+                    let panicked = || {
+                        VolumeError::new(libc::EIO, "a reading thread failed; the log tells why")
+                    };
+                    answers
+                        .into_iter()
+                        .map(|answer| answer.unwrap_or_else(|| Err(panicked())))
+                        .collect::<Result<_>>()?
+                }
+                None => parts
+                    .into_iter()
+                    .map(|part| self.fetch_part(file, part))
+                    .collect::<Result<_>>()?,
+            };
+        let mut answer = Vec::with_capacity(length);
+        for (place, bytes) in found {
+            let bytes = match &bytes {
+                None => {
+                    answer.resize(place.end, 0);
+                    continue;
+                }
+                Some(Found::Owned(bytes)) => bytes.get(..place.len()),
+                Some(Found::Raw(raw, offset)) => raw.get(*offset..*offset + place.len()),
+                Some(Found::Shared(bytes, offset)) => bytes.get(*offset..*offset + place.len()),
+            };
+            let bytes = bytes.ok_or_else(|| {
+                VolumeError::new(
+                    libc::EIO,
+                    format!(
+                        "the map of file {} points behind the end of a block",
+                        file.id
+                    ),
+                )
+            })?;
+            answer.extend_from_slice(bytes);
+        }
+        Ok(answer)
+    }
+
+    fn fetch_part(
+        &self,
+        file: &Arc<OpenFile>,
+        part: Part,
+    ) -> Result<(Range<usize>, Option<Found>)> {
+        let bytes = match part.from {
+            From::Zeros => None,
+            From::Bytes(bytes) => Some(Found::Owned(bytes)),
+            From::Raw { raw, offset } => Some(Found::Raw(raw, offset)),
+            From::Piece { piece, offset } => Some(Found::Shared(self.piece(file, piece)?, offset)),
+            From::Block { at, offset } => {
+                Some(Found::Shared(self.block(file, &at, false)?, offset))
+            }
+        };
+        Ok((part.place, bytes))
+    }
+
+    /// An inline piece, from memory or the metadata.
+    pub(super) fn piece(&self, file: &OpenFile, piece: u32) -> Result<Arc<[u8]>> {
+        if let Some(bytes) = file.state.lock().pieces.get(&piece) {
+            return Ok(Arc::clone(bytes));
+        }
+        let bytes = self.meta.view().inline(file.id, piece)?.ok_or_else(|| {
+            VolumeError::new(
+                libc::EIO,
+                format!("inline piece {piece} of file {} is missing", file.id),
+            )
+        })?;
+        file.state.lock().pieces.insert(piece, Arc::clone(&bytes));
+        Ok(bytes)
+    }
+
+    fn block(&self, file: &Arc<OpenFile>, at: &Located, in_run: bool) -> Result<Arc<[u8]>> {
+        if let Some(Held::Sealed(block, record)) = at.held.as_deref() {
+            let ids = BlockIds {
+                volume: self.id,
+                file: file.id,
+                set: at.set,
+                block: at.block,
+            };
+            return self.cache.get_or_load((file.id, at.block), || {
+                open_block(ids, &block.sealed.bytes, record).map_err(|error| {
+                    VolumeError::new(libc::EIO, format!("a block in memory is bad: {error}"))
+                })
+            });
+        }
+        let record = match &at.record {
+            Some(record) => Arc::clone(record),
+            None => self.record(file, at.block)?,
+        };
+        let read = if in_run {
+            self.reader
+                .read_block_in_run(file.id, &record, at.block.index)
+        } else {
+            self.reader.read_block(file.id, &record, at.block.index)
+        };
+        Ok(read?)
+    }
+
+    /// The record of a window that is placed.
+    pub(super) fn record(&self, file: &OpenFile, block: BlockId) -> Result<Arc<WindowRecord>> {
+        file.state.lock().map.record(block.window)?.ok_or_else(|| {
+            VolumeError::new(
+                libc::EIO,
+                format!("window {} of file {} is unknown", block.window, file.id),
+            )
+        })
+    }
+
+    /// Has the blocks of the next bytes decompressed into the cache, aside. `fetched` remembers how far.
+    fn fetch_ahead(&self, file: &Arc<OpenFile>, from: u64, fetched: &std::sync::atomic::AtomicU64) {
+        let Some(volume) = self.me.upgrade() else {
+            return;
+        };
+        let ahead = AHEAD.min(self.cache_bytes / 4);
+        let done = fetched.load(Ordering::Relaxed);
+        let start = if done >= from && done <= from + ahead {
+            done
+        } else {
+            from
+        };
+        let end = from + ahead;
+        // Small steps cost more than they bring.
+        if end < start + ahead / 4 || fetched.swap(end, Ordering::Relaxed) == end {
+            return;
+        }
+        let file = Arc::clone(file);
+        self.readers.spawn(move || {
+            let _reading = file.reading.read_recursive();
+            let mut state = file.state.lock();
+            let end = end.min(state.size);
+            if start >= end {
+                return;
+            }
+            // What cannot be had is the reader's to report when it comes there.
+            let Ok(extents) = state.map.resolve(start..end) else {
+                return;
+            };
+            let Ok(parts) = volume.locate(&mut state, start, &extents) else {
+                return;
+            };
+            drop(state);
+            for part in parts {
+                if let From::Block { at, .. } = part.from {
+                    let (volume, file) = (Arc::clone(&volume), Arc::clone(&file));
+                    let reading = Arc::clone(&volume);
+                    reading.readers.spawn(move || {
+                        let _reading = file.reading.read_recursive();
+                        let _ = volume.block(&file, &at, true);
+                    });
+                }
+            }
+        });
+    }
+
+    /// SEEK_DATA and SEEK_HOLE: the first byte from `offset` on that is data, or none. ENXIO as lseek(2) says.
+    pub fn seek(&self, handle: Handle, offset: u64, data: bool) -> Result<u64> {
+        let handle = self.handle(handle)?;
+        let state = handle.file.state.lock();
+        let none = || VolumeError::new(libc::ENXIO, "there is no data at or behind that offset");
+        if offset >= state.size {
+            return Err(none());
+        }
+        let mut at = offset;
+        while at < state.size {
+            // Step by step, since a range may hold any number of extents.
+            let step = (at + SEEK_STEP).min(state.size);
+            for extent in state.map.resolve(at..step)? {
+                if (extent.source != Source::Hole) == data {
+                    return Ok(extent.range.start);
+                }
+            }
+            at = step;
+        }
+        if data { Err(none()) } else { Ok(state.size) }
+    }
+}
+
+/// Bytes of a file that are looked through at once.
+const SEEK_STEP: u64 = 1 << 30;
+
+/// Bytes found for a part of an answer.
+enum Found {
+    Owned(Vec<u8>),
+    Raw(Arc<Vec<u8>>, usize),
+    Shared(Arc<[u8]>, usize),
+}

@@ -1,0 +1,186 @@
+//! Rescue: the namespace out of what is left when every database is lost. The journals rebuild all of it; files
+//! that no journal knows any more are found by their manifests, which carry paths and attributes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Volume;
+use super::error::Result;
+use super::head::FileHead;
+use crate::config::Config;
+use crate::disk::ObjectName;
+use crate::ids::FileId;
+use crate::meta::{FileKind, New, ROOT, Records, Timestamp, Update, WriteRecords};
+use crate::store::manifest::{Manifest, ManifestRef};
+
+/// The directory that takes files whose own cannot be made again.
+const LOST_AND_FOUND: &[u8] = b"lost+found";
+
+/// What a manifest says of its file besides where its bytes are, for a rescue without any metadata.
+#[derive(Debug, Serialize, Deserialize)]
+struct Description {
+    paths: Vec<Vec<u8>>,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    mtime: (i64, u32),
+    stored: u64,
+}
+
+impl Volume {
+    /// The description for a manifest that is being written.
+    pub(super) fn describe(&self, file: FileId, size: u64) -> Result<Vec<u8>> {
+        let inode = self.meta.view().inode(file)?;
+        let Some(inode) = inode else {
+            return Ok(Vec::new());
+        };
+        let mut paths = self.paths(file)?;
+        paths.truncate(8);
+        let description = Description {
+            paths,
+            mode: inode.mode,
+            uid: inode.uid,
+            gid: inode.gid,
+            size,
+            mtime: (inode.mtime.seconds, inode.mtime.nanos),
+            stored: inode.stored,
+        };
+        Ok(serde_json::to_vec(&description).unwrap_or_default())
+    }
+
+    /// Rebuilds the metadata of a volume whose databases are lost, from the journals, and what those do not
+    /// know from the manifests. Says in lines what was done and what could not be.
+    pub fn rescue(config: &Config) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let volume = Volume::open_for_rescue(config, &mut lines)?;
+        volume.adopt(&mut lines)?;
+        volume.close()?;
+        Ok(lines)
+    }
+
+    /// Gives names to files that only their manifests know.
+    fn adopt(&self, lines: &mut Vec<String>) -> Result<()> {
+        let mut newest: BTreeMap<FileId, (ManifestRef, Arc<Manifest>)> = BTreeMap::new();
+        for status in self.disks.list() {
+            let Some(disk) = self.disks.get(status.id) else {
+                continue;
+            };
+            for (object, _) in disk.list()? {
+                let ObjectName::Manifest(id) = object else {
+                    continue;
+                };
+                let Ok(reference) = Manifest::discover(self.id, id, &self.disks, status.id) else {
+                    lines.push(format!(
+                        "manifest {id} on disk {} cannot be read",
+                        status.name
+                    ));
+                    continue;
+                };
+                let Ok(manifest) = self.manifest(reference) else {
+                    continue;
+                };
+                let later = |(known, _): &(ManifestRef, _)| known.id < id;
+                if newest.get(&manifest.file()).is_none_or(later) {
+                    newest.insert(manifest.file(), (reference, Arc::new(manifest)));
+                }
+            }
+        }
+        let view = self.meta.view();
+        for (file, (reference, manifest)) in newest {
+            if view.inode(file)?.is_some() {
+                continue;
+            }
+            match self.adopt_one(file, reference, &manifest) {
+                Ok(path) => lines.push(format!("file {file} was found by its manifest: {path}")),
+                Err(error) => lines.push(format!(
+                    "file {file} was found and cannot be named: {error}"
+                )),
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt_one(
+        &self,
+        file: FileId,
+        reference: ManifestRef,
+        manifest: &Manifest,
+    ) -> Result<String> {
+        let totals = manifest.totals();
+        let described: Option<Description> = serde_json::from_slice(&manifest.description()?).ok();
+        let path = described
+            .as_ref()
+            .and_then(|described| described.paths.first().cloned());
+        let path = path.unwrap_or_default();
+        let mut parts: Vec<&[u8]> = path
+            .split(|&byte| byte == b'/')
+            .filter(|part| !part.is_empty())
+            .collect();
+        let own = format!("file-{file}");
+        let name = parts.pop().map_or(own.as_bytes().to_vec(), <[u8]>::to_vec);
+        let now = Timestamp::now();
+        let mut sets = Vec::new();
+        for found in manifest.sets() {
+            sets.push(found?.set);
+        }
+        let head = FileHead {
+            base: Some(reference),
+            next_window: totals.next_window,
+            next_piece: totals.next_piece,
+            stored: totals.stored,
+            ..FileHead::default()
+        };
+        self.meta.update(|update| -> Result<()> {
+            let mut directory = ROOT;
+            let in_lost = path.is_empty();
+            let lost = [LOST_AND_FOUND];
+            for part in if in_lost { &lost[..] } else { &parts[..] } {
+                directory = self.directory(update, directory, part)?;
+            }
+            let taken = update.entry(directory, &name)?.is_some();
+            let name = if taken { own.as_bytes() } else { &name };
+            let new = New {
+                kind: FileKind::Regular,
+                mode: described.as_ref().map_or(0o600, |described| described.mode),
+                uid: described.as_ref().map_or(0, |described| described.uid),
+                gid: described.as_ref().map_or(0, |described| described.gid),
+                rdev: 0,
+                target: b"",
+            };
+            let mut inode = update.create_as(file, directory, name, new, now)?;
+            inode.size = totals.file_size;
+            inode.stored = totals.stored;
+            if let Some(described) = &described {
+                inode.mtime = Timestamp {
+                    seconds: described.mtime.0,
+                    nanos: described.mtime.1,
+                };
+            }
+            update.put_inode(file, &inode);
+            update.put_manifest(file, &head.encode());
+            for set in &sets {
+                self.add_set_reference(update, *set)?;
+            }
+            Ok(())
+        })?;
+        Ok(String::from_utf8_lossy(&path).into_owned())
+    }
+
+    fn directory(&self, update: &mut Update, parent: FileId, name: &[u8]) -> Result<FileId> {
+        if let Some(entry) = update.entry(parent, name)? {
+            return Ok(entry.file);
+        }
+        let new = New {
+            kind: FileKind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: b"",
+        };
+        Ok(update.create(parent, name, new, Timestamp::now())?.0)
+    }
+}

@@ -1,0 +1,472 @@
+//! Settling: at a commit every block gets the tier that holds. A block whose live bytes are of both tiers
+//! is repacked into pure ones; a window in which blocks changed sides gets new parity. The same repacking moves
+//! bytes off disks that failed, out of sparse windows, and out of the metadata.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Volume;
+use super::commit::Frozen;
+use super::error::{Result, VolumeError};
+use super::file::OpenFile;
+use super::filemap::Window;
+use super::fold::{parity_punches, punch_ranges};
+use super::gather::Gatherer;
+use super::tiers::{FrozenBytes, Tiers};
+use crate::ids::{BlockId, DiskId, SetId, WindowNo};
+use crate::store::{Extent, Lane, SetWriter, Source, Tier, WindowRecord};
+
+/// What a block's live bytes are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Use {
+    critical: bool,
+    expendable: bool,
+}
+
+/// Extents that are moved before their new places are entered into the map.
+const BATCH: usize = 50_000;
+
+/// The most bytes that are moved in one piece.
+const PIECE: u64 = 1 << 20;
+
+/// The frozen bytes of a file, for the tier source.
+struct View<'a> {
+    volume: &'a Volume,
+    file: &'a Arc<OpenFile>,
+    size: u64,
+}
+
+impl FrozenBytes for View<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let bytes = self
+            .volume
+            .read_frozen(self.file, offset..offset + buffer.len() as u64)?;
+        buffer.copy_from_slice(&bytes);
+        Ok(())
+    }
+}
+
+impl Volume {
+    /// Gives every block of the file the tier that the tier source tells.
+    pub(super) fn settle(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
+        let tiers = self.tiers.at_commit(
+            file.id,
+            &View {
+                volume: self,
+                file,
+                size: frozen.size,
+            },
+        );
+        if tiers == Tiers::All(Tier::Critical) && !self.has_unprotected(file)? {
+            return Ok(());
+        }
+        let view = self.frozen_view(file);
+        let mut uses: HashMap<WindowNo, BTreeMap<u16, Use>> = HashMap::new();
+        view.each(|extent| {
+            if let Source::Block { block, .. } = extent.source {
+                let found = uses
+                    .entry(block.window)
+                    .or_default()
+                    .entry(block.index)
+                    .or_default();
+                tiers.split(extent.range, |_, tier| match tier {
+                    Tier::Critical => found.critical = true,
+                    Tier::Expendable => found.expendable = true,
+                });
+            }
+            Ok(())
+        })?;
+        let mut moving: HashSet<BlockId> = HashSet::new();
+        let mut changing: Vec<(Arc<WindowRecord>, Vec<bool>)> = Vec::new();
+        view.each_window(|record| {
+            let Some(uses) = uses.get(&record.no) else {
+                return Ok(());
+            };
+            let mut differs = false;
+            let mut protect = Vec::with_capacity(record.blocks.len());
+            for (index, block) in record.blocks.iter().enumerate() {
+                let now = uses.get(&(index as u16)).copied().unwrap_or_default();
+                let place = self.place_of(now, block.protected, &record);
+                if place == Place::Move {
+                    moving.insert(BlockId {
+                        window: record.no,
+                        index: index as u16,
+                    });
+                }
+                // What is moved away or dead stays in the parity unless that is written anew anyway.
+                let keep = match place {
+                    Place::Protected => true,
+                    Place::Unprotected | Place::Move | Place::Dead => false,
+                };
+                differs |= match place {
+                    Place::Dead => false,
+                    Place::Move => block.protected,
+                    Place::Protected | Place::Unprotected => keep != block.protected,
+                };
+                protect.push(keep);
+            }
+            if differs {
+                changing.push((record, protect));
+            }
+            Ok(())
+        })?;
+        if !moving.is_empty() {
+            self.repack(
+                file,
+                &|source| matches!(source, Source::Block { block, .. } if moving.contains(&block)),
+                &|extent, piece| {
+                    tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)))
+                },
+            )?;
+        }
+        if !changing.is_empty() {
+            let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, self.next_set());
+            for (record, protect) in &changing {
+                self.protect(file, frozen, &writer, record, protect)?;
+            }
+            self.finish_set(file, writer);
+        }
+        Ok(())
+    }
+
+    fn has_unprotected(&self, file: &OpenFile) -> Result<bool> {
+        let state = file.state.lock();
+        if state.head.unprotected > 0 {
+            return Ok(true);
+        }
+        let plain = |window: &Window| match window {
+            Window::Made(record) => record
+                .blocks
+                .iter()
+                .any(|block| block.stored > 0 && !block.protected),
+            Window::Making(_) => false,
+        };
+        Ok(self.pipeline.policy.critical.m > 0 && state.map.windows.values().any(plain))
+    }
+
+    fn place_of(&self, now: Use, protected: bool, record: &WindowRecord) -> Place {
+        let policy = &self.pipeline.policy;
+        match (now.critical, now.expendable) {
+            (false, false) => Place::Dead,
+            (true, true) => Place::Move,
+            (true, false) if protected || policy.critical.m == 0 => Place::Protected,
+            (true, false) if record.code.m < policy.critical.m => Place::Move,
+            (true, false) => Place::Protected,
+            (false, true) if policy.expendable.m == 0 => Place::Unprotected,
+            (false, true) if record.code.m == policy.expendable.m && protected => Place::Protected,
+            (false, true) => Place::Move,
+        }
+    }
+
+    /// Gives a window the parity of exactly the blocks that are to be protected.
+    fn protect(
+        &self,
+        file: &Arc<OpenFile>,
+        frozen: &mut Frozen,
+        writer: &Arc<SetWriter>,
+        record: &Arc<WindowRecord>,
+        protect: &[bool],
+    ) -> Result<()> {
+        let mut new = WindowRecord::clone(record);
+        let mut order: Vec<usize> = (0..new.blocks.len())
+            .filter(|&index| new.blocks[index].stored > 0)
+            .collect();
+        order.sort_by_key(|&index| (new.blocks[index].column, new.blocks[index].offset));
+        let mut lengths = vec![0u32; usize::from(new.code.k)];
+        let mut columns: Vec<Vec<Vec<u8>>> = vec![Vec::new(); usize::from(new.code.k)];
+        let mut given_back: BTreeMap<u8, Vec<Range<u64>>> = BTreeMap::new();
+        let moved: HashSet<u16> = self.dead_blocks(file, record)?;
+        for index in order {
+            let block = &mut new.blocks[index];
+            block.protected = protect.get(index).copied().unwrap_or(true);
+            if block.protected {
+                let column = usize::from(block.column);
+                block.column_offset = lengths[column];
+                lengths[column] += block.stored;
+                let stored = self
+                    .reader
+                    .read_stored(file.id, record, index as u16)
+                    .map_err(VolumeError::from)?;
+                columns[column].push(stored.to_vec());
+            } else if moved.contains(&(index as u16)) {
+                let range = block.offset..block.offset + u64::from(block.stored);
+                given_back.entry(block.column).or_default().push(range);
+                *block = given_up();
+            }
+        }
+        for (column, ranges) in given_back {
+            if let Some(disk) = record.disk(column.into()) {
+                punch_ranges(record.set, disk, false, ranges, &mut frozen.sweep);
+            }
+        }
+        parity_punches(record, &mut frozen.sweep);
+        if lengths.iter().all(|&length| length == 0) || new.code.m == 0 {
+            new.parity.clear();
+            new.parity_length = 0;
+            new.parity_set = new.set;
+        } else {
+            new = writer
+                .write_parity(new, &columns)
+                .map_err(VolumeError::from)?;
+        }
+        let mut state = file.state.lock();
+        state.uncommitted.insert(new.no);
+        state
+            .map
+            .windows
+            .insert(new.no, Window::Made(Arc::new(new)));
+        state.version += 1;
+        Ok(())
+    }
+
+    /// The blocks of a window that no extent of the running commit refers to.
+    fn dead_blocks(&self, file: &OpenFile, record: &WindowRecord) -> Result<HashSet<u16>> {
+        let mut dead: HashSet<u16> = (0..record.blocks.len() as u16).collect();
+        self.frozen_view(file).each(|extent| {
+            if let Source::Block { block, .. } = extent.source
+                && block.window == record.no
+            {
+                dead.remove(&block.index);
+            }
+            Ok(())
+        })?;
+        Ok(dead)
+    }
+
+    /// Puts elsewhere what lies in windows that a failed disk is part of.
+    pub(super) fn repack_failed(
+        &self,
+        file: &Arc<OpenFile>,
+        failed: &[(SetId, DiskId)],
+    ) -> Result<()> {
+        let touched = |set: SetId, disks: &[DiskId]| {
+            failed
+                .iter()
+                .any(|(bad, disk)| *bad == set && disks.contains(disk))
+        };
+        let mut windows: HashMap<WindowNo, bool> = HashMap::new();
+        {
+            let state = file.state.lock();
+            let pending: BTreeSet<SetId> =
+                state.pending.iter().map(|writer| writer.set()).collect();
+            for (no, window) in &state.map.windows {
+                match window {
+                    Window::Making(window)
+                        if pending.contains(&window.set) && touched(window.set, &window.disks) =>
+                    {
+                        windows.insert(*no, true);
+                    }
+                    Window::Made(record)
+                        if touched(record.set, &record.disks)
+                            || touched(record.parity_set, &record.disks) =>
+                    {
+                        let protected = record.blocks.iter().any(|block| block.protected);
+                        windows.insert(*no, protected || record.code.m > 0);
+                    }
+                    Window::Making(_) | Window::Made(_) => {}
+                }
+            }
+        }
+        if windows.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(file = %file.id, windows = windows.len(), "what a failed disk did not take is put elsewhere");
+        let selected = |source: &Source| matches!(source, Source::Block { block, .. } if windows.contains_key(&block.window));
+        self.repack(file, &selected, &|extent, piece| {
+            let critical = match extent.source {
+                Source::Block { block, .. } => windows.get(&block.window).copied().unwrap_or(true),
+                Source::Hole | Source::Inline { .. } => true,
+            };
+            piece(
+                extent.range.clone(),
+                if critical {
+                    Lane::Critical
+                } else {
+                    Lane::Expendable
+                },
+            );
+        })?;
+        let mut state = file.state.lock();
+        for no in windows.keys() {
+            state.map.windows.remove(no);
+            state.uncommitted.remove(no);
+        }
+        Ok(())
+    }
+
+    /// Moves what lives out of windows that are more dead than alive.
+    pub(super) fn repack_sparse(&self, file: &Arc<OpenFile>) -> Result<()> {
+        let view = self.frozen_view(file);
+        let mut live: HashMap<WindowNo, u64> = HashMap::new();
+        view.each(|extent| {
+            if let Source::Block { block, .. } = extent.source {
+                *live.entry(block.window).or_default() += extent.range.end - extent.range.start;
+            }
+            Ok(())
+        })?;
+        let mut sparse: HashMap<BlockId, bool> = HashMap::new();
+        view.each_window(|record| {
+            let raw: u64 = record.blocks.iter().map(|block| u64::from(block.raw)).sum();
+            if live.get(&record.no).is_some_and(|&alive| alive * 2 < raw) {
+                for (index, block) in record.blocks.iter().enumerate() {
+                    sparse.insert(
+                        BlockId {
+                            window: record.no,
+                            index: index as u16,
+                        },
+                        block.protected,
+                    );
+                }
+            }
+            Ok(())
+        })?;
+        if sparse.is_empty() {
+            return Ok(());
+        }
+        let selected = |source: &Source| matches!(source, Source::Block { block, .. } if sparse.contains_key(block));
+        self.repack(file, &selected, &|extent, piece| {
+            let critical = match extent.source {
+                Source::Block { block, .. } => sparse.get(&block).copied().unwrap_or(true),
+                Source::Hole | Source::Inline { .. } => true,
+            };
+            piece(
+                extent.range.clone(),
+                if critical {
+                    Lane::Critical
+                } else {
+                    Lane::Expendable
+                },
+            );
+        })
+    }
+
+    /// Moves all inline pieces into blocks.
+    pub(super) fn unpack_pieces(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
+        let mut pieces: BTreeSet<u32> = BTreeSet::new();
+        self.frozen_view(file).each(|extent| {
+            if let Source::Inline { piece, .. } = extent.source {
+                pieces.insert(piece);
+            }
+            Ok(())
+        })?;
+        self.repack(
+            file,
+            &|source| matches!(source, Source::Inline { .. }),
+            &|extent, piece| {
+                piece(extent.range.clone(), Lane::Critical);
+            },
+        )?;
+        frozen.dead_pieces.extend(pieces);
+        Ok(())
+    }
+
+    /// Copies the bytes of the selected extents into new blocks, in the lanes that `lanes` tells, and points
+    /// the frozen map at them.
+    fn repack(
+        &self,
+        file: &Arc<OpenFile>,
+        selected: &dyn Fn(&Source) -> bool,
+        lanes: &dyn Fn(&Extent, &mut dyn FnMut(Range<u64>, Lane)),
+    ) -> Result<()> {
+        let view = self.frozen_view(file);
+        let next_window = Arc::clone(&file.state.lock().next_window);
+        let mut gatherer = Gatherer::new(
+            Arc::clone(&self.pipeline),
+            file.id,
+            self.block_size,
+            next_window,
+        );
+        let mut moved: Vec<Extent> = Vec::new();
+        view.each(|extent| {
+            if !selected(&extent.source) {
+                return Ok(());
+            }
+            let mut pieces = Vec::new();
+            lanes(&extent, &mut |range, lane| pieces.push((range, lane)));
+            for (range, lane) in pieces {
+                let mut at = range.start;
+                while at < range.end {
+                    let end = (at + PIECE).min(range.end);
+                    let bytes = self.read_frozen(file, at..end)?;
+                    let mut permit = self.pipeline.budget.force(bytes.len() as u64);
+                    gatherer
+                        .append(
+                            lane,
+                            at,
+                            &bytes,
+                            &mut permit,
+                            &|| self.next_set(),
+                            &mut |window| {
+                                let mut state = file.state.lock();
+                                let windows = &mut state.map.windows;
+                                windows
+                                    .entry(window.no)
+                                    .or_insert_with(|| Window::Making(Arc::clone(window)));
+                            },
+                            &mut |extent| moved.push(extent),
+                        )
+                        .map_err(VolumeError::from)?;
+                    at = end;
+                }
+            }
+            if moved.len() > BATCH {
+                enter(file, &mut gatherer, &mut moved);
+            }
+            Ok(())
+        })?;
+        enter(file, &mut gatherer, &mut moved);
+        if let Some(writer) = gatherer.take_writer() {
+            self.finish_set(file, writer);
+        }
+        Ok(())
+    }
+}
+
+/// Points the frozen map at blocks whose bytes can be had.
+fn enter(file: &OpenFile, gatherer: &mut Gatherer, moved: &mut Vec<Extent>) {
+    gatherer.seal_all();
+    let mut state = file.state.lock();
+    let frozen = state.map.frozen.get_or_insert_default();
+    for extent in moved.drain(..) {
+        frozen.insert(extent.range, extent.source);
+    }
+    state.version += 1;
+}
+
+/// Where a block belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing of it lives.
+    Dead,
+    /// Where it is, under its window's parity.
+    Protected,
+    /// Where it is, stored once.
+    Unprotected,
+    /// In another window.
+    Move,
+}
+
+fn lane(tier: Tier) -> Lane {
+    match tier {
+        Tier::Critical => Lane::Critical,
+        Tier::Expendable => Lane::Expendable,
+    }
+}
+
+fn given_up() -> crate::store::BlockRecord {
+    crate::store::BlockRecord {
+        column: 0,
+        encoding: crate::store::Encoding::Plain,
+        protected: false,
+        offset: 0,
+        column_offset: 0,
+        stored: 0,
+        raw: 0,
+        checksum: 0,
+    }
+}

@@ -1,0 +1,436 @@
+//! What an administrator is shown of a volume and of a file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::Volume;
+use super::error::Result;
+use super::file::{FileCondition, OpenFile};
+use crate::ids::{DiskId, FileId};
+use crate::meta::{FileKind, Records};
+use crate::store::parity::PARITY_HEADER;
+use crate::store::{DiskState, Source, WindowRecord};
+
+/// Windows that an inspection lists one by one.
+const WINDOWS_LISTED: usize = 64;
+
+/// A volume at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The name in the config.
+    pub volume: String,
+    /// The volume's identity.
+    pub id: String,
+    /// `read-write` or `read-only`.
+    pub mode: String,
+    /// Durable metadata transactions so far.
+    pub epoch: u64,
+    /// The code of critical bytes.
+    pub policy_critical: String,
+    /// The code of expendable bytes.
+    pub policy_expendable: String,
+    /// The disks.
+    pub disks: Vec<DiskStatus>,
+    /// What there is.
+    pub files: FileCounts,
+    /// What is not done yet.
+    pub owed: Owed,
+    /// Bytes of file data that the volume holds in all under its policy.
+    pub capacity_total: u64,
+    /// Bytes of incompressible critical data that it can still take.
+    pub capacity_free: u64,
+}
+
+/// A disk at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its name.
+    pub name: String,
+    /// Its directory.
+    pub path: String,
+    /// `online`, `faulty` or `missing`.
+    pub state: String,
+    /// All its bytes.
+    pub total: u64,
+    /// Bytes that can still be written.
+    pub free: u64,
+    /// Bytes of this volume on it.
+    pub used: u64,
+    /// Why it is not online.
+    pub note: Option<String>,
+}
+
+/// What there is in a volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FileCounts {
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Links, fifos, devices, sockets.
+    pub other: u64,
+    /// Files with bytes that are not committed.
+    pub open: u64,
+    /// Files that are being committed.
+    pub committing: u64,
+    /// Files with all the redundancy that was asked for.
+    pub protected: u64,
+    /// Files of which parts are read by reconstruction only, or have less redundancy than asked for.
+    pub degraded: u64,
+    /// Files of which bytes are known to be gone.
+    pub damaged: u64,
+}
+
+/// What is not done yet.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Owed {
+    /// Bytes in memory for writing.
+    pub bytes_not_committed: u64,
+    /// Commits under way.
+    pub commits_running: u64,
+    /// Files that wait to be compacted.
+    pub compactions_waiting: u64,
+}
+
+/// A file, looked into.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Inspection {
+    /// Its number.
+    pub file: u64,
+    /// Every path of it in the mount.
+    pub paths: Vec<String>,
+    /// `open`, `committing`, `protected`, `degraded` or `damaged`.
+    pub state: String,
+    /// Bytes.
+    pub size: u64,
+    /// Runs of bytes that lie somewhere.
+    pub extents: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Windows.
+    pub windows: u64,
+    /// Bytes in the metadata.
+    pub inline_bytes: u64,
+    /// Bytes of the file that are holes.
+    pub hole_bytes: u64,
+    /// Bytes by tier.
+    pub tiers: Vec<TierBytes>,
+    /// Bytes of parity on the disks.
+    pub parity_bytes: u64,
+    /// Bytes of manifests and inline pieces, on all disks.
+    pub metadata_bytes: u64,
+    /// What each disk holds of it.
+    pub disks: Vec<DiskShare>,
+    /// The codes of its windows.
+    pub codes: Vec<String>,
+    /// Segment sets.
+    pub sets: u64,
+    /// The first windows, one by one.
+    pub window_list: Vec<WindowLine>,
+}
+
+/// Bytes of one tier.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TierBytes {
+    /// `critical` or `expendable`.
+    pub tier: String,
+    /// Bytes of the file.
+    pub logical: u64,
+    /// Bytes in blocks on the disks, without parity.
+    pub stored: u64,
+}
+
+/// What one disk holds of a file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DiskShare {
+    /// The disk.
+    pub disk: String,
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes of blocks.
+    pub data_bytes: u64,
+    /// Bytes of parity.
+    pub parity_bytes: u64,
+}
+
+/// One window.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WindowLine {
+    /// Its number.
+    pub no: u32,
+    /// Its code.
+    pub code: String,
+    /// Its blocks.
+    pub blocks: u64,
+    /// The disks of its columns.
+    pub columns: Vec<String>,
+    /// The disks of its parity; none when nothing in it is protected.
+    pub parity: Vec<String>,
+    /// Bytes on the disks, parity included.
+    pub stored: u64,
+    /// Bytes of the file that its blocks hold, dead ones included.
+    pub raw: u64,
+}
+
+impl Volume {
+    /// The volume at a glance.
+    pub fn status(&self) -> Result<Status> {
+        let capacity = self.capacity()?;
+        let policy = &self.pipeline.policy;
+        let (files, waiting) = self.count_files()?;
+        Ok(Status {
+            volume: self.name.clone(),
+            id: self.id.to_string(),
+            mode: if self.read_only {
+                "read-only"
+            } else {
+                "read-write"
+            }
+            .to_owned(),
+            epoch: self.meta.mark().epoch.0,
+            policy_critical: policy.critical.to_string(),
+            policy_expendable: policy.expendable.to_string(),
+            disks: self.disk_statuses(),
+            owed: Owed {
+                bytes_not_committed: self.pipeline.budget.held(),
+                commits_running: files.committing,
+                compactions_waiting: waiting,
+            },
+            files,
+            capacity_total: capacity.total,
+            capacity_free: capacity.free,
+        })
+    }
+
+    fn disk_statuses(&self) -> Vec<DiskStatus> {
+        let space = self.pipeline.room.space();
+        let list = self.disks.list().into_iter();
+        list.map(|status| {
+            let (state, note) = match &status.state {
+                DiskState::Online => ("online", None),
+                DiskState::Faulty(why) => ("faulty", Some(why.clone())),
+                DiskState::Missing => ("missing", None),
+            };
+            let used = match self.disks.get(status.id).map(|disk| disk.list()) {
+                Some(Ok(objects)) => objects.iter().map(|(_, bytes)| bytes).sum(),
+                Some(Err(_)) | None => 0,
+            };
+            let space = space.get(&status.id).copied().unwrap_or_default();
+            let path = self
+                .paths
+                .iter()
+                .find(|(id, _)| *id == status.id)
+                .map(|(_, path)| path.clone());
+            DiskStatus {
+                name: status.name,
+                path: path.unwrap_or_default(),
+                state: state.to_owned(),
+                total: space.total,
+                free: space.free,
+                used,
+                note,
+            }
+        })
+        .collect()
+    }
+
+    /// How many files there are, of all kinds.
+    pub(super) fn status_counts(&self) -> Result<u64> {
+        let view = self.meta.view();
+        Ok(view.files().count() as u64)
+    }
+
+    fn count_files(&self) -> Result<(FileCounts, u64)> {
+        let mut counts = FileCounts::default();
+        let view = self.meta.view();
+        for found in view.files() {
+            let (_, inode) = found?;
+            match inode.kind {
+                FileKind::Regular => counts.files += 1,
+                FileKind::Directory => counts.directories += 1,
+                _ => counts.other += 1,
+            }
+        }
+        for file in self.files_in_use() {
+            match self.condition(&file)? {
+                FileCondition::Open => counts.open += 1,
+                FileCondition::Committing => counts.committing += 1,
+                FileCondition::Damaged => counts.damaged += 1,
+                FileCondition::Protected | FileCondition::Degraded => {}
+            }
+        }
+        let rest = counts
+            .files
+            .saturating_sub(counts.open + counts.committing + counts.damaged);
+        if self
+            .disks
+            .list()
+            .iter()
+            .all(|status| status.state == DiskState::Online)
+        {
+            counts.protected = rest;
+        } else {
+            // Which of them has bytes on the disks that are gone, only an inspection of each tells.
+            counts.degraded = rest;
+        }
+        Ok((counts, 0))
+    }
+
+    /// What a file's bytes are worth now.
+    pub(super) fn condition(&self, file: &OpenFile) -> Result<FileCondition> {
+        if file.damaged.load(Ordering::Acquire) {
+            return Ok(FileCondition::Damaged);
+        }
+        if file.committing.load(Ordering::Acquire) {
+            return Ok(FileCondition::Committing);
+        }
+        if file.state.lock().is_dirty() {
+            return Ok(FileCondition::Open);
+        }
+        let mut condition = FileCondition::Protected;
+        let critical = self.pipeline.policy.critical;
+        self.frozen_view(file).each_window(|window| {
+            let protected = window.blocks.iter().any(|block| block.protected);
+            let gone = window.disks.iter().any(|disk| !self.disks.is_online(*disk));
+            if gone || protected && window.code.m < critical.m {
+                condition = FileCondition::Degraded;
+            }
+            Ok(())
+        })?;
+        Ok(condition)
+    }
+
+    /// Looks into a file.
+    pub fn inspect(&self, file: FileId) -> Result<Inspection> {
+        let open = self.use_file(file)?;
+        let _turn = open.turn.lock();
+        let mut found = Inspection {
+            file: file.0,
+            paths: self
+                .paths(file)?
+                .iter()
+                .map(|path| String::from_utf8_lossy(path).into_owned())
+                .collect(),
+            state: self.condition(&open)?.word().to_owned(),
+            ..Inspection::default()
+        };
+        let (size, base, stored_inline) = {
+            let state = open.state.lock();
+            (
+                state.size,
+                state.map.base.as_ref().map_or(0, |base| base.length()),
+                state.inline_bytes,
+            )
+        };
+        found.size = size;
+        let view = self.frozen_view(&open);
+        let mut live: BTreeMap<(u32, u16), u64> = BTreeMap::new();
+        view.each(|extent| {
+            let length = extent.range.end - extent.range.start;
+            match extent.source {
+                Source::Hole => found.hole_bytes += length,
+                Source::Inline { .. } => {
+                    found.extents += 1;
+                    found.inline_bytes += length;
+                }
+                Source::Block { block, .. } => {
+                    found.extents += 1;
+                    *live.entry((block.window.0, block.index)).or_default() += length;
+                }
+            }
+            Ok(())
+        })?;
+        let (mut critical, mut expendable) = ((found.inline_bytes, 0), (0, 0));
+        let mut shares: BTreeMap<DiskId, DiskShare> = BTreeMap::new();
+        let mut codes: BTreeSet<String> = BTreeSet::new();
+        let mut sets = BTreeSet::new();
+        view.each_window(|window| {
+            codes.insert(window.code.to_string());
+            sets.insert(window.set);
+            let mut line = self.window_line(&window);
+            for (index, block) in window
+                .blocks
+                .iter()
+                .enumerate()
+                .filter(|(_, block)| block.stored > 0)
+            {
+                found.blocks += 1;
+                let alive = live.get(&(window.no.0, index as u16)).copied().unwrap_or(0);
+                let tier = if block.protected || self.pipeline.policy.critical.m == 0 {
+                    &mut critical
+                } else {
+                    &mut expendable
+                };
+                tier.0 += alive;
+                tier.1 += u64::from(block.stored);
+                line.blocks += 1;
+                line.stored += u64::from(block.stored);
+                line.raw += u64::from(block.raw);
+                if let Some(disk) = window.disk(block.column.into()) {
+                    let share = shares.entry(disk).or_default();
+                    share.blocks += 1;
+                    share.data_bytes += u64::from(block.stored);
+                }
+            }
+            for shard in 0..window.parity.len() {
+                sets.insert(window.parity_set);
+                let bytes = u64::from(window.parity_length) + PARITY_HEADER as u64;
+                found.parity_bytes += bytes;
+                line.stored += bytes;
+                if let Some(disk) = window.disk(usize::from(window.code.k) + shard) {
+                    shares.entry(disk).or_default().parity_bytes += bytes;
+                }
+            }
+            found.windows += 1;
+            if found.window_list.len() < WINDOWS_LISTED {
+                found.window_list.push(line);
+            }
+            Ok(())
+        })?;
+        found.codes = codes.into_iter().collect();
+        found.sets = sets.len() as u64;
+        found.disks = shares
+            .into_iter()
+            .map(|(disk, share)| DiskShare {
+                disk: self.disks.name(disk),
+                ..share
+            })
+            .collect();
+        let copies = self.meta.online().len() as u64;
+        found.metadata_bytes = (base + u64::from(stored_inline)) * copies;
+        found.tiers = vec![
+            TierBytes {
+                tier: "critical".into(),
+                logical: critical.0,
+                stored: critical.1,
+            },
+            TierBytes {
+                tier: "expendable".into(),
+                logical: expendable.0,
+                stored: expendable.1,
+            },
+        ];
+        Ok(found)
+    }
+
+    fn window_line(&self, window: &WindowRecord) -> WindowLine {
+        let name = |disk: &DiskId| self.disks.name(*disk);
+        let k = usize::from(window.code.k);
+        let (columns, parity) = window.disks.split_at(k.min(window.disks.len()));
+        WindowLine {
+            no: window.no.0,
+            code: window.code.to_string(),
+            blocks: 0,
+            columns: columns.iter().map(name).collect(),
+            parity: if window.parity.is_empty() {
+                Vec::new()
+            } else {
+                parity.iter().map(name).collect()
+            },
+            stored: 0,
+            raw: 0,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The sweeper gives back what no manifest refers to any more: segment sets, manifests, and ranges inside
+//! segments that live on. It acts only once the transaction that let go of them is durable, and when no read
+//! of the file is under way that may still look for them.
+
+use std::sync::{Arc, Weak};
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::Volume;
+use super::file::OpenFile;
+use crate::disk::{DiskError, ObjectName};
+use crate::ids::{ManifestId, SetId};
+use crate::meta::{Key, PunchKey, Records};
+
+/// What can be given back.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Sets that this file refers to no more.
+    pub sets: Vec<SetId>,
+    /// Manifests.
+    pub manifests: Vec<ManifestId>,
+    /// Ranges of segments, with their lengths.
+    pub punches: Vec<(PunchKey, u64)>,
+}
+
+impl Sweep {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.sets.is_empty() && self.manifests.is_empty() && self.punches.is_empty()
+    }
+}
+
+enum Job {
+    Sweep(Option<Arc<OpenFile>>, Sweep),
+    Wait(Sender<()>),
+}
+
+/// The thread that gives back.
+#[derive(Debug)]
+pub struct Sweeper {
+    queue: Sender<Job>,
+}
+
+impl Sweeper {
+    /// Starts the thread. It ends when the sweeper is dropped.
+    pub fn start(volume: Weak<Volume>) -> std::io::Result<Sweeper> {
+        let (queue, jobs) = unbounded();
+        std::thread::Builder::new()
+            .name("sweeper".into())
+            .spawn(move || {
+                for job in jobs {
+                    match job {
+                        Job::Sweep(file, sweep) => {
+                            if let Some(volume) = volume.upgrade() {
+                                volume.sweep(file.as_deref(), &sweep);
+                            }
+                        }
+                        // Whoever asked may have gone.
+                        Job::Wait(done) => drop(done.send(())),
+                    }
+                }
+            })?;
+        Ok(Sweeper { queue })
+    }
+
+    /// A sweeper that does nothing, for a volume that could not be started.
+    pub fn none() -> Sweeper {
+        Sweeper {
+            queue: unbounded().0,
+        }
+    }
+
+    /// Hands over what a file lets go of.
+    pub fn add(&self, file: Arc<OpenFile>, sweep: Sweep) {
+        self.send(Some(file), sweep);
+    }
+
+    /// Hands over what a file let go of that nobody has open.
+    pub fn add_closed(&self, sweep: Sweep) {
+        self.send(None, sweep);
+    }
+
+    fn send(&self, file: Option<Arc<OpenFile>>, sweep: Sweep) {
+        if !sweep.is_empty() {
+            // After the thread has ended the next mount removes what is left.
+            let _ = self.queue.send(Job::Sweep(file, sweep));
+        }
+    }
+
+    /// Waits until everything handed over before is done.
+    pub fn wait(&self) {
+        let (done, waiting) = crossbeam_channel::bounded(1);
+        if self.queue.send(Job::Wait(done)).is_ok() {
+            let _ = waiting.recv();
+        }
+    }
+}
+
+impl Volume {
+    fn sweep(&self, file: Option<&OpenFile>, sweep: &Sweep) {
+        if let Err(error) = self.meta.sync() {
+            tracing::warn!(%error, "nothing is given back, as the metadata is not durable");
+            return;
+        }
+        let _alone = file.map(|file| file.reading.write());
+        let view = self.meta.view();
+        let sets = sweep.sets.iter().copied();
+        let gone: Vec<SetId> = sets
+            .filter(|set| matches!(view.set(*set), Ok(None)))
+            .collect();
+        drop(view);
+        for status in self.disks.list() {
+            let Some(disk) = self.disks.get(status.id) else {
+                continue;
+            };
+            let blocks = gone
+                .iter()
+                .flat_map(|set| [ObjectName::Blocks(*set), ObjectName::Parity(*set)]);
+            let manifests = sweep.manifests.iter().map(|id| ObjectName::Manifest(*id));
+            for object in blocks.chain(manifests) {
+                if let Err(error) = disk.remove(object) {
+                    // The next mount finds it without a reference.
+                    tracing::debug!(%error, "not removed");
+                }
+            }
+        }
+        for (key, length) in &sweep.punches {
+            let object = if key.parity {
+                ObjectName::Parity(key.set)
+            } else {
+                ObjectName::Blocks(key.set)
+            };
+            let Some(disk) = self.disks.get(key.disk) else {
+                continue;
+            };
+            match disk.punch(object, key.offset..key.offset + length) {
+                Ok(()) | Err(DiskError::Unsupported { .. } | DiskError::Missing { .. }) => {}
+                Err(error) => tracing::debug!(%error, "not punched"),
+            }
+        }
+        if !sweep.punches.is_empty() {
+            let done = self.meta.update(|update| -> super::Result<()> {
+                for (key, _) in &sweep.punches {
+                    update.delete(Key::punch(key));
+                }
+                Ok(())
+            });
+            if let Err(error) = done {
+                tracing::debug!(%error, "punches will be done again");
+            }
+        }
+        self.pipeline.room.forget();
+    }
+}

@@ -1,0 +1,97 @@
+//! Where the tiers of a file's ranges come from. While a file is written a tier source is asked for a guess;
+//! at a commit it gives the tiers that hold. The rest of the volume obeys and knows no reasons.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::error::Result;
+use crate::ids::FileId;
+use crate::store::{Lane, Tier};
+
+/// The bytes of a file as they stood when its commit began.
+pub trait FrozenBytes: Sync {
+    /// The file's length in bytes.
+    fn size(&self) -> u64;
+    /// Fills the buffer from the offset; what lies behind the end is zeros.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+/// The tiers of a whole file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tiers {
+    /// One for all of it.
+    All(Tier),
+    /// By range, in rising order and without overlap; what no range covers is critical.
+    Runs(Vec<(Range<u64>, Tier)>),
+}
+
+impl Tiers {
+    /// Cuts a range where its tier changes.
+    pub fn split(&self, range: Range<u64>, mut piece: impl FnMut(Range<u64>, Tier)) {
+        let runs = match self {
+            Tiers::All(tier) => return piece(range, *tier),
+            Tiers::Runs(runs) => runs,
+        };
+        let mut at = range.start;
+        let first = runs.partition_point(|(run, _)| run.end <= range.start);
+        for (run, tier) in runs.get(first..).unwrap_or_default() {
+            if run.start >= range.end {
+                break;
+            }
+            if at < run.start {
+                piece(at..run.start, Tier::Critical);
+                at = run.start;
+            }
+            let to = run.end.min(range.end);
+            piece(at..to, *tier);
+            at = to;
+        }
+        if at < range.end {
+            piece(at..range.end, Tier::Critical);
+        }
+    }
+}
+
+/// Says which tier the ranges of a file are of.
+pub trait TierSource: Send + Sync + fmt::Debug {
+    /// A guess while the range is written: only what is certain is more than `Undecided`.
+    fn while_writing(&self, file: FileId, range: &Range<u64>, bytes: &[u8]) -> Lane;
+
+    /// The tiers of the finished file.
+    fn at_commit(&self, file: FileId, bytes: &dyn FrozenBytes) -> Tiers;
+}
+
+/// Every byte is critical: right for all that is no guest's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct AllCritical;
+
+impl TierSource for AllCritical {
+    fn while_writing(&self, _: FileId, _: &Range<u64>, _: &[u8]) -> Lane {
+        Lane::Critical
+    }
+
+    fn at_commit(&self, _: FileId, _: &dyn FrozenBytes) -> Tiers {
+        Tiers::All(Tier::Critical)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_run_covers_is_critical() {
+        let tiers = Tiers::Runs(vec![(10..20, Tier::Expendable), (30..40, Tier::Expendable)]);
+        let mut pieces = Vec::new();
+        tiers.split(5..35, |range, tier| pieces.push((range, tier)));
+        assert_eq!(
+            pieces,
+            [
+                (5..10, Tier::Critical),
+                (10..20, Tier::Expendable),
+                (20..30, Tier::Critical),
+                (30..35, Tier::Expendable)
+            ]
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! Writing into an open file: bytes are gathered and the map says where they went. Overwriting, truncating,
+//! punching and copying are edits of the map. Nothing here waits for a disk; only for memory, and only where
+//! the caller allows it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::error::{Result, VolumeError};
+use super::file::{FileState, OpenFile};
+use super::filemap::Window;
+use super::zeros;
+use super::{Handle, Volume};
+use crate::meta::Timestamp;
+use crate::store::{Extent, Permit, Source};
+
+/// The largest file.
+pub const SIZE_MAX: u64 = 1 << 60;
+
+/// Runs in the newest layer, or windows in memory, at which an uncommitted base is written so that memory
+/// does not grow with the file.
+const SPILL_RUNS: usize = 100_000;
+const SPILL_WINDOWS: usize = 512;
+
+/// How space is allocated or given back, as fallocate(2) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocate {
+    /// Grow the file if the range ends behind it.
+    Reserve,
+    /// Only ask whether there is room.
+    ReserveKeepSize,
+    /// The range becomes a hole.
+    Punch,
+    /// The range reads as zeros; the file grows if it ends behind it.
+    Zero,
+    /// The range reads as zeros.
+    ZeroKeepSize,
+}
+
+impl Volume {
+    /// Gathers a write if there is memory for it at once; `None` when it would have to wait.
+    pub fn try_write(&self, handle: Handle, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        let file = match self.writable(handle, offset, data.len() as u64) {
+            Ok(file) => file,
+            Err(error) => return Some(Err(error)),
+        };
+        let permit = self.pipeline.budget.try_acquire(data.len() as u64)?;
+        Some(self.write_with(&file, offset, data, permit))
+    }
+
+    /// Gathers a write; waits for memory.
+    pub fn write(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<()> {
+        let file = self.writable(handle, offset, data.len() as u64)?;
+        let permit = self.memory(data.len() as u64);
+        self.write_with(&file, offset, data, permit)
+    }
+
+    /// Waits for memory to write with; others are made to finish what they hold.
+    pub(super) fn memory(&self, bytes: u64) -> Permit {
+        self.pipeline.budget.acquire(bytes, &|| self.relieve())
+    }
+
+    /// Makes every file hand over its open blocks and windows, so that their memory comes back.
+    fn relieve(&self) {
+        for file in self.files_in_use() {
+            // A file that is busy is about to make progress anyway.
+            if let Some(mut state) = file.state.try_lock() {
+                state.gatherer.relieve();
+            }
+        }
+    }
+
+    fn writable(&self, handle: Handle, offset: u64, length: u64) -> Result<Arc<OpenFile>> {
+        let handle = self.handle(handle)?;
+        if !handle.may_write {
+            return Err(VolumeError::new(
+                libc::EBADF,
+                "the file was opened for reading only",
+            ));
+        }
+        self.check_writable()?;
+        if offset.checked_add(length).is_none_or(|end| end > SIZE_MAX) {
+            return Err(VolumeError::new(
+                libc::EFBIG,
+                "a file can have at most 2^60 bytes",
+            ));
+        }
+        Ok(Arc::clone(&handle.file))
+    }
+
+    fn write_with(
+        &self,
+        file: &Arc<OpenFile>,
+        offset: u64,
+        data: &[u8],
+        mut permit: Permit,
+    ) -> Result<()> {
+        self.check_room(data.len() as u64)?;
+        let mut state = file.state.lock();
+        self.put(file, &mut state, offset, data, &mut permit)?;
+        self.touch(file, &mut state);
+        let spill = state.map.top.len() > SPILL_RUNS || state.map.windows.len() > SPILL_WINDOWS;
+        drop(state);
+        if spill {
+            self.begin_spill(file);
+        }
+        self.kernel_forgets(file, offset, data.len() as u64);
+        Ok(())
+    }
+
+    /// Notes that the bytes changed now.
+    pub(super) fn touch(&self, _file: &OpenFile, state: &mut FileState) {
+        let now = Timestamp::now();
+        state.mtime = Some(now);
+        state.ctime = Some(now);
+    }
+
+    /// Copies bytes into open blocks and points the map at them.
+    pub(super) fn put(
+        &self,
+        file: &OpenFile,
+        state: &mut FileState,
+        offset: u64,
+        data: &[u8],
+        permit: &mut Permit,
+    ) -> Result<()> {
+        zeros::split(data, |piece, zero| {
+            let range = offset + piece.start as u64..offset + piece.end as u64;
+            if zero {
+                self.put_hole(state, range)
+            } else {
+                self.put_data(file, state, range, &data[piece], permit)
+            }
+        })?;
+        state.size = state.size.max(offset + data.len() as u64);
+        Ok(())
+    }
+
+    fn put_data(
+        &self,
+        file: &OpenFile,
+        state: &mut FileState,
+        range: Range<u64>,
+        data: &[u8],
+        permit: &mut Permit,
+    ) -> Result<()> {
+        if range.start < state.size {
+            if self.patch_open(state, &range, data)? {
+                return Ok(());
+            }
+            self.count_dead(state, range.clone())?;
+        }
+        let lane = self.tiers.while_writing(file.id, &range, data);
+        let FileState { gatherer, map, .. } = state;
+        let (windows, top) = (&mut map.windows, &mut map.top);
+        let result = gatherer.append(
+            lane,
+            range.start,
+            data,
+            permit,
+            &|| self.next_set(),
+            &mut |window| {
+                windows
+                    .entry(window.no)
+                    .or_insert_with(|| Window::Making(Arc::clone(window)));
+            },
+            &mut |extent| top.insert(extent.range, extent.source),
+        );
+        result.map_err(|error| {
+            tracing::error!(file = %file.id, %error, "a write was refused");
+            VolumeError::from(error)
+        })
+    }
+
+    /// A write into bytes that are all still in one open block goes there, and leaves nothing dead.
+    fn patch_open(&self, state: &mut FileState, range: &Range<u64>, data: &[u8]) -> Result<bool> {
+        let mut found = Vec::new();
+        let mut gaps = 0;
+        state
+            .map
+            .top
+            .walk(range.clone(), &mut |extent| found.push(extent), &mut |_| {
+                gaps += 1
+            });
+        let [
+            Extent {
+                source: Source::Block { block, offset },
+                ..
+            },
+        ] = found[..]
+        else {
+            return Ok(false);
+        };
+        if gaps > 0 {
+            return Ok(false);
+        }
+        let start = offset as usize;
+        Ok(state.gatherer.patch(block, start..start + data.len(), data))
+    }
+
+    /// Makes a range a hole; what lies behind the end needs no word.
+    pub(super) fn put_hole(&self, state: &mut FileState, range: Range<u64>) -> Result<()> {
+        let range = range.start..range.end.min(state.size.max(state.committed_size));
+        if range.start < range.end {
+            self.count_dead(state, range.clone())?;
+            state.map.top.insert(range, Source::Hole);
+        }
+        Ok(())
+    }
+
+    fn count_dead(&self, state: &mut FileState, range: Range<u64>) -> Result<()> {
+        for extent in state.map.resolve(range)? {
+            if let Source::Block { .. } = extent.source {
+                state.dead += extent.range.end - extent.range.start;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the length. What is cut off is gone: a later growth reads zeros there.
+    pub(super) fn resize(&self, file: &OpenFile, size: u64) -> Result<()> {
+        if size > SIZE_MAX {
+            return Err(VolumeError::new(
+                libc::EFBIG,
+                "a file can have at most 2^60 bytes",
+            ));
+        }
+        let mut state = file.state.lock();
+        if size < state.size {
+            let cut = size..state.size.max(state.committed_size);
+            self.put_hole(&mut state, cut)?;
+        }
+        state.size = size;
+        self.touch(file, &mut state);
+        drop(state);
+        self.kernel_forgets(file, size, 0);
+        Ok(())
+    }
+
+    /// fallocate(2). Room is not set aside, as what a block will take is not known before it is compressed;
+    /// that there is enough now is checked.
+    pub fn allocate(&self, handle: Handle, offset: u64, length: u64, how: Allocate) -> Result<()> {
+        let file = self.writable(handle, offset, length)?;
+        let end = offset + length;
+        if matches!(how, Allocate::Reserve | Allocate::ReserveKeepSize) {
+            self.check_room(length)?;
+        }
+        let mut state = file.state.lock();
+        match how {
+            Allocate::Reserve => {
+                if end <= state.size {
+                    return Ok(());
+                }
+                state.size = end;
+            }
+            Allocate::ReserveKeepSize => return Ok(()),
+            Allocate::Punch | Allocate::ZeroKeepSize => {
+                let end = end.min(state.size);
+                if offset < end {
+                    self.put_hole(&mut state, offset..end)?;
+                }
+            }
+            Allocate::Zero => {
+                self.put_hole(&mut state, offset..end)?;
+                state.size = state.size.max(end);
+            }
+        }
+        self.touch(&file, &mut state);
+        drop(state);
+        self.kernel_forgets(&file, offset, length);
+        Ok(())
+    }
+
+    /// Refuses what could not be protected: the bytes in hand may all turn out incompressible.
+    fn check_room(&self, length: u64) -> Result<()> {
+        let room = self.data_room();
+        if length.saturating_add(self.pipeline.budget.held()) > room {
+            self.pipeline.room.forget();
+            if length.saturating_add(self.pipeline.budget.held()) > self.data_room() {
+                return Err(VolumeError::new(
+                    libc::ENOSPC,
+                    "no room to store this with the redundancy that the policy asks for; free space or add disks",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what the kernel caches of a range that was written around its cache.
+    pub(super) fn kernel_forgets(&self, file: &OpenFile, offset: u64, length: u64) {
+        if file.cached_readers.load(Ordering::Acquire) > 0 {
+            self.invalidate(file.id, offset, length);
+        }
+    }
+}

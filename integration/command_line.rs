@@ -1,0 +1,393 @@
+//! The commands as an administrator uses them, mount(8) and fstab included.
+
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Signal, kill_process};
+
+use crate::harness::disks::TestDisk;
+use crate::harness::process::{Outcome, run};
+use crate::harness::volume::{Shape, Volume, binary};
+use crate::harness::{content, mounts, wait_until};
+
+/// Runs parsfs with words, in which CONFIG and MOUNTPOINT stand for the volume's.
+fn parsfs(volume: &Volume, words: &str) -> Outcome {
+    let place = |word| match word {
+        "CONFIG" => volume.config.as_os_str().to_owned(),
+        "MOUNTPOINT" => volume.mountpoint.as_os_str().to_owned(),
+        word => word.into(),
+    };
+    volume.parsfs(words.split(' ').map(place))
+}
+
+/// Asserts that it failed with this exit code and named something on stderr.
+#[track_caller]
+fn expect_failure(outcome: &Outcome, code: i32, named: &str) {
+    assert_eq!(outcome.status.code(), Some(code), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains(named),
+        "{named:?} is not named: {outcome:?}"
+    );
+}
+
+#[test]
+fn help_is_given_and_wrong_usage_is_told() {
+    for words in [
+        "--help",
+        "init --help",
+        "mount --help",
+        "umount --help",
+        "status --help",
+        "inspect --help",
+        "rescue --help",
+    ] {
+        let outcome = run(
+            Command::new(binary()).args(words.split(' ')),
+            Duration::from_secs(10),
+        );
+        assert!(
+            outcome.success() && outcome.stdout.contains("Usage:"),
+            "{words}: {outcome:?}"
+        );
+    }
+    for words in ["", "frobnicate", "mount", "mount --no-such-option a b"] {
+        let outcome = run(
+            Command::new(binary()).args(words.split_whitespace()),
+            Duration::from_secs(10),
+        );
+        assert_eq!(outcome.status.code(), Some(2), "{words:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn the_first_mount_of_a_newcomer() {
+    let volume = Volume::unmade(&Shape::default());
+    parsfs(&volume, "init CONFIG").expect_success("init");
+    parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
+    // It serves when the command is back.
+    content::write_file(&volume.path("file"), 1, 3_000_000).expect("a file right after the mount");
+    let mount = mounts::on(&volume.mountpoint).expect("a mount");
+    assert_eq!(mount.kind, "fuse.parsfs");
+    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    assert!(!volume.is_mounted());
+    parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("a second mount");
+    content::check_file(&volume.path("file"), 1, 3_000_000).expect("the file after a remount");
+    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    expect_failure(&parsfs(&volume, "umount MOUNTPOINT"), 1, "mnt");
+}
+
+#[test]
+fn wrong_configs_are_refused_by_the_key() {
+    let volume = Volume::unmade(&Shape::default());
+    let text = fs::read_to_string(&volume.config).expect("the config");
+    let cases = [
+        (text.replace("compression", "compresion"), "compresion"),
+        (text.replace("4+2", "6+2"), "policy.critical"),
+        (text.replace("4+2", "four"), "policy.critical"),
+        (text.replace("zstd:1", "gzip"), "policy.compression"),
+        (text.replace("disk6", "disk5"), "disk5"),
+        (text.replace("[volume]", "[volumes]"), "volumes"),
+    ];
+    for (wrong, named) in cases {
+        fs::write(&volume.config, wrong).expect("a wrong config");
+        expect_failure(&parsfs(&volume, "init CONFIG"), 1, named);
+    }
+    assert!(
+        volume
+            .disks
+            .iter()
+            .all(|disk| fs::read_dir(&disk.path).expect("a disk").count() == 0),
+        "a disk was written to"
+    );
+}
+
+#[test]
+fn disks_of_another_volume_are_refused_by_name() {
+    let mut first = Volume::mounted();
+    content::write_file(&first.path("file"), 1, 1_000_000).expect("a file");
+    first.umount();
+    expect_failure(&parsfs(&first, "init CONFIG"), 1, "disk1");
+
+    // One disk swapped for one of another volume.
+    let mut second = Volume::new(&Shape::default());
+    let text = fs::read_to_string(&second.config).expect("the config");
+    let own = second.disks[2].path.display().to_string();
+    fs::write(
+        &second.config,
+        text.replace(&own, &first.disks[2].path.display().to_string()),
+    )
+    .expect("a config");
+    match second.try_mount(&[]) {
+        Err(why) => assert!(why.contains("disk3"), "the disk is not named: {why}"),
+        Ok(()) => {
+            let status = second.status().to_string();
+            panic!("a disk of another volume is taken: {status}");
+        }
+    }
+    first.mount();
+    content::check_file(&first.path("file"), 1, 1_000_000)
+        .expect("the volume that the disk belongs to");
+}
+
+#[test]
+fn a_volume_has_one_writer() {
+    let volume = Volume::mounted();
+    let other = volume.scratch.directory("other");
+    let outcome = volume.parsfs([
+        "mount".as_ref(),
+        volume.config.as_os_str(),
+        other.as_os_str(),
+        "--foreground".as_ref(),
+    ]);
+    assert!(!outcome.success(), "a second writer is let in");
+    assert!(!outcome.stderr.is_empty());
+    content::write_file(&volume.path("file"), 1, 1_000_000).expect("the first writer goes on");
+}
+
+#[test]
+fn a_read_only_mount_changes_nothing() {
+    let mut volume = Volume::mounted();
+    content::write_file(&volume.path("file"), 1, 1_000_000).expect("a file");
+    volume.umount();
+    let seen = |volume: &Volume| -> Vec<Vec<u8>> {
+        let files = volume
+            .disks
+            .iter()
+            .flat_map(|disk| disk.files(crate::harness::disks::Kind::Any));
+        files
+            .map(|file| fs::read(file).expect("a disk's file"))
+            .collect()
+    };
+    let before = seen(&volume);
+    volume.mount_with(&["--read-only"]);
+    content::check_file(&volume.path("file"), 1, 1_000_000).expect("reading");
+    for result in [
+        File::create(volume.path("new")).map(drop),
+        fs::remove_file(volume.path("file")),
+    ] {
+        assert_eq!(
+            result
+                .expect_err("a change of a read-only mount")
+                .raw_os_error(),
+            Some(libc::EROFS)
+        );
+    }
+    volume.umount();
+    assert!(
+        seen(&volume) == before,
+        "a read-only mount wrote to the disks"
+    );
+}
+
+#[test]
+fn umount_waits_for_what_is_open() {
+    let mut volume = Volume::mounted();
+    let path = volume.path("open");
+    let file = File::create(&path).expect("a file");
+    content::write_range(&file, 1, 0, 5_000_000).expect("write");
+    // As umount(8) does: busy is told, and nothing is harmed.
+    expect_failure(&parsfs(&volume, "umount MOUNTPOINT"), 1, "mnt");
+    content::write_range(&file, 1, 5_000_000, 1_000_000).expect("writing on");
+    // Detached, it waits until the file is closed, and what was written is there.
+    let closer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        content::close(file).expect("close");
+    });
+    parsfs(&volume, "umount --lazy MOUNTPOINT").expect_success("a lazy umount");
+    closer.join().expect("closing");
+    wait_until("the daemon to end", Duration::from_secs(30), || {
+        !volume.serves()
+    });
+    volume.kill();
+    volume.mount();
+    content::check_file(&path, 1, 6_000_000).expect("what was written while it was unmounted");
+}
+
+/// After a kill the mount point answers ENOTCONN to all; mounting again must need nobody to clean up.
+#[test]
+fn a_mount_whose_daemon_died_is_mounted_over() {
+    let volume = Volume::new(&Shape::default());
+    parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
+    content::write_file(&volume.path("file"), 1, 1_000_000).expect("a file");
+    let daemon = daemon_of(&volume);
+    kill_process(daemon, Signal::KILL).expect("killing the daemon");
+    wait_until("the daemon to be dead", Duration::from_secs(10), || {
+        fs::read_dir(&volume.mountpoint).is_err()
+    });
+    parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mounting over a dead mount");
+    content::check_file(&volume.path("file"), 1, 1_000_000).expect("the file");
+    let kind = "fuse.parsfs";
+    assert_eq!(
+        mounts::all()
+            .iter()
+            .filter(|mount| mount.at == volume.mountpoint && mount.kind == kind)
+            .count(),
+        1
+    );
+    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+}
+
+/// The daemon, by what it was started with: nothing else has this mount point among its arguments.
+fn daemon_of(volume: &Volume) -> rustix::process::Pid {
+    let mountpoint = volume.mountpoint.to_string_lossy().into_owned();
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let found = processes.filter_map(|entry| {
+        let number: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        let words = String::from_utf8_lossy(&words).into_owned();
+        words
+            .split('\0')
+            .any(|word| word == mountpoint)
+            .then_some(number)
+    });
+    let all: Vec<i32> = found.collect();
+    assert_eq!(all.len(), 1, "not one daemon: {all:?}");
+    rustix::process::Pid::from_raw(all[0]).expect("a process id")
+}
+
+#[test]
+fn status_tells_of_disks() {
+    let mut volume = Volume::mounted();
+    content::write_file(&volume.path("file"), 1, 5_000_000).expect("a file");
+    let states = |volume: &Volume| -> Vec<String> {
+        let status = volume.status();
+        let disks = status["disks"].as_array().expect("disks").clone();
+        disks
+            .iter()
+            .map(|disk| disk["state"].as_str().expect("a state").to_owned())
+            .collect()
+    };
+    let healthy = states(&volume);
+    assert_eq!(healthy.len(), 6);
+    assert!(
+        healthy.iter().all(|state| *state == healthy[0]),
+        "{healthy:?}"
+    );
+    assert_eq!(volume.status()["files"]["files"], 1);
+    volume.umount();
+    assert_eq!(states(&volume), healthy, "the same without a mount");
+    volume.disks[3].take_away();
+    volume.mount();
+    let degraded = states(&volume);
+    assert_ne!(degraded[3], healthy[0], "a missing disk is not told of");
+    assert_eq!(
+        degraded
+            .iter()
+            .filter(|state| **state == healthy[0])
+            .count(),
+        5,
+        "{degraded:?}"
+    );
+    parsfs(&volume, "status MOUNTPOINT").expect_success("status for people");
+}
+
+#[test]
+fn inspect_tells_what_a_file_is_made_of() {
+    let volume = Volume::mounted();
+    let path = volume.path("file");
+    content::write_file(&path, 1, 5_000_000).expect("a file");
+    let inspect = |json: &[&str]| {
+        let mut words = vec!["inspect".into(), path.as_os_str().to_owned()];
+        words.extend(json.iter().map(|word| (*word).into()));
+        volume.parsfs(words).expect_success("inspect").stdout
+    };
+    let told: serde_json::Value = serde_json::from_str(&inspect(&["--json"])).expect("JSON");
+    assert_eq!(told["size"], 5_000_000);
+    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    let disks = told["disks"].as_array().expect("disks");
+    let data: u64 = disks.iter().map(|disk| number(&disk["data_bytes"])).sum();
+    let parity: u64 = disks.iter().map(|disk| number(&disk["parity_bytes"])).sum();
+    assert!(
+        data > 1_000_000 && parity * 2 >= data,
+        "data {data}, parity {parity}"
+    );
+    assert!(
+        disks
+            .iter()
+            .filter(|disk| number(&disk["data_bytes"]) > 0)
+            .count()
+            >= 4,
+        "{disks:?}"
+    );
+    assert!(!inspect(&[]).is_empty());
+    let outside = volume.parsfs(["inspect".as_ref(), volume.config.as_os_str()]);
+    expect_failure(&outside, 1, "volume.toml");
+}
+
+/// mount(8) finds its helper in /sbin and the helper finds parsfs in a PATH of its own; a mount namespace gives it one
+/// without touching the machine.
+fn with_mount_helper(volume: &Volume, script: &str) -> Outcome {
+    let programs = volume.scratch.directory("bin");
+    let link = programs.join("parsfs");
+    if !link.exists() {
+        std::os::unix::fs::symlink(binary(), &link).expect("a symlink to parsfs");
+    }
+    let script = format!(
+        "set -eu
+         mount --make-rprivate /
+         mount --bind {} /usr/local/bin
+         {script}",
+        programs.display()
+    );
+    let scratch = volume.scratch.path();
+    let words = ["--mount", "bash", "-c", &script];
+    run(
+        Command::new("unshare").args(words).current_dir(scratch),
+        Duration::from_secs(60),
+    )
+}
+
+#[test]
+fn mount_8_mounts() {
+    let volume = Volume::new(&Shape::default());
+    let script = "
+        mount -t fuse.parsfs -o noatime \"$PWD/volume.toml\" \"$PWD/mnt\"
+        echo through mount > mnt/file
+        umount mnt
+        mount -t fuse.parsfs -o ro \"$PWD/volume.toml\" \"$PWD/mnt\"
+        [ \"$(cat mnt/file)\" = 'through mount' ]
+        if touch mnt/new 2>/dev/null; then echo 'ro is writable'; exit 1; fi
+        parsfs umount mnt";
+    with_mount_helper(&volume, script).expect_success("mount -t fuse.parsfs");
+}
+
+#[test]
+fn an_fstab_line_mounts() {
+    let volume = Volume::new(&Shape::default());
+    let line = format!(
+        "{} {} fuse.parsfs defaults,nofail,noatime,_netdev,x-systemd.requires=network.target 0 0\n",
+        volume.config.display(),
+        volume.mountpoint.display()
+    );
+    fs::write(volume.scratch.path().join("fstab"), line).expect("an fstab");
+    let script = "
+        mount -T fstab mnt
+        echo from fstab > mnt/file
+        parsfs umount mnt
+        mount -T fstab mnt && [ \"$(cat mnt/file)\" = 'from fstab' ] && parsfs umount mnt";
+    with_mount_helper(&volume, script).expect_success("mount by fstab");
+}
+
+/// A daemon that is stopped by its service manager commits like one that is unmounted.
+#[test]
+fn a_terminated_daemon_commits() {
+    let mut volume = Volume::mounted();
+    let path = volume.path("file");
+    let file = File::create(&path).expect("a file");
+    content::write_range(&file, 1, 0, 2_000_000).expect("write");
+    content::close(file).expect("close");
+    kill_process(volume.daemon(), Signal::TERM).expect("SIGTERM");
+    wait_until("the daemon to end", Duration::from_secs(30), || {
+        !volume.serves()
+    });
+    wait_until("the mount to go", Duration::from_secs(10), || {
+        let _ = unmount(&volume.mountpoint, UnmountFlags::DETACH);
+        !volume.is_mounted()
+    });
+    volume.kill();
+    volume.mount();
+    content::check_file(&path, 1, 2_000_000).expect("the file");
+    assert!(volume.disks.iter().all(|disk| TestDisk::used(disk) > 0));
+}

@@ -1,0 +1,18 @@
+//! The tests through a real mount: the binary as it is shipped, with programs on one side and failing disks on the
+//! other. They need root and `/dev/fuse`; `integration/test` prepares a machine and runs them scenario by scenario.
+//!
+//! A scenario is a module here. What they share is in `harness`: disks that can be taken away, damaged or made to fail,
+//! a volume over them, and a comparer of trees.
+
+mod harness;
+
+mod bad_disks;
+mod command_line;
+mod crash;
+mod damage;
+mod files;
+mod fsx;
+mod model;
+mod pjdfstest;
+mod programs;
+mod space;

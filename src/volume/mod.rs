@@ -31,7 +31,7 @@ mod write;
 mod zeros;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -96,6 +96,8 @@ pub struct Volume {
     tiers: Arc<dyn TierSource>,
     files: Mutex<Table>,
     handles: Handles,
+    /// Files of all kinds.
+    inodes: AtomicU64,
     sweeper: Sweeper,
     invalidate: RwLock<Option<Invalidate>>,
     /// Commits that nobody waits for.
@@ -202,15 +204,16 @@ impl Volume {
         let space = self.pipeline.room.space();
         let total: Vec<u64> = space.values().map(|space| space.total).collect();
         let free = if self.read_only {
-            0
+            // What could be stored if it were mounted for writing.
+            let left: Vec<u64> = space.values().map(|space| space.free).collect();
+            data_capacity(self.pipeline.policy.critical, &left)
         } else {
             self.data_room().saturating_sub(self.pipeline.budget.held())
         };
-        let files = self.status_counts()?;
         Ok(Capacity {
             total: data_capacity(self.pipeline.policy.critical, &total),
             free,
-            files,
+            files: self.inodes.load(Ordering::Relaxed),
             files_free: free / 4096,
         })
     }

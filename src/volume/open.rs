@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -234,6 +234,7 @@ impl Volume {
         let reader = Reader::new(id, Arc::clone(&disks), Arc::clone(&cache))
             .map_err(|error| io(std::io::Error::other(error)))?;
         let read_only = meta.is_read_only();
+        let inodes = AtomicU64::new(meta.view().files().count() as u64);
         let mut failed = None;
         let volume = Arc::new_cyclic(|me| {
             let sweeper = Sweeper::start(me.clone());
@@ -266,6 +267,7 @@ impl Volume {
                 tiers,
                 files: Mutex::new(names::Table::default()),
                 handles: Handles::default(),
+                inodes,
                 sweeper,
                 invalidate: RwLock::new(None),
                 aside: Mutex::new(Vec::new()),

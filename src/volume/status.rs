@@ -236,12 +236,6 @@ impl Volume {
         .collect()
     }
 
-    /// How many files there are, of all kinds.
-    pub(super) fn status_counts(&self) -> Result<u64> {
-        let view = self.meta.view();
-        Ok(view.files().count() as u64)
-    }
-
     fn count_files(&self) -> Result<(FileCounts, u64)> {
         let mut counts = FileCounts::default();
         let view = self.meta.view();

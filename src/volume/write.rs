@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
+use super::gather::Told;
 use super::zeros;
 use super::{Handle, Volume};
 use crate::meta::Timestamp;
@@ -158,13 +159,15 @@ impl Volume {
             range.start,
             data,
             permit,
-            &|| self.next_set(),
-            &mut |window| {
-                windows
-                    .entry(window.no)
-                    .or_insert_with(|| Window::Making(Arc::clone(window)));
+            &mut Told {
+                set: &|| self.next_set(),
+                opened: &mut |window| {
+                    windows
+                        .entry(window.no)
+                        .or_insert_with(|| Window::Making(Arc::clone(window)));
+                },
+                placed: &mut |extent| top.insert(extent.range, extent.source),
             },
-            &mut |extent| top.insert(extent.range, extent.source),
         );
         result.map_err(|error| {
             tracing::error!(file = %file.id, %error, "a write was refused");

@@ -12,6 +12,7 @@ use super::records::Code;
 use super::room::Room;
 use super::segment::DiskWriters;
 use super::window::Lane;
+use super::workers::Workers;
 use crate::ids::{DiskId, VolumeId};
 
 /// How blocks are made and protected.
@@ -65,7 +66,7 @@ pub struct Pipeline {
     /// The memory for writing.
     pub budget: Arc<Budget>,
     pub(super) writers: DiskWriters,
-    pub(super) workers: rayon::ThreadPool,
+    pub(super) workers: Workers,
     turn: AtomicU64,
 }
 
@@ -78,11 +79,7 @@ impl Pipeline {
         budget: Arc<Budget>,
     ) -> std::io::Result<Arc<Pipeline>> {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let workers = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("compress {i}"))
-            .build()
-            .map_err(std::io::Error::other)?;
+        let workers = Workers::start("compress", threads, true)?;
         let room = Arc::new(Room::new(Arc::clone(&disks)));
         let writers = DiskWriters::start(&disks, &room)?;
         Ok(Arc::new(Pipeline {

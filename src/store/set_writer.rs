@@ -128,7 +128,7 @@ impl SetWriter {
         let (window, index) = (Arc::clone(&begun.window), begun.index);
         window.fill(index, Arc::clone(&raw));
         let this = Arc::clone(self);
-        self.pipeline.workers.spawn_fifo(move || {
+        self.pipeline.workers.spawn(move || {
             let block = BlockId {
                 window: window.no,
                 index,
@@ -168,7 +168,7 @@ impl SetWriter {
                 let (this, window) = (Arc::clone(self), Arc::clone(window));
                 self.pipeline
                     .workers
-                    .spawn_fifo(move || this.placed(&window, index, disk, Err(())));
+                    .spawn(move || this.placed(&window, index, disk, Err(())));
                 return;
             }
         };
@@ -215,7 +215,7 @@ impl SetWriter {
             let (this, window) = (Arc::clone(self), Arc::clone(window));
             self.pipeline
                 .workers
-                .spawn_fifo(move || this.encode(&window, &columns));
+                .spawn(move || this.encode(&window, &columns));
         }
     }
 

@@ -17,7 +17,6 @@ mod open;
 mod open_file;
 mod overlay;
 mod read;
-mod readers;
 mod recover;
 mod rescue;
 mod sets;
@@ -51,13 +50,12 @@ pub use crate::meta::{FileKind, ROOT, Timestamp};
 use self::file::OpenFile;
 use self::handles::{Handles, OpenHandle};
 use self::names::Table;
-use self::readers::Readers;
 use self::sweep::Sweeper;
 use crate::disk::DiskLock;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
 use crate::store::manifest::ManifestCache;
-use crate::store::{BlockCache, Disks, Pipeline, Reader, data_capacity};
+use crate::store::{BlockCache, Disks, Pipeline, Reader, Workers, data_capacity};
 
 /// Drops what the kernel caches of a range of a file's bytes (length 0: to the end).
 pub type Invalidate = Arc<dyn Fn(FileId, u64, u64) + Send + Sync>;
@@ -92,7 +90,7 @@ pub struct Volume {
     reader: Reader,
     cache: Arc<BlockCache>,
     manifests: Arc<ManifestCache>,
-    readers: Readers,
+    readers: Workers,
     tiers: Arc<dyn TierSource>,
     files: Mutex<Table>,
     handles: Handles,

@@ -10,7 +10,6 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::handles::Handles;
 use super::names;
-use super::readers::Readers;
 use super::recover;
 use super::rescue;
 use super::sweep::Sweeper;
@@ -20,7 +19,7 @@ use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, Label
 use crate::ids::{DiskId, VolumeId};
 use crate::meta::{self, DiskRecord, DiskState, Meta, Records, Timestamp, WriteRecords};
 use crate::store::manifest::ManifestCache;
-use crate::store::{BlockCache, Budget, Disks, Pipeline, Reader, WritePolicy};
+use crate::store::{BlockCache, Budget, Disks, Pipeline, Reader, Workers, WritePolicy};
 
 /// How a volume is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +228,7 @@ impl Volume {
         };
         let budget = Budget::new(config.memory.write);
         let pipeline = Pipeline::start(id, policy, Arc::clone(&disks), budget).map_err(io)?;
-        let readers = Readers::start(READERS).map_err(io)?;
+        let readers = Workers::start("read", READERS, false).map_err(io)?;
         let cache = Arc::new(BlockCache::new(config.memory.cache));
         let reader = Reader::new(id, Arc::clone(&disks), Arc::clone(&cache))
             .map_err(|error| io(std::io::Error::other(error)))?;

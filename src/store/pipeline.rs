@@ -67,6 +67,8 @@ pub struct Pipeline {
     pub budget: Arc<Budget>,
     pub(super) writers: DiskWriters,
     pub(super) workers: Workers,
+    /// Bytes of sealed blocks that no disk has taken yet.
+    pub(super) unwritten: AtomicU64,
     turn: AtomicU64,
 }
 
@@ -90,8 +92,14 @@ impl Pipeline {
             budget,
             writers,
             workers,
+            unwritten: AtomicU64::new(0),
             turn: AtomicU64::new(0),
         }))
+    }
+
+    /// Bytes of blocks that are on their way to a disk.
+    pub fn unwritten(&self) -> u64 {
+        self.unwritten.load(Ordering::Relaxed)
     }
 
     /// The code that the policy gives a lane's windows.

@@ -51,6 +51,7 @@ use self::file::OpenFile;
 use self::handles::{Handles, OpenHandle};
 use self::names::Table;
 use self::sweep::Sweeper;
+use self::write::RoomLeft;
 use crate::disk::DiskLock;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
@@ -96,6 +97,7 @@ pub struct Volume {
     handles: Handles,
     /// Files of all kinds.
     inodes: AtomicU64,
+    room: Mutex<RoomLeft>,
     sweeper: Sweeper,
     invalidate: RwLock<Option<Invalidate>>,
     /// Commits that nobody waits for.
@@ -206,7 +208,7 @@ impl Volume {
             let left: Vec<u64> = space.values().map(|space| space.free).collect();
             data_capacity(self.pipeline.policy.critical, &left)
         } else {
-            self.data_room().saturating_sub(self.pipeline.budget.held())
+            self.data_room().saturating_sub(self.pipeline.unwritten())
         };
         Ok(Capacity {
             total: data_capacity(self.pipeline.policy.critical, &total),

@@ -130,6 +130,7 @@ impl Volume {
                 disk: *id,
                 disk_name: disk.name().to_owned(),
                 created: now.seconds,
+                disks: config.disks.len() as u16,
             }
             .write(disk.as_ref())?;
         }
@@ -267,6 +268,7 @@ impl Volume {
                 files: Mutex::new(names::Table::default()),
                 handles: Handles::default(),
                 inodes,
+                room: Mutex::default(),
                 sweeper,
                 invalidate: RwLock::new(None),
                 aside: Mutex::new(Vec::new()),
@@ -297,6 +299,7 @@ impl Volume {
                 disk: *id,
                 disk_name: found.name.clone(),
                 created: record.map_or(0, |record| record.joined.seconds),
+                disks: ids.len() as u16,
             };
             label.write(disk.as_ref())?;
             tracing::warn!(
@@ -411,6 +414,21 @@ fn identify(config: &Config, found: &[Found]) -> Result<VolumeId> {
             Some(_) => {}
             None => volume = Some(label),
         }
+    }
+    // Whether enough disks are here to write is a question of all of them, not of those that the config names.
+    if let Some(label) = volume
+        && usize::from(label.disks) > found.len()
+    {
+        return Err(VolumeError::new(
+            libc::EINVAL,
+            format!(
+                "volume {} has {} disks, and {} names only {}; name all of them, those too that are gone",
+                label.volume_name,
+                label.disks,
+                config.file.display(),
+                found.len()
+            ),
+        ));
     }
     volume.map(|label| label.volume).ok_or_else(|| {
         VolumeError::new(

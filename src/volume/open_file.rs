@@ -368,12 +368,13 @@ impl Volume {
             return;
         };
         let file = &handle.file;
-        if handle.commits {
+        // Another handle that may write commits at its own close. It may be in the middle of writing the file anew,
+        // and half of that must not become true because this one goes.
+        if handle.commits && file.writers.fetch_sub(1, Ordering::AcqRel) == 1 {
             let owed = file.state.lock().is_dirty() && !file.unlinked.load(Ordering::Acquire);
             if owed && let Err(error) = self.commit(file, Purpose::MakeTrue) {
                 tracing::error!(file = %file.id, %error, "the last commit of a file failed");
             }
-            file.writers.fetch_sub(1, Ordering::AcqRel);
         }
         if !handle.direct_io {
             file.cached_readers.fetch_sub(1, Ordering::AcqRel);

@@ -143,6 +143,27 @@ fn an_unlinked_file_lives_as_long_as_it_is_open() {
 }
 
 #[test]
+fn letting_go_of_one_handle_does_not_make_half_of_anothers_work_true() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (file, first) = create(&volume, "f");
+    let old = noise(1, 1 << 20);
+    volume.write(first, 0, &old).expect("written");
+    volume.flush(first).expect("committed");
+    // The kernel sends the release of a closed file when it likes: here after the next open.
+    let second = volume
+        .open_file(file, libc::O_RDWR | libc::O_TRUNC)
+        .expect("open")
+        .handle;
+    volume.release(first);
+    volume.sync_names().expect("synced");
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "f").expect("readable") == old);
+    let _ = second;
+}
+
+#[test]
 fn a_read_only_mount_changes_nothing() {
     let rig = Rig::new(3, "critical = \"2+1\"");
     write_file(&rig.open(), "f", &noise(1, 1 << 20));

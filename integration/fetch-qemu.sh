@@ -15,11 +15,17 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 if [ -x "$directory/run/qemu-system-x86_64" ]; then
     exit 0
 fi
-for tool in apt-get dpkg-deb; do
+for tool in apt-get dpkg-deb flock; do
     command -v "$tool" >/dev/null || { echo "fetch-qemu: $tool is needed" >&2; exit 1; }
 done
 
 mkdir -p "$directory"
+# Tests run side by side; the first one fetches.
+exec 9>"$directory/lock"
+flock 9
+if [ -x "$directory/run/qemu-system-x86_64" ]; then
+    exit 0
+fi
 directory=$(cd "$directory" && pwd)
 apt=$directory/apt
 mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/parts"

@@ -67,7 +67,10 @@ mod tests {
         let state = serde_json::to_vec(&state).unwrap();
         let layout = layout(&state, 12288).unwrap();
         assert_eq!(layout.ram_of(Gpa(1 << 32)), Some((8192, 4096)));
-        assert!(super::layout(&state, 12289).is_none(), "another file's table");
+        assert!(
+            super::layout(&state, 12289).is_none(),
+            "another file's table"
+        );
         assert!(super::layout(b"{}", 0).is_none());
         assert!(super::layout(&[b'['; 100_000], 0).is_none());
     }

@@ -136,8 +136,14 @@ pub(super) fn read(reader: &Reader<'_>, head: &[u8]) -> Result<Core, SnapshotErr
     let mut note = None;
     for index in 0..head.count {
         let at = head.programs.checked_add(index * head.program_size);
-        let Some(program) = at.map(|at| program(reader, at, head.wide)).transpose()?.flatten() else {
-            return Ok(Err(Opaque::Unfinished("the file ends before its headers do")));
+        let Some(program) = at
+            .map(|at| program(reader, at, head.wide))
+            .transpose()?
+            .flatten()
+        else {
+            return Ok(Err(Opaque::Unfinished(
+                "the file ends before its headers do",
+            )));
         };
         match program.0 {
             LOAD => ranges.push(program.1),
@@ -236,7 +242,9 @@ fn program(
 
 /// Finds the note whose name is VMCOREINFO.
 fn vmcoreinfo(reader: &Reader<'_>, range: Stored) -> Result<Option<NotePlace>, SnapshotError> {
-    let length = usize::try_from(range.length).unwrap_or(usize::MAX).min(NOTES);
+    let length = usize::try_from(range.length)
+        .unwrap_or(usize::MAX)
+        .min(NOTES);
     let notes = reader.up_to(range.file, length)?;
     let mut rest = notes.as_slice();
     while let Ok((note, body)) = Note::read_from_prefix(rest) {
@@ -251,7 +259,9 @@ fn vmcoreinfo(reader: &Reader<'_>, range: Stored) -> Result<Option<NotePlace>, S
             let length = content_size.min(content.len()) as u64;
             return Ok(Some(NotePlace::File { offset, length }));
         }
-        rest = content.get(content_size.next_multiple_of(4)..).unwrap_or_default();
+        rest = content
+            .get(content_size.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Ok(None)
 }

@@ -56,12 +56,14 @@ impl AddressIndex {
 
     /// The live run that holds the page.
     pub(super) fn find(&self, log: &RunLog, page: u64) -> Option<Run> {
-        if let Some(run) = self.long_before(page).filter(|run| page - run.page < run.count) {
+        if let Some(run) = self
+            .long_before(page)
+            .filter(|run| page - run.page < run.count)
+        {
             return Some(run);
         }
-        let holds = |run: &Run| {
-            run.kind.is_live() && run.page <= page && page - run.page < run.count
-        };
+        let holds =
+            |run: &Run| run.kind.is_live() && run.page <= page && page - run.page < run.count;
         self.chunks(page / GROUP)
             .find_map(|chunk| log.chunk_runs(chunk).find(holds))
     }
@@ -84,31 +86,41 @@ impl AddressIndex {
 
     /// The first live run by page number of those that reach into `[page, end)`, cut to that range. What is
     /// passed over has no run. `window` is scratch that a caller keeps between calls.
-    pub(super) fn next(&self, log: &RunLog, page: u64, end: u64, window: &mut Window) -> Option<Run> {
+    pub(super) fn next(
+        &self,
+        log: &RunLog,
+        page: u64,
+        end: u64,
+        window: &mut Window,
+    ) -> Option<Run> {
         let mut at = page;
         while at < end {
             let after = self.long.partition_point(|run| run.page <= at);
-            let long = after.checked_sub(1).and_then(|before| self.long.get(before));
+            let long = after
+                .checked_sub(1)
+                .and_then(|before| self.long.get(before));
             if let Some(run) = long.filter(|run| at - run.page < run.count) {
                 return Some(cut(*run, log, at, end));
             }
             if window.group != Some(at / GROUP) {
                 window.load(self, log, at / GROUP);
             }
-            if let Some(run) = window.runs.iter().find(|run| run.page + run.count > at)
-                && run.page < end
-            {
-                let from = run.page.max(at);
-                return Some(cut(*run, log, from, end));
+            let next_long = self.long.get(after).map_or(u64::MAX, |run| run.page);
+            let short = window.runs.iter().find(|run| run.page + run.count > at);
+            // A long run may begin in this group as well, and before the short one.
+            if let Some(run) = short.filter(|run| run.page < next_long) {
+                if run.page >= end {
+                    return None;
+                }
+                return Some(cut(*run, log, run.page.max(at), end));
             }
-            // Nothing short is left in this group: on to what comes first, a long run or a group that has
+            // No short run comes next in this group: on to what does, a long run or a group that has
             // short ones.
             let group = at / GROUP + 1;
             let next_short = self
                 .short
                 .get(self.short.partition_point(|pair| pair >> 32 < group))
                 .map_or(u64::MAX, |pair| (pair >> 32) * GROUP);
-            let next_long = self.long.get(after).map_or(u64::MAX, |run| run.page);
             at = next_short.min(next_long);
         }
         None

@@ -38,7 +38,11 @@ impl Indexer {
 
     /// As [`Indexer::new`]; the page map may take so many bytes of memory.
     pub fn within(limit: u64) -> Self {
-        Self { stream: Stream::new(limit), follows: true, limit }
+        Self {
+            stream: Stream::new(limit),
+            follows: true,
+            limit,
+        }
     }
 
     /// Whether more bytes would tell anything before the end.
@@ -97,7 +101,10 @@ impl Indexer {
             return self.stream.is_mapped() || range.start > 0;
         }
         if self.stream.tail().is_some_and(|tail| range.start >= tail)
-            || self.stream.libvirt().is_some_and(|image| range.end <= image.payload)
+            || self
+                .stream
+                .libvirt()
+                .is_some_and(|image| range.end <= image.payload)
         {
             return true;
         }
@@ -108,7 +115,10 @@ impl Indexer {
     /// Where guest pages begin and end in a range that has just been written, as far as can be known yet: file
     /// ranges in order, true for those that are pages, false for framing. Nothing until the format is
     /// known to have both. For gathering alone: no tier may rest on it.
-    pub fn boundaries(&self, range: Range<u64>) -> Option<impl Iterator<Item = (Range<u64>, bool)>> {
+    pub fn boundaries(
+        &self,
+        range: Range<u64>,
+    ) -> Option<impl Iterator<Item = (Range<u64>, bool)>> {
         let known = self.follows
             && self.stream.is_stream()
             && !self.stream.is_mapped()

@@ -10,7 +10,9 @@ const STATUS: usize = 424;
 /// Why the dump is opaque; nothing if the file is none.
 pub(super) fn recognise(head: &[u8]) -> Option<Opaque> {
     if head.starts_with(b"makedumpfile\0") {
-        return Some(Opaque::NotMapped("a flattened kdump dump, whose pieces lie in any order"));
+        return Some(Opaque::NotMapped(
+            "a flattened kdump dump, whose pieces lie in any order",
+        ));
     }
     if !head.starts_with(b"KDUMP   ") && !head.starts_with(b"DISKDUMP") {
         return None;

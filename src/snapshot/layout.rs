@@ -40,12 +40,18 @@ impl fmt::Display for Layout {
 impl Layout {
     /// A layout of the given ranges; nothing if two of them overlap on either side or one leaves the 52 bits
     /// of a physical address. Empty ranges are dropped.
-    pub fn new(name: impl Into<String>, ranges: impl IntoIterator<Item = RamRange>) -> Option<Self> {
-        let mut by_gpa: Vec<RamRange> =
-            ranges.into_iter().filter(|range| range.length > 0).collect();
-        if by_gpa.iter().any(|range| {
-            !fits(range.gpa.0, range.length) || !fits(range.ram, range.length)
-        }) {
+    pub fn new(
+        name: impl Into<String>,
+        ranges: impl IntoIterator<Item = RamRange>,
+    ) -> Option<Self> {
+        let mut by_gpa: Vec<RamRange> = ranges
+            .into_iter()
+            .filter(|range| range.length > 0)
+            .collect();
+        if by_gpa
+            .iter()
+            .any(|range| !fits(range.gpa.0, range.length) || !fits(range.ram, range.length))
+        {
             return None;
         }
         let mut by_ram = by_gpa.clone();
@@ -60,7 +66,11 @@ impl Layout {
                 .iter()
                 .zip(by_ram.iter().skip(1))
                 .all(|(a, b)| apart(a.ram, a.length, b.ram));
-        sound.then(|| Self { name: name.into(), by_gpa, by_ram })
+        sound.then(|| Self {
+            name: name.into(),
+            by_gpa,
+            by_ram,
+        })
     }
 
     /// RAM laid into the slots in their order, each filled before the next is begun; nothing if it does not
@@ -71,7 +81,11 @@ impl Layout {
         for &(gpa, room) in slots {
             let length = left.min(room);
             let ram = start + (total - left);
-            ranges.push(RamRange { gpa: Gpa(gpa), ram, length });
+            ranges.push(RamRange {
+                gpa: Gpa(gpa),
+                ram,
+                length,
+            });
             left -= length;
         }
         (left == 0).then(|| Self::new(name, ranges))?
@@ -98,7 +112,9 @@ impl Layout {
     /// How many bytes of RAM space from here on belong to no range; `u64::MAX` if all of them.
     pub(super) fn unmapped_from(&self, ram: u64) -> u64 {
         let after = self.by_ram.partition_point(|range| range.ram <= ram);
-        self.by_ram.get(after).map_or(u64::MAX, |next| next.ram - ram)
+        self.by_ram
+            .get(after)
+            .map_or(u64::MAX, |next| next.ram - ram)
     }
 
     /// The place in RAM space of a guest-physical address, and how many bytes go on from there.
@@ -162,29 +178,61 @@ pub(super) fn candidates(machine: Machine, start: u64, total: u64) -> Vec<Layout
         Layout::fill(name, start, total, &[(0, low), (ABOVE_4G, u64::MAX)])
     };
     let based = |base: u64| {
-        Layout::fill(format!("RAM from {base:#x}"), start, total, &[(base, u64::MAX)])
+        Layout::fill(
+            format!("RAM from {base:#x}"),
+            start,
+            total,
+            &[(base, u64::MAX)],
+        )
     };
     // Firecracker since 2025 keeps [256, 512) GiB for devices; see its `arch/*/layout.rs`.
     let firecracker = || {
-        let slots = [(0, 0xC000_0000), (ABOVE_4G, 252 * GIB), (512 * GIB, u64::MAX)];
-        Layout::fill("RAM from 0, gaps from 3 to 4 and 256 to 512 GiB", start, total, &slots)
+        let slots = [
+            (0, 0xC000_0000),
+            (ABOVE_4G, 252 * GIB),
+            (512 * GIB, u64::MAX),
+        ];
+        Layout::fill(
+            "RAM from 0, gaps from 3 to 4 and 256 to 512 GiB",
+            start,
+            total,
+            &slots,
+        )
     };
     let firecracker_arm = || {
         let slots = [(2 * GIB, 254 * GIB), (512 * GIB, u64::MAX)];
-        Layout::fill("RAM from 2 GiB, gap from 256 to 512 GiB", start, total, &slots)
+        Layout::fill(
+            "RAM from 2 GiB, gap from 256 to 512 GiB",
+            start,
+            total,
+            &slots,
+        )
     };
     // QEMU moves the upper part of large guests above the HyperTransport window of AMD hosts.
     let above_1t = |low: u64| {
         let slots = [(0, low), (1024 * GIB, u64::MAX)];
-        Layout::fill(format!("RAM from 0, gap from {low:#x} to 1 TiB"), start, total, &slots)
+        Layout::fill(
+            format!("RAM from 0, gap from {low:#x} to 1 TiB"),
+            start,
+            total,
+            &slots,
+        )
     };
     let large = total > 900 * GIB;
     let very_large = total > 252 * GIB;
 
     let mut list = Vec::new();
     match machine {
-        Machine::Q35 => list.push(x86(if total >= 0xB000_0000 { 0x8000_0000 } else { total })),
-        Machine::I440fx => list.push(x86(if total >= 0xE000_0000 { 0xC000_0000 } else { total })),
+        Machine::Q35 => list.push(x86(if total >= 0xB000_0000 {
+            0x8000_0000
+        } else {
+            total
+        })),
+        Machine::I440fx => list.push(x86(if total >= 0xE000_0000 {
+            0xC000_0000
+        } else {
+            total
+        })),
         Machine::Microvm => list.push(x86(0xC000_0000)),
         Machine::Virt => list.push(based(GIB)),
         Machine::Raw => {
@@ -197,7 +245,13 @@ pub(super) fn candidates(machine: Machine, start: u64, total: u64) -> Vec<Layout
         }
         Machine::Other => {}
     }
-    for low in [0xB000_0000, 0xC000_0000, 0xD000_0000, 0xE000_0000, 0x8000_0000] {
+    for low in [
+        0xB000_0000,
+        0xC000_0000,
+        0xD000_0000,
+        0xE000_0000,
+        0x8000_0000,
+    ] {
         list.push(x86(low));
         if large {
             list.push(above_1t(low));
@@ -227,29 +281,49 @@ mod tests {
     fn a_small_guest_has_few_candidates_and_the_likely_one_first() {
         let list = candidates(Machine::Q35, 0, 256 << 20);
         assert_eq!(list.len(), 3, "{list:?}");
-        assert_eq!(list[0].ram_of(Gpa(0x1234)), Some((0x1234, (256 << 20) - 0x1234)));
-        assert_eq!(candidates(Machine::Virt, 0, 256 << 20)[0].ranges()[0].gpa, Gpa(GIB));
+        assert_eq!(
+            list[0].ram_of(Gpa(0x1234)),
+            Some((0x1234, (256 << 20) - 0x1234))
+        );
+        assert_eq!(
+            candidates(Machine::Virt, 0, 256 << 20)[0].ranges()[0].gpa,
+            Gpa(GIB)
+        );
     }
 
     #[test]
     fn the_gap_is_where_the_machine_has_it() {
         let list = candidates(Machine::Q35, 4096, 6 * GIB);
         assert_eq!(list[0].ram_of(Gpa(0x8000_0000)), None);
-        assert_eq!(list[0].ram_of(Gpa(ABOVE_4G)), Some((4096 + 2 * GIB, 4 * GIB)));
-        assert_eq!(list[0].gpa_of(4096 + 2 * GIB), Some((Gpa(ABOVE_4G), 4 * GIB)));
+        assert_eq!(
+            list[0].ram_of(Gpa(ABOVE_4G)),
+            Some((4096 + 2 * GIB, 4 * GIB))
+        );
+        assert_eq!(
+            list[0].gpa_of(4096 + 2 * GIB),
+            Some((Gpa(ABOVE_4G), 4 * GIB))
+        );
         assert_eq!(list[0].gpa_of(0), None);
         assert_eq!(list[0].unmapped_from(0), 4096);
         let raw = candidates(Machine::Raw, 0, 6 * GIB);
         assert_eq!(raw[0].ram_of(Gpa(ABOVE_4G)), Some((3 * GIB, 3 * GIB)));
         for low in (1..8).map(|half| half << 29) {
             let wanted = Some((low, 6 * GIB - low));
-            assert!(raw.iter().any(|layout| layout.ram_of(Gpa(ABOVE_4G)) == wanted), "{low:#x}");
+            assert!(
+                raw.iter()
+                    .any(|layout| layout.ram_of(Gpa(ABOVE_4G)) == wanted),
+                "{low:#x}"
+            );
         }
     }
 
     #[test]
     fn ranges_that_overlap_or_leave_the_address_space_are_refused() {
-        let range = |gpa, ram, length| RamRange { gpa: Gpa(gpa), ram, length };
+        let range = |gpa, ram, length| RamRange {
+            gpa: Gpa(gpa),
+            ram,
+            length,
+        };
         assert!(Layout::new("", [range(0, 0, 8192), range(4096, 8192, 4096)]).is_none());
         assert!(Layout::new("", [range(0, 0, 8192), range(8192, 4096, 4096)]).is_none());
         assert!(Layout::new("", [range(u64::MAX, 0, 1)]).is_none());

@@ -49,7 +49,9 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Result<Image, Opaque>> {
     };
     if header.version.get() != 2 {
         let version = header.version.get();
-        return Some(Err(Opaque::Unsupported(format!("libvirt save image version {version}"))));
+        return Some(Err(Opaque::Unsupported(format!(
+            "libvirt save image version {version}"
+        ))));
     }
     Some(match header.format.get() {
         // 6 is "sparse", which is QEMU's mapped-ram; its own header tells that as well.
@@ -59,6 +61,8 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Result<Image, Opaque>> {
         3 => Err(Opaque::Compressed("xz")),
         4 => Err(Opaque::Compressed("lzop")),
         5 => Err(Opaque::Compressed("zstd")),
-        other => Err(Opaque::Unsupported(format!("libvirt save image format {other}"))),
+        other => Err(Opaque::Unsupported(format!(
+            "libvirt save image format {other}"
+        ))),
     })
 }

@@ -57,7 +57,11 @@ pub(super) fn read(reader: &Reader<'_>) -> Result<Result<PageMap, Opaque>, Snaps
             return malformed("too many ranges");
         }
         let gpa = header.first.get();
-        let length = header.last.get().checked_sub(gpa).and_then(|length| length.checked_add(1));
+        let length = header
+            .last
+            .get()
+            .checked_sub(gpa)
+            .and_then(|length| length.checked_add(1));
         let Some(length) = length else {
             return malformed("a range that ends before it begins");
         };

@@ -116,8 +116,18 @@ impl PageMap {
         log.close();
         let layout = Arc::new(layouts.first()?.clone());
         let index = AddressIndex::new(&log);
-        let inner = Inner { log, index, blocks, deltas, length };
-        Some(Self { inner: Arc::new(inner), layout, layouts: layouts.into() })
+        let inner = Inner {
+            log,
+            index,
+            blocks,
+            deltas,
+            length,
+        };
+        Some(Self {
+            inner: Arc::new(inner),
+            layout,
+            layouts: layouts.into(),
+        })
     }
 
     /// The bytes of a page, a power of two.
@@ -148,20 +158,32 @@ impl PageMap {
     /// The same map under another layout: one of the candidates, or one that a caller knows. What it puts
     /// where the file has no RAM is absent.
     pub fn with_layout(&self, layout: &Layout) -> Self {
-        Self { layout: Arc::new(layout.clone()), ..self.clone() }
+        Self {
+            layout: Arc::new(layout.clone()),
+            ..self.clone()
+        }
     }
 
     /// The same map with a layout that a file beside this one tells, as Cloud Hypervisor's does: put before the other
     /// candidates, and in force.
     pub fn with_likely_layout(&self, layout: Layout) -> Self {
-        let others = self.layouts.iter().filter(|known| known.ranges() != layout.ranges());
+        let others = self
+            .layouts
+            .iter()
+            .filter(|known| known.ranges() != layout.ranges());
         let layouts = std::iter::once(&layout).chain(others).cloned().collect();
-        Self { layouts, ..self.with_layout(&layout) }
+        Self {
+            layouts,
+            ..self.with_layout(&layout)
+        }
     }
 
     /// The guest's RAM under the layout: address and length in bytes, by address.
     pub fn ram(&self) -> impl Iterator<Item = (Gpa, u64)> {
-        self.layout.ranges().iter().map(|range| (range.gpa, range.length))
+        self.layout
+            .ranges()
+            .iter()
+            .map(|range| (range.gpa, range.length))
     }
 
     /// The bytes of memory that the map takes.
@@ -174,7 +196,8 @@ impl PageMap {
     /// Where the page at the address is. The address may be any within the page; that of `Stored` is of the
     /// page's first byte.
     pub fn lookup(&self, gpa: Gpa) -> Place {
-        self.page_at(gpa).map_or(Place::Absent, |page| self.place_of(page).0)
+        self.page_at(gpa)
+            .map_or(Place::Absent, |page| self.place_of(page).0)
     }
 
     /// The page number in RAM space of an address.
@@ -274,7 +297,12 @@ impl PageMap {
     /// What the pages of a range of guest-physical addresses are, in that order. Pages that are not in the
     /// file are left out.
     pub fn addresses(&self, range: Range<Gpa>) -> Addresses<'_> {
-        Addresses { map: self, at: range.start.0, end: range.end.0, window: Window::default() }
+        Addresses {
+            map: self,
+            at: range.start.0,
+            end: range.end.0,
+            window: Window::default(),
+        }
     }
 
     /// Counts the pages of the whole file, those of devices included. Decodes the whole map.
@@ -294,8 +322,13 @@ impl PageMap {
             last = Some(delta.page);
         }
         // A zero page with deltas has a zero record.
-        let bases: u64 =
-            self.inner.log.runs_from(0).filter(|run| run.kind == Kind::Base).map(|run| run.count).sum();
+        let bases: u64 = self
+            .inner
+            .log
+            .runs_from(0)
+            .filter(|run| run.kind == Kind::Base)
+            .map(|run| run.count)
+            .sum();
         counts.zero -= counts.patched.saturating_sub(bases).min(counts.zero);
         counts
     }
@@ -320,7 +353,8 @@ impl Iterator for Addresses<'_> {
         loop {
             self.at = self.at.checked_next_multiple_of(size)?;
             let ranges = self.map.layout.ranges();
-            let next = ranges.partition_point(|range| range.gpa.0.saturating_add(range.length) <= self.at);
+            let next =
+                ranges.partition_point(|range| range.gpa.0.saturating_add(range.length) <= self.at);
             let range = ranges.get(next)?;
             self.at = self.at.max(range.gpa.0).checked_next_multiple_of(size)?;
             let end = self.end.min(range.gpa.0 + range.length);
@@ -332,7 +366,9 @@ impl Iterator for Addresses<'_> {
             let found = (pages > 0 && ram % size == 0)
                 .then(|| {
                     let page = ram / size;
-                    let run = inner.index.next(&inner.log, page, page + pages, &mut self.window);
+                    let run = inner
+                        .index
+                        .next(&inner.log, page, page + pages, &mut self.window);
                     run.map(|run| (run, page))
                 })
                 .flatten();
@@ -345,7 +381,12 @@ impl Iterator for Addresses<'_> {
             let (place, count) = self.place(&run);
             self.at = gpa.0 + count * size;
             let stride = geometry.unit(Kind::Page);
-            return Some(AddressRun { gpa, pages: count, place, stride });
+            return Some(AddressRun {
+                gpa,
+                pages: count,
+                place,
+                stride,
+            });
         }
     }
 }

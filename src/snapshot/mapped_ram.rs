@@ -21,11 +21,21 @@ pub(super) fn read(
     page_size: u64,
     limit: u64,
 ) -> Result<Result<RunLog, Opaque>, SnapshotError> {
-    let mut log = RunLog::new(Geometry { page_size, lead: 0, zero_record: 0 }, 0);
+    let mut log = RunLog::new(
+        Geometry {
+            page_size,
+            lead: 0,
+            zero_record: 0,
+        },
+        0,
+    );
     let mut part = Vec::new();
     for block in blocks.iter() {
         let Some(mapped) = block.mapped else {
-            return Ok(Err(Opaque::Malformed { offset: 0, what: "a block without a place" }));
+            return Ok(Err(Opaque::Malformed {
+                offset: 0,
+                what: "a block without a place",
+            }));
         };
         log.framing_to(mapped.pages);
         let end = mapped.pages + block.pages * page_size;
@@ -38,11 +48,18 @@ pub(super) fn read(
         while done < bytes {
             part.resize((bytes - done).min(PART) as usize, 0);
             if !reader.fill(mapped.bitmap + done, &mut part)? {
-                return Ok(Err(Opaque::Unfinished("the file ends before a bitmap does")));
+                return Ok(Err(Opaque::Unfinished(
+                    "the file ends before a bitmap does",
+                )));
             }
             for word in part.as_chunks::<8>().0 {
                 let pages = (block.pages - page).min(64);
-                word_of_pages(&mut log, u64::from_le_bytes(*word), block.first_page + page, pages);
+                word_of_pages(
+                    &mut log,
+                    u64::from_le_bytes(*word),
+                    block.first_page + page,
+                    pages,
+                );
                 page += pages;
             }
             done += part.len() as u64;

@@ -22,7 +22,12 @@
 
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
 )]
 
 mod address;
@@ -48,6 +53,8 @@ mod runs;
 mod source;
 mod stream;
 mod supersede;
+#[cfg(test)]
+mod tests;
 mod xbzrle;
 mod zero;
 

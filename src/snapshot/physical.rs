@@ -27,18 +27,31 @@ pub(super) fn map(mut ranges: Vec<Stored>, file_length: u64) -> Result<PageMap, 
         if !layout::fits(range.gpa, range.length) {
             return Err(malformed(range.file, "memory beyond 52 bits of address"));
         }
-        if range.file.checked_add(range.length).is_none_or(|end| end > file_length) {
-            return Err(Opaque::Unfinished("the file ends before the guest's memory does"));
+        if range
+            .file
+            .checked_add(range.length)
+            .is_none_or(|end| end > file_length)
+        {
+            return Err(Opaque::Unfinished(
+                "the file ends before the guest's memory does",
+            ));
         }
         if range.file < log.end() {
-            return Err(malformed(range.file, "two ranges of memory in the same bytes"));
+            return Err(malformed(
+                range.file,
+                "two ranges of memory in the same bytes",
+            ));
         }
         let first = range.gpa.next_multiple_of(page_size);
         let end = (range.gpa + range.length) / page_size * page_size;
         if first < end {
             log.framing_to(range.file + (first - range.gpa));
             log.pages(Kind::Page, first / page_size, (end - first) / page_size);
-            ram.push(RamRange { gpa: Gpa(first), ram: first, length: end - first });
+            ram.push(RamRange {
+                gpa: Gpa(first),
+                ram: first,
+                length: end - first,
+            });
         }
         log.framing_to(range.file + range.length);
     }
@@ -51,7 +64,11 @@ pub(super) fn map(mut ranges: Vec<Stored>, file_length: u64) -> Result<PageMap, 
         }
         joins
     });
-    let block = |range: &RamRange| Block { name: String::new(), ram: range.ram, length: range.length };
+    let block = |range: &RamRange| Block {
+        name: String::new(),
+        ram: range.ram,
+        length: range.length,
+    };
     let blocks = ram.iter().map(block).collect();
     let layout = Layout::new("as the file says", ram)
         .ok_or(malformed(0, "two ranges of memory at the same address"))?;

@@ -45,7 +45,15 @@ impl<'a> Pieces<'a> {
     pub(super) fn new(log: &'a RunLog, layout: Option<&'a Layout>, range: Range<u64>) -> Self {
         let mut runs = log.runs_from(range.start);
         let run = runs.next();
-        Self { runs, run, log, layout, at: range.start, end: range.end, held: None }
+        Self {
+            runs,
+            run,
+            log,
+            layout,
+            at: range.start,
+            end: range.end,
+            held: None,
+        }
     }
 
     /// The next piece, cut wherever a run or a page ends.

@@ -28,7 +28,9 @@ pub(super) fn read_through(reader: &Reader<'_>, limit: u64) -> Result<Stream, Sn
     loop {
         stream.skip_to_wanted();
         let left = reader.length().saturating_sub(stream.position());
-        let Some(bytes) = part.get_mut(..left.min(PART as u64) as usize) else { break };
+        let Some(bytes) = part.get_mut(..left.min(PART as u64) as usize) else {
+            break;
+        };
         if stream.is_settled() || bytes.is_empty() {
             break;
         }
@@ -45,14 +47,18 @@ pub(super) fn map(
     limit: u64,
 ) -> Result<Result<(PageMap, Hints), Opaque>, SnapshotError> {
     if stream.libvirt().is_some_and(|image| !image.finished) {
-        return Ok(Err(Opaque::Unfinished("libvirt has not declared the image whole")));
+        return Ok(Err(Opaque::Unfinished(
+            "libvirt has not declared the image whole",
+        )));
     }
     let parsed = match stream.parsed() {
         Ok(parsed) => parsed,
         Err(reason) => return Ok(Err(reason)),
     };
     if parsed.tail > reader.length() {
-        return Ok(Err(Opaque::Unfinished("the file ends before the guest's memory does")));
+        return Ok(Err(Opaque::Unfinished(
+            "the file ends before the guest's memory does",
+        )));
     }
     let mut deltas = parsed.deltas.to_vec();
     let log = if parsed.mapped {
@@ -65,7 +71,10 @@ pub(super) fn map(
             Some(log) => log,
             None => {
                 let what = "a delta without its page";
-                return Ok(Err(Opaque::Malformed { offset: parsed.tail, what }));
+                return Ok(Err(Opaque::Malformed {
+                    offset: parsed.tail,
+                    what,
+                }));
             }
         }
     };
@@ -116,6 +125,9 @@ fn vmcoreinfo(tail: &[u8]) -> Option<NotePlace> {
         let address = u64::from_be_bytes(*body.first_chunk()?);
         let size = u64::from(u32::from_be_bytes(*size));
         let sound = has == 1 && guest_format == 1 && address < 1 << 52 && size > 0;
-        sound.then_some(NotePlace::Guest { gpa: Gpa(address), size })
+        sound.then_some(NotePlace::Guest {
+            gpa: Gpa(address),
+            size,
+        })
     })
 }

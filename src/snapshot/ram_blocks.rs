@@ -49,10 +49,19 @@ impl RamBlocks {
             && length <= LARGEST
             && (self.total_pages + pages) * page_size <= LARGEST
             && self.blocks.len() < MOST
-            && self.by_name.insert(name.clone(), self.blocks.len()).is_none();
+            && self
+                .by_name
+                .insert(name.clone(), self.blocks.len())
+                .is_none();
         if sound {
             let first_page = self.total_pages;
-            self.blocks.push(RamBlock { name, first_page, pages, address: None, mapped: None });
+            self.blocks.push(RamBlock {
+                name,
+                first_page,
+                pages,
+                address: None,
+                mapped: None,
+            });
             self.total_pages += pages;
         }
         sound
@@ -94,8 +103,11 @@ impl RamBlocks {
     /// its main memory. Never empty.
     pub(super) fn layouts(&self, machine: &str, page_size: u64) -> Vec<Layout> {
         let machine = Machine::of_qemu(machine);
-        let guests: Vec<&RamBlock> =
-            self.blocks.iter().filter(|block| block.pages > 0 && may_be_guest(&block.name)).collect();
+        let guests: Vec<&RamBlock> = self
+            .blocks
+            .iter()
+            .filter(|block| block.pages > 0 && may_be_guest(&block.name))
+            .collect();
         let main = guests
             .iter()
             .copied()
@@ -118,13 +130,20 @@ impl RamBlocks {
             }
             let alone = joined(machine, &[main], page_size);
             if !others.is_empty() {
-                list.extend(alone.iter().filter_map(|base| plugged(base, &others, page_size)));
+                list.extend(
+                    alone
+                        .iter()
+                        .filter_map(|base| plugged(base, &others, page_size)),
+                );
             }
             list.extend(alone);
         }
         let mut distinct: Vec<Layout> = Vec::new();
         for layout in list {
-            if !distinct.iter().any(|known| known.ranges() == layout.ranges()) {
+            if !distinct
+                .iter()
+                .any(|known| known.ranges() == layout.ranges())
+            {
                 distinct.push(layout);
             }
         }
@@ -150,7 +169,11 @@ fn joined(machine: Machine, blocks: &[&RamBlock], page_size: u64) -> Vec<Layout>
                 let (gpa, left) = candidate.gpa_of(start + done)?;
                 let part = left.min(length - done);
                 let ram = block.first_page * page_size + done;
-                ranges.push(RamRange { gpa, ram, length: part });
+                ranges.push(RamRange {
+                    gpa,
+                    ram,
+                    length: part,
+                });
                 done += part;
             }
             start += length;
@@ -166,21 +189,37 @@ fn joined(machine: Machine, blocks: &[&RamBlock], page_size: u64) -> Vec<Layout>
 
 /// Modules in the place that QEMU keeps for them: from the next GiB above 4 GiB and above all RAM. See `pc_memory_init`.
 fn plugged(base: &Layout, modules: &[&RamBlock], page_size: u64) -> Option<Layout> {
-    let top = base.ranges().iter().map(|range| range.gpa.0 + range.length).max()?;
+    let top = base
+        .ranges()
+        .iter()
+        .map(|range| range.gpa.0 + range.length)
+        .max()?;
     let mut at = top.max(4 << 30).checked_next_multiple_of(1 << 30)?;
     let mut ranges = base.ranges().to_vec();
     for module in modules {
         let length = module.pages * page_size;
-        ranges.push(RamRange { gpa: Gpa(at), ram: module.first_page * page_size, length });
+        ranges.push(RamRange {
+            gpa: Gpa(at),
+            ram: module.first_page * page_size,
+            length,
+        });
         at = at.checked_add(length)?;
     }
-    Layout::new(format!("{}, {} modules above", base.name(), modules.len()), ranges)
+    Layout::new(
+        format!("{}, {} modules above", base.name(), modules.len()),
+        ranges,
+    )
 }
 
 /// What QEMU calls the memory of a guest that names no memory backend.
 fn is_main(name: &[u8]) -> bool {
-    const MAIN: [&[u8]; 5] =
-        [b"pc.ram", b"mach-virt.ram", b"microvm.ram", b"ram", b"/objects/pc.ram"];
+    const MAIN: [&[u8]; 5] = [
+        b"pc.ram",
+        b"mach-virt.ram",
+        b"microvm.ram",
+        b"ram",
+        b"/objects/pc.ram",
+    ];
     MAIN.contains(&name)
 }
 
@@ -194,9 +233,16 @@ fn may_be_guest(name: &[u8]) -> bool {
 
 /// A name so that "node10" comes after "node9".
 fn natural(name: &[u8]) -> (Vec<u8>, u64) {
-    let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit()).count().min(18);
+    let digits = name
+        .iter()
+        .rev()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count()
+        .min(18);
     let (stem, number) = name.split_at(name.len() - digits);
-    let value = number.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    let value = number
+        .iter()
+        .fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
     (stem.to_vec(), value)
 }
 
@@ -204,6 +250,12 @@ fn natural(name: &[u8]) -> (Vec<u8>, u64) {
 pub(super) fn printable(name: &[u8]) -> String {
     name.iter()
         .take(80)
-        .map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' })
+        .map(|byte| {
+            if byte.is_ascii_graphic() {
+                char::from(*byte)
+            } else {
+                '?'
+            }
+        })
         .collect()
 }

@@ -21,7 +21,11 @@ pub(super) fn map(length: u64) -> Option<PageMap> {
     let geometry = Geometry::PLAIN;
     let mut log = RunLog::new(geometry, 0);
     log.pages(Kind::Page, 0, length / geometry.page_size);
-    let block = Block { name: String::new(), ram: 0, length };
+    let block = Block {
+        name: String::new(),
+        ram: 0,
+        length,
+    };
     let layouts = layout::candidates(Machine::Raw, 0, length);
     PageMap::new(log, vec![block], layouts, Vec::new(), length)
 }

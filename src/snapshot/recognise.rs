@@ -135,12 +135,20 @@ pub struct Snapshot {
 
 impl Snapshot {
     fn opaque(format: Format, reason: Opaque) -> Self {
-        Self { format, contents: Contents::Opaque(reason), hints: Hints::default() }
+        Self {
+            format,
+            contents: Contents::Opaque(reason),
+            hints: Hints::default(),
+        }
     }
 
     fn of(format: Format, result: Result<(PageMap, Hints), Opaque>) -> Self {
         match result {
-            Ok((map, hints)) => Self { format, contents: Contents::Mapped(map), hints },
+            Ok((map, hints)) => Self {
+                format,
+                contents: Contents::Mapped(map),
+                hints,
+            },
             Err(reason) => Self::opaque(format, reason),
         }
     }
@@ -190,7 +198,10 @@ pub fn index_within(source: &dyn ByteSource, limit: u64) -> Result<Snapshot, Sna
         return Ok(Snapshot::of(Format::Lime, map));
     }
     if lime::is_avml(&head) {
-        return Ok(Snapshot::opaque(Format::Avml, Opaque::Compressed("Snappy, in AVML's blocks")));
+        return Ok(Snapshot::opaque(
+            Format::Avml,
+            Opaque::Compressed("Snappy, in AVML's blocks"),
+        ));
     }
     if let Some(reason) = kdump::recognise(&head) {
         return Ok(Snapshot::opaque(Format::Kdump, reason));
@@ -198,7 +209,9 @@ pub fn index_within(source: &dyn ByteSource, limit: u64) -> Result<Snapshot, Sna
     if let Some((format, reason)) = foreign::recognise(&head) {
         return Ok(Snapshot::opaque(format, reason));
     }
-    let map = raw::may_be(reader.length()).then(|| raw::map(reader.length())).flatten();
+    let map = raw::may_be(reader.length())
+        .then(|| raw::map(reader.length()))
+        .flatten();
     Ok(match map {
         Some(map) => Snapshot::of(Format::Raw, Ok((map, Hints::default()))),
         None => Snapshot::opaque(Format::Unknown, Opaque::Unknown),

@@ -82,7 +82,11 @@ pub(super) struct Geometry {
 
 impl Geometry {
     /// Pages of 4 KiB one after the other.
-    pub(super) const PLAIN: Self = Self { page_size: 4096, lead: 0, zero_record: 0 };
+    pub(super) const PLAIN: Self = Self {
+        page_size: 4096,
+        lead: 0,
+        zero_record: 0,
+    };
 
     /// The file bytes of one unit of a run, framing included.
     pub(super) fn unit(&self, kind: Kind) -> u64 {
@@ -110,7 +114,11 @@ pub(super) struct Run {
 impl Run {
     /// The page numbers after this run.
     fn next_page(&self) -> u64 {
-        if self.kind == Kind::Framing { self.page } else { self.page.saturating_add(self.count) }
+        if self.kind == Kind::Framing {
+            self.page
+        } else {
+            self.page.saturating_add(self.count)
+        }
     }
 }
 
@@ -155,7 +163,12 @@ impl RunLog {
             geometry,
             chunks: Vec::new(),
             segments: Vec::new(),
-            open: Run { kind: Kind::Framing, file, page: 0, count: 0 },
+            open: Run {
+                kind: Kind::Framing,
+                file,
+                page: 0,
+                count: 0,
+            },
             encoded_page: 0,
             highest: 0,
             ordered: true,
@@ -168,7 +181,10 @@ impl RunLog {
 
     /// The file offset up to which the log tells what the bytes are.
     pub(super) fn end(&self) -> u64 {
-        let bytes = self.geometry.unit(self.open.kind).saturating_mul(self.open.count);
+        let bytes = self
+            .geometry
+            .unit(self.open.kind)
+            .saturating_mul(self.open.count);
         self.open.file.saturating_add(bytes)
     }
 
@@ -179,7 +195,11 @@ impl RunLog {
 
     /// The bytes of memory that the log takes.
     pub(super) fn memory(&self) -> u64 {
-        let segments: usize = self.segments.iter().map(|segment| segment.capacity() + 48).sum();
+        let segments: usize = self
+            .segments
+            .iter()
+            .map(|segment| segment.capacity() + 48)
+            .sum();
         (segments + self.chunks.capacity() * size_of::<Chunk>()) as u64
     }
 
@@ -213,7 +233,10 @@ impl RunLog {
     /// One more page, as [`RunLog::pages`]; worth its own path because it runs once a page.
     #[inline]
     pub(super) fn one(&mut self, kind: Kind, page: u64) {
-        if self.open.kind == kind && page == self.open.page + self.open.count && page >= self.highest {
+        if self.open.kind == kind
+            && page == self.open.page + self.open.count
+            && page >= self.highest
+        {
             self.open.count += 1;
             self.highest = page + 1;
         } else {
@@ -228,7 +251,12 @@ impl RunLog {
         }
         let file = self.end();
         self.seal();
-        self.open = Run { kind, file, page, count };
+        self.open = Run {
+            kind,
+            file,
+            page,
+            count,
+        };
     }
 
     /// Encodes the open run.
@@ -240,7 +268,10 @@ impl RunLog {
         let page_matters = run.kind != Kind::Framing;
         let room = |chunk: &Chunk| usize::from(chunk.length) + LONGEST <= CHUNK;
         if !self.chunks.last().is_some_and(room) {
-            let full = self.segments.last().is_none_or(|bytes| bytes.len() + CHUNK > SEGMENT);
+            let full = self
+                .segments
+                .last()
+                .is_none_or(|bytes| bytes.len() + CHUNK > SEGMENT);
             if full {
                 self.segments.push(Arc::new(Vec::with_capacity(SEGMENT)));
             }
@@ -254,7 +285,8 @@ impl RunLog {
             });
             self.encoded_page = run.page;
         }
-        let (Some(segment), Some(chunk)) = (self.segments.last_mut(), self.chunks.last_mut()) else {
+        let (Some(segment), Some(chunk)) = (self.segments.last_mut(), self.chunks.last_mut())
+        else {
             return;
         };
         let bytes = Arc::make_mut(segment);
@@ -277,7 +309,12 @@ impl RunLog {
         let end = self.end();
         let page = self.open.next_page();
         self.seal();
-        self.open = Run { kind: Kind::Framing, file: end, page, count: 0 };
+        self.open = Run {
+            kind: Kind::Framing,
+            file: end,
+            page,
+            count: 0,
+        };
         self.chunks.shrink_to_fit();
         if let Some(last) = self.segments.last_mut() {
             Arc::make_mut(last).shrink_to_fit();
@@ -300,7 +337,12 @@ impl RunLog {
                 .unwrap_or_default();
             (bytes, chunk.file, chunk.page)
         });
-        ChunkRuns { bytes, geometry: self.geometry, file, page }
+        ChunkRuns {
+            bytes,
+            geometry: self.geometry,
+            file,
+            page,
+        }
     }
 
     /// All runs, from the chunk that holds the file offset on.
@@ -373,7 +415,12 @@ impl Iterator for ChunkRuns<'_> {
                 self.page = self.page.wrapping_add(distance as u64);
                 continue;
             };
-            let run = Run { kind, file: self.file, page: self.page, count: value.saturating_add(1) };
+            let run = Run {
+                kind,
+                file: self.file,
+                page: self.page,
+                count: value.saturating_add(1),
+            };
             self.file = self
                 .file
                 .saturating_add(self.geometry.unit(kind).saturating_mul(run.count));

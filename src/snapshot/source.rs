@@ -10,20 +10,15 @@ use super::error::SnapshotError;
 /// The bytes of one finished (or, at an fsync, so far written) file.
 pub trait ByteSource {
     /// The file's length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Fills the whole buffer with the bytes from `offset`; holes read as zeros. Fewer bytes there is
     /// `UnexpectedEof`.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-
-    /// Whether there are no bytes at all.
-    fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
 }
 
 impl ByteSource for File {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 
@@ -33,8 +28,8 @@ impl ByteSource for File {
 }
 
 impl ByteSource for [u8] {
-    fn len(&self) -> io::Result<u64> {
-        Ok(<[u8]>::len(self) as u64)
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -47,9 +42,19 @@ impl ByteSource for [u8] {
     }
 }
 
+impl<T: ByteSource + ?Sized> ByteSource for &T {
+    fn length(&self) -> io::Result<u64> {
+        (**self).length()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+}
+
 impl ByteSource for Vec<u8> {
-    fn len(&self) -> io::Result<u64> {
-        ByteSource::len(self.as_slice())
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -67,7 +72,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Asks for the length, and no more.
     pub(super) fn new(source: &'a dyn ByteSource) -> Result<Self, SnapshotError> {
-        let length = source.len().map_err(SnapshotError::Length)?;
+        let length = source.length().map_err(SnapshotError::Length)?;
         Ok(Self { source, length })
     }
 

@@ -30,6 +30,11 @@ use super::supersede::Delta;
 /// "QEVM", and the version behind it.
 pub(super) const MAGIC: [u8; 8] = *b"QEVM\0\0\0\x03";
 
+/// What a map may take for a guest of whatever size, in bytes, and for each of its pages. A paused guest needs at
+/// most 2 bytes a page; the rest is for pages that were sent again while the guest ran.
+const LEAST_LIMIT: u64 = 16 << 20;
+const LIMIT_PER_PAGE: u64 = 8;
+
 /// The head of a record of one page, once it is known what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Record {
@@ -61,22 +66,46 @@ enum Expect {
     SubsectionVersion,
     PageBits,
     CapabilityCount,
-    CapabilityLength { left: u32 },
-    Capability { left: u32 },
+    CapabilityLength {
+        left: u32,
+    },
+    Capability {
+        left: u32,
+    },
     SectionHead,
-    SectionName { id: u32 },
-    SectionVersion { id: u32 },
-    PartHead { end: bool },
+    SectionName {
+        id: u32,
+    },
+    SectionVersion {
+        id: u32,
+    },
+    PartHead {
+        end: bool,
+    },
     Command,
     Footer,
     Record,
-    BlockName { left: u64 },
-    BlockNameBytes { left: u64 },
-    BlockLength { left: u64 },
-    BlockOrRecord { left: u64 },
-    BlockPageSize { left: u64 },
-    BlockAddress { left: u64 },
-    BlockMapped { left: u64 },
+    BlockName {
+        left: u64,
+    },
+    BlockNameBytes {
+        left: u64,
+    },
+    BlockLength {
+        left: u64,
+    },
+    BlockOrRecord {
+        left: u64,
+    },
+    BlockPageSize {
+        left: u64,
+    },
+    BlockAddress {
+        left: u64,
+    },
+    BlockMapped {
+        left: u64,
+    },
     RecordName(Record),
     RecordNameBytes(Record),
     ZeroByte(Record),
@@ -159,7 +188,14 @@ impl Stream {
             in_end_section: false,
             ram_ended: false,
             tail: None,
-            log: RunLog::new(Geometry { lead: 8, zero_record: 9, ..Geometry::PLAIN }, 0),
+            log: RunLog::new(
+                Geometry {
+                    lead: 8,
+                    zero_record: 9,
+                    ..Geometry::PLAIN
+                },
+                0,
+            ),
             deltas: Vec::new(),
         }
     }
@@ -237,7 +273,9 @@ impl Stream {
             return Err(failure.clone());
         }
         let Some(tail) = self.tail else {
-            return Err(Opaque::Unfinished("the stream ends before the guest's memory does"));
+            return Err(Opaque::Unfinished(
+                "the stream ends before the guest's memory does",
+            ));
         };
         Ok(Parsed {
             machine: &self.machine,
@@ -296,8 +334,11 @@ impl Stream {
                 self.step(&field);
             }
         }
-        if self.roughly() > self.limit {
-            self.fail(Opaque::MapTooLarge { limit: self.limit });
+        let limit = self
+            .limit
+            .min(LEAST_LIMIT + LIMIT_PER_PAGE * self.blocks.total_pages());
+        if self.roughly() > limit {
+            self.fail(Opaque::MapTooLarge { limit });
         }
     }
 
@@ -319,7 +360,10 @@ impl Stream {
     }
 
     fn malformed(&mut self, what: &'static str) {
-        self.fail(Opaque::Malformed { offset: self.position, what });
+        self.fail(Opaque::Malformed {
+            offset: self.position,
+            what,
+        });
     }
 
     fn expect(&mut self, expect: Expect, need: usize) {
@@ -429,7 +473,8 @@ impl Stream {
             Expect::SectionName { id } => {
                 if field != b"ram" {
                     let name = printable(field);
-                    let reason = format!("QEMU section {name} before the end of the guest's memory");
+                    let reason =
+                        format!("QEMU section {name} before the end of the guest's memory");
                     return self.fail(Opaque::Unsupported(reason));
                 }
                 self.expect(Expect::SectionVersion { id }, 8);
@@ -475,7 +520,6 @@ impl Stream {
             _ => {}
         }
     }
-
 }
 
 pub(super) use blocks::bitmap_bytes;
@@ -485,13 +529,19 @@ fn byte(field: &[u8]) -> u8 {
 }
 
 fn be_u16(field: &[u8]) -> u16 {
-    field.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes))
+    field
+        .first_chunk()
+        .map_or(0, |bytes| u16::from_be_bytes(*bytes))
 }
 
 fn be_u32(field: &[u8]) -> u32 {
-    field.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    field
+        .first_chunk()
+        .map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
 fn be_u64(field: &[u8]) -> u64 {
-    field.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    field
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }

@@ -29,8 +29,13 @@ struct PageSet {
 impl PageSet {
     /// Adds the page; whether it is new.
     fn insert(&mut self, page: u64) -> bool {
-        let group = self.groups.entry(page / GROUP).or_insert_with(|| Box::new([0; WORDS]));
-        let Some(word) = group.get_mut((page % GROUP / 64) as usize) else { return false };
+        let group = self
+            .groups
+            .entry(page / GROUP)
+            .or_insert_with(|| Box::new([0; WORDS]));
+        let Some(word) = group.get_mut((page % GROUP / 64) as usize) else {
+            return false;
+        };
         let bit = 1 << (page % 64);
         let new = *word & bit == 0;
         *word |= bit;
@@ -80,8 +85,16 @@ pub(super) fn settle(log: &RunLog, deltas: &mut Vec<Delta>) -> Option<RunLog> {
     if deltas.iter().any(|delta| !bases.contains_key(&delta.page)) {
         return None;
     }
-    deltas.retain(|delta| bases.get(&delta.page).is_some_and(|base| *base < delta.file));
-    let patched = |page| deltas.binary_search_by(|delta| delta.page.cmp(&page)).is_ok();
+    deltas.retain(|delta| {
+        bases
+            .get(&delta.page)
+            .is_some_and(|base| *base < delta.file)
+    });
+    let patched = |page| {
+        deltas
+            .binary_search_by(|delta| delta.page.cmp(&page))
+            .is_ok()
+    };
 
     let start = all_runs(log).next().map_or(0, |run| run.file);
     let mut settled = RunLog::new(log.geometry(), start);
@@ -92,7 +105,10 @@ pub(super) fn settle(log: &RunLog, deltas: &mut Vec<Delta>) -> Option<RunLog> {
             continue;
         }
         for page in (run.page..).take(run.count as usize) {
-            let word = dead.get((ordinal / 64) as usize).copied().unwrap_or_default();
+            let word = dead
+                .get((ordinal / 64) as usize)
+                .copied()
+                .unwrap_or_default();
             let is_dead = word & (1 << (ordinal % 64)) != 0;
             ordinal += 1;
             let kind = match run.kind {
@@ -113,5 +129,9 @@ fn all_runs(log: &RunLog) -> impl Iterator<Item = Run> {
 }
 
 fn records_of(run: &Run) -> u64 {
-    if run.kind == Kind::Framing { 0 } else { run.count }
+    if run.kind == Kind::Framing {
+        0
+    } else {
+        run.count
+    }
 }

@@ -9,16 +9,24 @@
 pub(super) fn apply(page: &mut [u8], mut delta: &[u8]) -> bool {
     let mut at = 0_usize;
     while !delta.is_empty() {
-        let Some(stays) = uleb128(&mut delta) else { return false };
+        let Some(stays) = uleb128(&mut delta) else {
+            return false;
+        };
         // QEMU leaves out the last run if the page's end stays as it is.
         if delta.is_empty() {
             return at.checked_add(stays).is_some_and(|end| end <= page.len());
         }
-        let Some(follow) = uleb128(&mut delta) else { return false };
-        let Some((bytes, rest)) = delta.split_at_checked(follow) else { return false };
+        let Some(follow) = uleb128(&mut delta) else {
+            return false;
+        };
+        let Some((bytes, rest)) = delta.split_at_checked(follow) else {
+            return false;
+        };
         let from = at.saturating_add(stays);
         let end = from.saturating_add(follow);
-        let Some(target) = page.get_mut(from..end) else { return false };
+        let Some(target) = page.get_mut(from..end) else {
+            return false;
+        };
         target.copy_from_slice(bytes);
         delta = rest;
         at = end;

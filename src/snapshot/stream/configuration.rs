@@ -55,7 +55,10 @@ impl Stream {
                 bits @ 10..=16 => {
                     self.page_bits = bits;
                     let page_size = self.page_size();
-                    let geometry = Geometry { page_size, ..self.log.geometry() };
+                    let geometry = Geometry {
+                        page_size,
+                        ..self.log.geometry()
+                    };
                     self.log = RunLog::new(geometry, 0);
                     self.expect(Expect::SubsectionOrSection, 1);
                 }

@@ -75,7 +75,10 @@ impl Stream {
                 0 => self.malformed("a page of a RAM block without a name"),
                 length => {
                     let name = usize::from(length);
-                    let record = Record { name: 1 + name as u64, ..record };
+                    let record = Record {
+                        name: 1 + name as u64,
+                        ..record
+                    };
                     self.expect(Expect::RecordNameBytes(record), name);
                 }
             },
@@ -117,11 +120,17 @@ impl Stream {
             flag::XBZRLE => RecordKind::Xbzrle,
             flag::COMPRESS => return self.fail(Opaque::Compressed("zlib, page by page")),
             flag::HOOK => {
-                return self.fail(Opaque::Unsupported("a stream that went over RDMA".to_owned()));
+                return self.fail(Opaque::Unsupported(
+                    "a stream that went over RDMA".to_owned(),
+                ));
             }
             _ => return self.malformed("a RAM record with unknown flags"),
         };
-        let record = Record { kind, offset, name: 0 };
+        let record = Record {
+            kind,
+            offset,
+            name: 0,
+        };
         if !continues {
             self.expect(Expect::RecordName(record), 1);
         } else if self.current.is_some() {
@@ -152,7 +161,8 @@ impl Stream {
     /// and whatever came before that is framing.
     fn page(&mut self, kind: Kind, record: Record, head: u64) {
         self.log.framing_to(self.position.saturating_sub(head));
-        self.log.one(kind, self.window.0 + (record.offset >> self.page_bits));
+        self.log
+            .one(kind, self.window.0 + (record.offset >> self.page_bits));
         self.expect(Expect::Record, 8);
     }
 
@@ -162,7 +172,11 @@ impl Stream {
             return self.malformed("a delta of an unknown kind");
         }
         let page = self.window.0 + (record.offset >> self.page_bits);
-        self.deltas.push(Delta { page, file: self.position, length });
+        self.deltas.push(Delta {
+            page,
+            file: self.position,
+            length,
+        });
         self.log.framing_to(self.position + u64::from(length));
         self.pass(u64::from(length));
         self.expect(Expect::Record, 8);

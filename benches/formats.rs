@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::hint::black_box;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parsfs::snapshot::{Indexer, MAP_LIMIT, Snapshot, index, is_zero};
 
@@ -20,7 +20,7 @@ fn stream(pages: u64, zeros: u64, stored_zeros: u64) -> Vec<u8> {
     let mut page = vec![0_u8; PAGE];
     bytes.extend(b"QEVM\0\0\0\x03\x07\0\0\0\x0bpc-q35-10.0");
     bytes.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
-    bytes.extend((pages * PAGE as u64 | 4).to_be_bytes());
+    bytes.extend(((pages * PAGE as u64) | 4).to_be_bytes());
     bytes.extend(b"\x06pc.ram");
     bytes.extend((pages * PAGE as u64).to_be_bytes());
     bytes.extend(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\x03\0\0\0\x02");
@@ -53,17 +53,30 @@ fn stream(pages: u64, zeros: u64, stored_zeros: u64) -> Vec<u8> {
     bytes
 }
 
+/// The processor time of this thread: the measure of "a core" on a machine that others use as well.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call fills the one structure it is given.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(result, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The best of five runs.
 fn best<T>(mut run: impl FnMut() -> T) -> (Duration, T) {
-    let mut best = (Duration::MAX, None);
+    let mut best: Option<(Duration, T)> = None;
     for _ in 0..5 {
-        let start = Instant::now();
+        let start = processor_time();
         let value = run();
-        let took = start.elapsed();
-        if took < best.0 {
-            best = (took, Some(value));
+        let took = processor_time() - start;
+        if best.as_ref().is_none_or(|(least, _)| took < *least) {
+            best = Some((took, value));
         }
     }
-    (best.0, best.1.unwrap())
+    best.unwrap()
 }
 
 fn report(what: &str, bytes: usize, took: Duration) {
@@ -126,7 +139,8 @@ fn main() {
 
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
-        let (took, _) = best(|| index(&file).unwrap());
+        let (took, looked) = best(|| index(&file).unwrap());
+        assert_eq!(looked.map().unwrap().counts(), map.counts());
         report(
             "  looked through in a file in the page cache",
             bytes.len(),

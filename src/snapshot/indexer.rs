@@ -64,11 +64,9 @@ impl Indexer {
                 return;
             }
             self.stream.pass_to(offset);
-        } else if offset < position {
-            if !self.may_change(offset..end.min(position)) {
-                self.lose();
-                return;
-            }
+        } else if offset < position && !self.may_change(offset..end.min(position)) {
+            self.lose();
+            return;
         }
         let known = position.saturating_sub(offset).min(bytes.len() as u64) as usize;
         if let Some(new) = bytes.get(known..).filter(|new| !new.is_empty()) {

@@ -8,7 +8,7 @@ use super::layout::{self, Layout, Machine, RamRange};
 use super::map::Block;
 
 /// How many blocks a stream may name. Guests have tens.
-const MOST: usize = 4096;
+const MOST: usize = 1024;
 
 /// How much RAM a stream may speak of, devices included: 2^46 bytes, the reach of x86 today.
 const LARGEST: u64 = 1 << 46;
@@ -123,7 +123,7 @@ impl RamBlocks {
                 .filter(|block| block.first_page != main.first_page)
                 .collect();
             let mut named = guests.clone();
-            named.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+            named.sort_by_cached_key(|block| natural(&block.name));
             if !is_main(&main.name) && !others.is_empty() {
                 list.extend(joined(machine, &guests, page_size));
                 list.extend(joined(machine, &named, page_size));

@@ -7,15 +7,15 @@ const LIMIT: u64 = 1 << 20;
 
 /// Looks through the bytes, and follows them in parts of the given length; panics if an answer contradicts
 /// itself or the other.
-pub fn examine(bytes: &Vec<u8>, part: usize) -> Snapshot {
-    let snapshot = index_within(bytes, LIMIT).unwrap();
+pub fn examine(bytes: &[u8], part: usize) -> Snapshot {
+    let snapshot = index_within(&bytes, LIMIT).unwrap();
     check(&snapshot, bytes.len() as u64);
     let mut indexer = Indexer::within(LIMIT);
     for (at, part) in (0..).step_by(part.max(1)).zip(bytes.chunks(part.max(1))) {
         indexer.feed(at, part);
     }
     assert!(indexer.memory() <= 2 * LIMIT);
-    let followed = indexer.finish(bytes).unwrap();
+    let followed = indexer.finish(&bytes).unwrap();
     assert_same(&followed, &snapshot);
     snapshot
 }

@@ -48,7 +48,7 @@ fn every_seed_is_what_it_says() {
             examine(bytes, part);
         }
         for length in (0..bytes.len()).step_by(bytes.len() / 50) {
-            examine(&bytes[..length].to_vec(), 4096);
+            examine(&bytes[..length], 4096);
         }
     }
 }

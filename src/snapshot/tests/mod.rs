@@ -2,6 +2,7 @@
 
 mod examine;
 mod formats;
+mod memory;
 mod model;
 mod writers;
 

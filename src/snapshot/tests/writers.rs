@@ -120,7 +120,7 @@ impl StreamWriter {
         } else {
             0
         };
-        self.word(page * PAGE as u64 | flag | continues);
+        self.word((page * PAGE as u64) | flag | continues);
         if continues == 0 {
             let name = self.blocks[block].0.clone();
             self.name(&name);

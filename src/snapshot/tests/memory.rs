@@ -40,7 +40,7 @@ fn a_paused_guest_takes_at_most_two_bytes_a_page() {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        random % 2 == 0
+        random.is_multiple_of(2)
     };
     let either = |first, one, other| Some(if first { one } else { other });
     let costs = [

@@ -27,7 +27,11 @@ fn patterned(directory: &Path, size: u64) -> PathBuf {
     let mut file = File::create(&path).unwrap();
     file.set_len(size).unwrap();
     // The first MiB is left to the firmware, and large guests are patterned at a few places only.
-    let step = if size > 512 * MIB { size / 512 } else { MIB };
+    let step = if size > 512 * MIB {
+        (size / 512).next_multiple_of(MIB)
+    } else {
+        MIB
+    };
     for start in (MIB..size).step_by(step as usize) {
         let mut bytes = Vec::with_capacity(MIB as usize);
         for page in start / PAGE..(start + MIB) / PAGE {
@@ -353,7 +357,8 @@ fn a_core_a_dump_and_the_memory_itself() {
 
 #[test]
 fn the_gap_of_a_large_guest_is_where_the_machine_has_it() {
-    for (machine, size) in [("q35", 3 << 30), ("pc", 4 << 30)] {
+    // The machine's own rule, and a limit that the stream does not tell.
+    for (machine, size) in [("q35", 3 << 30), ("pc,max-ram-below-4g=512M", 576 * MIB)] {
         let directory = tempfile::tempdir().unwrap();
         let memory = patterned(directory.path(), size);
         let saved = directory.path().join("saved");
@@ -370,15 +375,21 @@ fn the_gap_of_a_large_guest_is_where_the_machine_has_it() {
         let map = map_of(&snapshot);
         let truth = fs::read(&high).unwrap();
         assert!(!is_zero(&truth));
-        let mut buffer = vec![0; PAGE as usize];
-        for at in (0..16 * MIB).step_by(PAGE as usize) {
-            map.read(&file, Gpa((4 << 30) + at), &mut buffer).unwrap();
-            assert!(
-                buffer == truth[at as usize..][..PAGE as usize],
-                "{machine} {at:#x}"
-            );
-        }
-        println!("{machine}: {} of {:?}", map.layout(), map.layouts().len());
+        let has_truth = |layout: &Layout| {
+            let map = map.with_layout(layout);
+            let mut buffer = vec![0; PAGE as usize];
+            (0..16 * MIB).step_by(PAGE as usize).all(|at| {
+                map.read(&file, Gpa((4 << 30) + at), &mut buffer).unwrap();
+                buffer == truth[at as usize..][..PAGE as usize]
+            })
+        };
+        let right = map.layouts().iter().position(has_truth);
+        let first = machine == "q35";
+        assert!(
+            right.is_some_and(|index| (index == 0) == first),
+            "{machine}: {right:?}"
+        );
+        println!("{machine}: number {right:?} of {}", map.layouts().len());
     }
 }
 

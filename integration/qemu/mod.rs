@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// How long one command, or one save, may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Where QEMU is: `PARSFS_QEMU`, or fetched into the build's own directory.
 fn binary() -> PathBuf {

@@ -32,7 +32,7 @@ pub(super) const MAGIC: [u8; 8] = *b"QEVM\0\0\0\x03";
 
 /// What a map may take for a guest of whatever size, in bytes, and for each of its pages. A paused guest needs at
 /// most 2 bytes a page; the rest is for pages that were sent again while the guest ran.
-const LEAST_LIMIT: u64 = 16 << 20;
+const LEAST_LIMIT: u64 = 64 << 20;
 const LIMIT_PER_PAGE: u64 = 8;
 
 /// The head of a record of one page, once it is known what it is.

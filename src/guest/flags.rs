@@ -190,8 +190,9 @@ impl Types {
             values.extend(value("PGTY_table").map(|value| (value, Kind::Table)));
             values.extend(value("PGTY_large_kmalloc").map(|value| (value, Kind::Slab)));
         } else if !kernel.since(6, 11) {
-            // A type is then one bit that is clear: PG_table is 0x200 up to 6.10.
-            values.push((!0x200, Kind::Table));
+            // A type is then one bit that is clear. Page tables moved down by one when 5.11 dropped kmemcg's.
+            let table: u32 = if kernel.since(5, 11) { 0x200 } else { 0x400 };
+            values.push((!table, Kind::Table));
         }
         Types { values, top_byte }
     }

@@ -27,6 +27,12 @@ mod reason;
 mod shape;
 mod vmcoreinfo;
 
+#[cfg(test)]
+#[path = "../../integration/guests/synthetic.rs"]
+mod synthetic;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use rayon::prelude::*;

@@ -21,6 +21,8 @@ enum Treatment {
     Mended,
     /// All expendable pages are lost; free pages are mended, page cache is not.
     Unmended,
+    /// All expendable pages are lost and mended, but free pages hold what they must not.
+    WrongFill,
 }
 
 /// What lost pages hold where nothing mends them, and what a mended page of page cache holds before it is fetched.
@@ -54,9 +56,14 @@ fn treat(scene: &Scene, treatment: Treatment) -> (PathBuf, String) {
             let at = view.offset(fill.pfn << guest.page_shift()).expect("memory");
             let cached = classes.get(fill.pfn) == Some(PageClass::CacheClean);
             // Harder than what a reader would get: whatever the guest looks at without fetching it is wrong.
-            bytes[at..at + size].fill(if cached { GARBAGE } else { fill.byte });
+            let filled = if treatment == Treatment::WrongFill {
+                GARBAGE
+            } else {
+                fill.byte
+            };
+            bytes[at..at + size].fill(if cached { GARBAGE } else { filled });
         }
-        if treatment == Treatment::Mended {
+        if treatment != Treatment::Unmended {
             for edit in &mend.edits {
                 bytes[view.offset(edit.gpa).expect("memory")] &= edit.and;
             }
@@ -174,4 +181,34 @@ fn without_the_mend_a_guest_fails() {
     let scene = Scene::new(Kernel::V6_12, Work::Mixed, "").ready();
     let wrong = go_on(&scene, Treatment::Unmended, Duration::from_secs(30));
     assert!(!wrong.is_empty(), "lost page cache went unnoticed");
+}
+
+#[test]
+fn a_guest_that_clears_free_pages_goes_on() {
+    proof(Kernel::V6_12, Work::Mixed, "init_on_free=1");
+}
+
+#[test]
+fn a_guest_that_clears_free_pages_notices_others() {
+    let scene = Scene::new(Kernel::V6_12, Work::Mixed, "init_on_free=1").ready();
+    let wrong = go_on(&scene, Treatment::WrongFill, Duration::from_secs(60));
+    assert!(
+        !wrong.is_empty(),
+        "free pages full of garbage went unnoticed"
+    );
+}
+
+#[test]
+fn a_guest_that_poisons_free_pages_goes_on() {
+    proof(Kernel::V6_1, Work::Mixed, "page_poison=1");
+}
+
+#[test]
+fn a_guest_that_poisons_free_pages_notices_others() {
+    let scene = Scene::new(Kernel::V6_1, Work::Mixed, "page_poison=1").ready();
+    let wrong = go_on(&scene, Treatment::WrongFill, Duration::from_secs(60));
+    assert!(
+        !wrong.is_empty(),
+        "free pages without their poison went unnoticed"
+    );
 }

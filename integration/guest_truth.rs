@@ -103,6 +103,17 @@ fn compare(scene: &Scene, explained: usize) -> (Classes, String) {
         }
         println!("{reasons:#?}");
     }
+    // What the allocator itself counts: free pages of all zones, and those that processors keep for themselves.
+    let counted: u64 = scene.zoneinfo().iter().sum();
+    let free = classes
+        .iter()
+        .filter(|&(_, class)| class == PageClass::Free)
+        .count() as u64;
+    println!("    free: {free}, the guest counts {counted}");
+    assert!(
+        free.abs_diff(counted) <= explained as u64,
+        "{free} free pages found, {counted} counted"
+    );
     println!(
         "    differences: {}, heads of free blocks not free any more: {missed_free}",
         wrong.len()

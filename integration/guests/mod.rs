@@ -8,6 +8,7 @@
 
 pub mod image;
 pub mod machine;
+pub mod synthetic;
 
 use std::fs;
 use std::path::{Path, PathBuf};

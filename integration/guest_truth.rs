@@ -158,3 +158,18 @@ fn classes_of_an_arm64_guest_agree_with_its_own_word() {
     // The program that copies what the guest says is gone when the guest is stopped: its own pages differ.
     compare(&Scene::new(Kernel::Arm64, Work::Idle, "").ready(), 400);
 }
+
+#[test]
+fn classes_of_an_arm64_guest_with_large_pages_agree_with_its_own_word() {
+    compare(
+        &Scene::new(Kernel::Arm64Pages16K, Work::Idle, "").ready(),
+        400,
+    );
+}
+
+#[test]
+fn the_layout_of_a_split_memory_is_found() {
+    let (classes, _) = compare(&Scene::new(Kernel::Newest, Work::Idle, "").ready(), 20);
+    let frames: Vec<_> = classes.frames().collect();
+    assert_eq!(frames, [0..0x8_0000, 0x10_0000..0x14_0000]);
+}

@@ -253,8 +253,8 @@ fn dump(from: &Path, to: &Path, at: u64) -> std::io::Result<()> {
 /// `tell DISK`: what the kernel says of its pages goes to a disk; then answers for the shell that waits for it and stays,
 /// so that nothing in the guest changes any more until a line comes in.
 fn tell(disk: &Path) -> std::io::Result<()> {
-    dump(Path::new("/proc/zoneinfo"), disk, 16 << 20)?;
-    dump(Path::new("/proc/kpagecount"), disk, 8 << 20)?;
+    dump(Path::new("/proc/zoneinfo"), disk, 32 << 20)?;
+    dump(Path::new("/proc/kpagecount"), disk, 16 << 20)?;
     dump(Path::new("/proc/kpageflags"), disk, 0)?;
     print!("@@0@@");
     std::io::stdout().flush()?;

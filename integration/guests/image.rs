@@ -79,6 +79,8 @@ pub enum Kernel {
     V6_12,
     Newest,
     Arm64,
+    /// The same with pages of 16 KiB.
+    Arm64Pages16K,
 }
 
 impl Kernel {
@@ -91,7 +93,12 @@ impl Kernel {
             Kernel::V6_12 => "kernel-6.12",
             Kernel::Newest => "kernel-new",
             Kernel::Arm64 => "arm64",
+            Kernel::Arm64Pages16K => "arm64-16k",
         }
+    }
+
+    pub fn is_arm(self) -> bool {
+        matches!(self, Kernel::Arm64 | Kernel::Arm64Pages16K)
     }
 
     pub fn image(self) -> PathBuf {
@@ -283,7 +290,7 @@ pub fn initramfs(kernel: Kernel) -> PathBuf {
         &fs::read(tools.join("usr/bin/busybox")).expect("busybox"),
     );
     archive.add("bin/sh", 0o120_777, b"busybox");
-    if kernel != Kernel::Arm64 {
+    if !kernel.is_arm() {
         archive.add(
             "bin/agent",
             0o100_755,

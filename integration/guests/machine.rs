@@ -66,7 +66,7 @@ impl Machine {
 
     fn start(setup: &Setup, state: Option<&Path>, keep_disks: bool) -> Machine {
         let sockets = tempfile::tempdir().expect("a directory for sockets");
-        let arm = setup.kernel == Kernel::Arm64;
+        let arm = setup.kernel.is_arm();
         let qemu = image::part("qemu");
         let mut command = image::program(
             &qemu,

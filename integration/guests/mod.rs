@@ -47,9 +47,15 @@ impl Scene {
         let dir = image::home().join("scenes").join(&name);
         let memory = dir.join("memory");
         let la57 = matches!(kernel, Kernel::V6_1 | Kernel::Newest);
+        // An idle guest is large enough that its memory lies on both sides of the gap below 4 GiB.
+        let memory_mib = if work == Work::Idle && !kernel.is_arm() {
+            3072
+        } else {
+            512
+        };
         let setup = Setup {
             kernel,
-            memory_mib: 512,
+            memory_mib,
             arguments: arguments.into(),
             la57,
             dir,
@@ -108,15 +114,15 @@ impl Scene {
         let dir = &self.setup.dir;
         image::initramfs(self.setup.kernel);
         let out = fs::File::create(dir.join("out.img")).expect("a disk");
-        out.set_len(17 << 20).expect("a disk");
-        if self.setup.kernel != Kernel::Arm64 {
+        out.set_len(33 << 20).expect("a disk");
+        if !self.setup.kernel.is_arm() {
             for file_system in image::FILE_SYSTEMS {
                 image::disk(&dir.join(format!("{file_system}.img")), file_system);
             }
         }
         let mut machine = Machine::boot(&self.setup);
         fs::write(dir.join("release"), machine.run("uname -r").trim()).expect("the release");
-        if self.setup.kernel == Kernel::Arm64 {
+        if self.setup.kernel.is_arm() {
             self.work_alone(&mut machine);
         } else {
             self.work_on_disks(&mut machine);
@@ -131,7 +137,7 @@ impl Scene {
     /// pages differ.
     fn work_alone(&self, machine: &mut Machine) {
         machine.run("dd if=/dev/urandom of=/run/file bs=1M count=20 2>/dev/null; sync; sleep 3");
-        for (file, at) in [("zoneinfo", 256), ("kpagecount", 128), ("kpageflags", 0)] {
+        for (file, at) in [("zoneinfo", 512), ("kpagecount", 256), ("kpageflags", 0)] {
             let options = format!("bs=64k oflag=direct seek={at} conv=notrunc,sync");
             machine.run(&format!(
                 "dd if=/proc/{file} of=/dev/vda {options} 2>/dev/null"
@@ -186,8 +192,8 @@ impl Scene {
 /// Takes what the guest said of its pages from its disk.
 fn split(dir: &Path) {
     let bytes = fs::read(dir.join("out.img")).expect("the guest's disk");
-    let (flags, rest) = bytes.split_at(8 << 20);
-    let (counts, zones) = rest.split_at(8 << 20);
+    let (flags, rest) = bytes.split_at(16 << 20);
+    let (counts, zones) = rest.split_at(16 << 20);
     fs::write(dir.join("kpageflags"), flags).expect("kpageflags");
     fs::write(dir.join("kpagecount"), counts).expect("kpagecount");
     let text: Vec<u8> = zones

@@ -3,7 +3,7 @@
 # directory of their own. Nothing is installed: every suite gets an apt state of its own, with an empty package
 # database, so that nothing of this machine but its mirror takes part, and packages are only unpacked.
 #
-#   packages.sh DIR PART...     PART: qemu tools kernel-5.10 kernel-6.1 kernel-6.12 kernel-new arm64
+#   packages.sh DIR PART...     PART: qemu tools kernel-5.10 kernel-6.1 kernel-6.12 kernel-new arm64 arm64-16k
 #
 # A part that is there already is left alone; DIR/PART/.complete says that it is.
 set -eu
@@ -106,6 +106,11 @@ for part in "$@"; do
     arm64)
         suite trixie-arm64 arm64 trixie
         kernel "$dir/$part" linux-image-arm64
+        unpack "$dir/$part" busybox-static
+        ;;
+    arm64-16k)
+        suite trixie-arm64 arm64 trixie
+        kernel "$dir/$part" linux-image-arm64-16k
         unpack "$dir/$part" busybox-static
         ;;
     *)

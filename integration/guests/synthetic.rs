@@ -19,11 +19,8 @@ const UTS: u64 = 0x2_0000;
 const ROOTS: u64 = 0x2_1000;
 const SECTIONS: u64 = 0x2_2000;
 const BTF: u64 = 0x4_0000;
-const NODES: u64 = 0x9_0000;
-const NODE: u64 = 0x9_1000;
-/// The lists of free pages of its one processor, whose memory lies this far from the per-CPU pointers.
+/// The lists of free pages of its one processor.
 pub const LISTS: u64 = 0x9_3000;
-const PER_CPU: u64 = 0x9_2000;
 const LISTS_COUNT: u64 = 13;
 
 /// Bits of a page's flags, in the order of 6.12.
@@ -118,10 +115,6 @@ impl Synthetic {
         let btf = btf();
         assert!(btf.len() < (FILES - BTF) as usize);
         guest.bytes[BTF as usize..][..btf.len()].copy_from_slice(&btf);
-        guest.put(NODES, BASE + NODE);
-        // One zone, whose per-CPU pointer comes first; the node's number of zones lies behind it.
-        guest.put(NODE, BASE + LISTS - PER_CPU);
-        guest.put32(NODE + 1024, 1);
         for list in 0..LISTS_COUNT {
             let head = BASE + LISTS + 16 + 16 * list;
             guest.put(head - BASE, head);
@@ -308,8 +301,6 @@ fn vmcoreinfo() -> String {
         ("page.lru", word::LRU),
         ("page.private", word::PRIVATE),
         ("page.compound_head", word::COMPOUND),
-        ("pglist_data.node_zones", 0),
-        ("pglist_data.nr_zones", 1024),
     ];
     let numbers = [
         ("phys_base", 0i64),
@@ -332,9 +323,8 @@ fn vmcoreinfo() -> String {
     text += &symbol("swapper_pg_dir", TABLES);
     text += &symbol("init_uts_ns", UTS);
     text += &symbol("mem_section", ROOTS);
-    text += &symbol("node_data", NODES);
-    text += "LENGTH(mem_section)=4\nLENGTH(node_data)=1\nLENGTH(zone.free_area)=11\n";
-    text += "SIZE(mem_section)=16\nSIZE(page)=64\nSIZE(zone)=1024\n";
+    text += "LENGTH(mem_section)=4\nLENGTH(zone.free_area)=11\n";
+    text += "SIZE(mem_section)=16\nSIZE(page)=64\n";
     for (name, offset) in offsets {
         text += &format!("OFFSET({name})={offset}\n");
     }
@@ -476,7 +466,6 @@ pub fn btf() -> Vec<u8> {
             ("state", 16, int),
         ],
     );
-    types.structure("zone", &[("per_cpu_pageset", 0, int)]);
     types.structure("per_cpu_pages", &[("count", 0, int), ("lists", 16, array)]);
     // A kernel's blob is told from a module's by how many types it has.
     while types.count < 5_001 {

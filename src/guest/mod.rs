@@ -216,7 +216,7 @@ impl<'m> Guest<'m> {
             heads.sort_unstable();
             heads.dedup();
             let guest = Translations::new(self.memory, self.kernel.tables);
-            let mut lists = Lists::new(&self.kernel, &self.memmap, &self.shape, shape, guest);
+            let mut lists = Lists::new(&self.memmap, &self.shape, shape, guest);
             for (first, order) in lists.free(&heads) {
                 let frames = first..first.saturating_add(1 << order);
                 if frames

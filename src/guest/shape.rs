@@ -21,8 +21,6 @@ pub(super) const WANTED: &[&str] = &[
     "buffer_head",
     "iomap_folio_state",
     "iomap_page",
-    "zone",
-    "per_cpu_pageset",
     "per_cpu_pages",
 ];
 
@@ -270,52 +268,32 @@ impl IomapShape {
     }
 }
 
-/// The lists of free pages that every processor keeps of every zone (`include/linux/mmzone.h`).
+/// The free pages that a processor keeps of one zone: `struct per_cpu_pages` (`include/linux/mmzone.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListsShape {
-    /// `zone`: the per-CPU pointer to its lists.
-    pub pointer: usize,
-    /// From there to the list heads.
+    /// Four bytes: how many pages are on all lists.
+    pub count: usize,
+    /// The list heads, two pointers each.
     pub lists: usize,
     /// How many there are.
     pub count_of_lists: usize,
-    /// From there to the number of pages in all lists, four bytes.
-    pub count: usize,
     /// The lists hold several orders, from 5.14: three migration types an order.
     pub orders: bool,
-    /// `zone`: bytes of one.
-    pub zone_size: usize,
-    /// `pglist_data`: its zones.
-    pub zones: usize,
-    /// `pglist_data`: how many zones, four bytes.
-    pub nr_zones: usize,
+    /// The order of huge pages, which the last lists hold.
+    pub huge_order: u32,
 }
 
 impl ListsShape {
     pub(super) fn of(kernel: &Kernel, btf: &Btf) -> Option<ListsShape> {
-        // Before 5.14 the lists lie in a structure of statistics.
-        let (pointer, inner) = match btf.offset("zone", "per_cpu_pageset") {
-            Some(at) => (at, 0),
-            None => (
-                btf.offset("zone", "pageset")?,
-                btf.offset("per_cpu_pageset", "pcp")?,
-            ),
-        };
         let lists = btf.member("per_cpu_pages", "lists")?;
         Some(ListsShape {
-            pointer,
-            lists: inner + lists.offset,
+            count: btf.offset("per_cpu_pages", "count")?,
+            lists: lists.offset,
             count_of_lists: btf
                 .array_len(lists.type_id)
                 .filter(|n| (1..=64).contains(n))?,
-            count: inner + btf.offset("per_cpu_pages", "count")?,
             orders: kernel.since(5, 14),
-            zone_size: kernel
-                .info
-                .size("zone")
-                .filter(|n| (64..=1 << 20).contains(n))?,
-            zones: kernel.info.offset("pglist_data.node_zones")?,
-            nr_zones: kernel.info.offset("pglist_data.nr_zones")?,
+            huge_order: kernel.page_shift - 3,
         })
     }
 }

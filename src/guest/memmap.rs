@@ -129,6 +129,22 @@ impl Memmap {
         &self.sections
     }
 
+    /// How many bytes of these ranges lie in sections.
+    pub(super) fn bytes_within(&self, ranges: &[Range<u64>], page_shift: u32) -> u64 {
+        let mut bytes = 0u64;
+        for section in &self.sections {
+            let (start, end) = (
+                section.first << page_shift,
+                (section.first + section.pages as u64) << page_shift,
+            );
+            for range in ranges {
+                bytes =
+                    bytes.saturating_add(range.end.min(end).saturating_sub(range.start.max(start)));
+            }
+        }
+        bytes
+    }
+
     /// The section of a page frame.
     pub fn section(&self, pfn: u64) -> Option<Section> {
         let after = self

@@ -54,6 +54,9 @@ pub use paging::Arch;
 pub use reason::Reason;
 pub use vmcoreinfo::{Vmcoreinfo, is_candidate};
 
+/// A layout is right beyond doubt when the kernel knows this much of it, in percent. The rest may be offline.
+const KNOWN_ENOUGH: u64 = 97;
+
 /// A kernel that was found in a guest's memory and passed all checks.
 pub struct Guest<'m> {
     memory: &'m dyn GuestMemory,
@@ -131,21 +134,39 @@ impl<'m> Guest<'m> {
         })
     }
 
-    /// The first of several views of one memory in which a kernel is found, and its place among them. If there is
-    /// none, the error that came furthest.
+    /// The view of one memory, of several, in which a kernel is found that knows nearly all of it, and its place among them. A
+    /// kernel whose own structures lie low can be found in a wrong layout, too, but it has no struct pages for what lies
+    /// in the wrong place. If no view has a kernel, the error that came furthest.
     pub fn find_among(
         views: impl IntoIterator<Item = &'m dyn GuestMemory>,
         hints: &Hints,
     ) -> Result<(usize, Guest<'m>), GuestError> {
         let mut failure = GuestError::NoVmcoreinfo;
+        let mut best: Option<(u64, usize, Guest<'m>)> = None;
         for (place, view) in views.into_iter().enumerate() {
             match Guest::find(view, hints) {
-                Ok(guest) => return Ok((place, guest)),
+                Ok(guest) => {
+                    let known = guest.known_percent();
+                    if known >= KNOWN_ENOUGH {
+                        return Ok((place, guest));
+                    }
+                    if best.as_ref().is_none_or(|(other, ..)| known > *other) {
+                        best = Some((known, place, guest));
+                    }
+                }
                 Err(error) if error.progress() >= failure.progress() => failure = error,
                 Err(_) => {}
             }
         }
-        Err(failure)
+        best.map(|(_, place, guest)| (place, guest)).ok_or(failure)
+    }
+
+    /// The part of the guest's memory, in percent, that lies in a section that the kernel knows.
+    fn known_percent(&self) -> u64 {
+        let known = self
+            .memmap
+            .bytes_within(self.memory.ranges(), self.page_shift());
+        known.saturating_mul(100) / self.memory_bytes().max(1)
     }
 
     /// The kernel.

@@ -50,6 +50,20 @@ fn the_wrong_layout_is_refused() {
 }
 
 #[test]
+fn of_two_layouts_that_have_a_kernel_the_one_that_it_knows_is_right() {
+    let guest = Synthetic::new();
+    let mut longer = guest.bytes.clone();
+    longer.resize(8 << 20, 0);
+    let whole = |bytes: &[u8]| Layout::candidates(bytes.len() as u64)[0].clone();
+    let wrong = FlatMemory::new(&longer, &whole(&longer));
+    let right = FlatMemory::new(&guest.bytes, &whole(&guest.bytes));
+    assert!(Guest::find(&wrong, &Hints::default()).is_ok());
+    let views: [&dyn GuestMemory; 2] = [&wrong, &right];
+    let (place, _) = Guest::find_among(views, &Hints::default()).expect("a kernel");
+    assert_eq!(place, 1);
+}
+
+#[test]
 fn a_release_that_does_not_run_is_refused() {
     let mut guest = Synthetic::new();
     guest.bytes[0x2_0000 + 130] = b'5';

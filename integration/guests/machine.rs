@@ -47,21 +47,25 @@ impl Machine {
 
     /// Goes on from a saved device state and the memory file of `setup`. Disks are left as they are.
     pub fn resume(setup: &Setup, state: &Path) -> Machine {
+        let mut machine = Machine::load(setup, state);
+        machine.order("cont", json!({}));
+        machine
+    }
+
+    /// Loads a saved device state and stays stopped.
+    pub fn load(setup: &Setup, state: &Path) -> Machine {
         let mut machine = Machine::start(setup, Some(state), true);
         let since = Instant::now();
         loop {
             let status = machine.order("query-status", json!({}));
             match status["status"].as_str() {
                 Some("inmigrate") if since.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(50))
+                    std::thread::sleep(Duration::from_millis(50));
                 }
-                Some("paused" | "postmigrate" | "prelaunch") => break,
-                Some("running") => return machine,
+                Some("paused" | "postmigrate" | "prelaunch" | "running") => return machine,
                 other => panic!("the guest did not come back: {other:?}"),
             }
         }
-        machine.order("cont", json!({}));
-        machine
     }
 
     fn start(setup: &Setup, state: Option<&Path>, keep_disks: bool) -> Machine {

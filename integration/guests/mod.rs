@@ -29,6 +29,17 @@ pub enum Work {
     Idle,
 }
 
+/// A format in which QEMU saves a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Memory and devices in one stream.
+    Stream,
+    /// Every page at a place of its own.
+    MappedRam,
+    /// `dump-guest-memory`.
+    Elf,
+}
+
 /// One saved guest.
 #[derive(Clone, Debug)]
 pub struct Scene {
@@ -86,6 +97,25 @@ impl Scene {
             .collect()
     }
 
+    /// The same guest, saved in another format; made when it is absent. The raw memory is `setup.memory`.
+    pub fn saved(&self, format: Format) -> PathBuf {
+        let _turn = image::exclusive("guest");
+        let path = self.setup.dir.join(format!("{format:?}").to_lowercase());
+        if !path.exists() {
+            // QEMU saves a guest once; for each format the guest is loaded again and stays stopped.
+            let mut machine = Machine::load(&self.setup, &self.state());
+            let partial = path.with_extension("partial");
+            match format {
+                Format::Stream => machine.save_all(&partial, false),
+                Format::MappedRam => machine.save_all(&partial, true),
+                Format::Elf => machine.dump(&partial),
+            }
+            machine.quit();
+            fs::rename(&partial, &path).expect("the saved guest");
+        }
+        path
+    }
+
     /// Makes sure that the saved guest is there.
     pub fn ready(self) -> Scene {
         let _turn = image::exclusive("guest");
@@ -131,6 +161,10 @@ impl Scene {
         machine.save_state(&self.state());
         machine.quit();
         split(dir);
+        // Half of most memories is zeros.
+        for file in ["memory", "out.img", "kpageflags", "kpagecount"] {
+            let _ = std::process::Command::new("fallocate").arg("-d").arg(dir.join(file)).status();
+        }
     }
 
     /// A guest without the agent: busybox alone works and tells. What tells is gone when the guest is stopped, so its own

@@ -163,7 +163,10 @@ impl Scene {
         split(dir);
         // Half of most memories is zeros.
         for file in ["memory", "out.img", "kpageflags", "kpagecount"] {
-            let _ = std::process::Command::new("fallocate").arg("-d").arg(dir.join(file)).status();
+            let _ = std::process::Command::new("fallocate")
+                .arg("-d")
+                .arg(dir.join(file))
+                .status();
         }
     }
 

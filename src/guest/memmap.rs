@@ -56,9 +56,10 @@ impl Memmap {
             .offset("mem_section.section_mem_map")
             .filter(|&n| n < 4096)
             .unwrap_or(0) as u64;
+        // 27 on x86_64, 27 to 30 on arm64. A section's struct pages are read at once, so a lie must not make it large.
         let bits = info
             .number("SECTION_SIZE_BITS")
-            .filter(|bits| (20..40).contains(bits));
+            .filter(|bits| (20..=30).contains(bits));
         let bits = bits.ok_or(GuestError::MissingKey("NUMBER(SECTION_SIZE_BITS)"))? as u32;
         let physical = info
             .number("MAX_PHYSMEM_BITS")

@@ -93,11 +93,12 @@ fn lie(random: &mut Random, old: u64, addresses: &[u64]) -> u64 {
         3 => 0,
         4 => u64::MAX >> random.below(64),
         _ => {
+            let place = random.below(addresses.len() as u64) as usize;
             addresses
-                .get(random.below(addresses.len() as u64) as usize)
+                .get(place)
                 .copied()
                 .unwrap_or(old)
-                + 8 * random.below(9)
+                .wrapping_add(8 * random.below(9))
         }
     }
 }

@@ -25,6 +25,9 @@ enum Treatment {
     WrongFill,
 }
 
+/// How long a mended guest may take for one order. A guest that checks its free pages, emulated on a busy machine, is slow.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
 /// What lost pages hold where nothing mends them, and what a mended page of page cache holds before it is fetched.
 const GARBAGE: u8 = 0xA5;
 
@@ -145,7 +148,7 @@ fn work(scene: &Scene, memory: &std::path::Path, patience: Duration) -> Vec<Stri
 
 fn proof(kernel: Kernel, work: Work, arguments: &str) {
     let scene = Scene::new(kernel, work, arguments).ready();
-    let wrong = go_on(&scene, Treatment::Mended, Duration::from_secs(300));
+    let wrong = go_on(&scene, Treatment::Mended, PATIENCE);
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 

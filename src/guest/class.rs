@@ -121,6 +121,13 @@ impl Classes {
         }
     }
 
+    /// A table for ranges of guest-physical bytes in which nothing is known of any page: what memory without a guest gets.
+    pub fn unknown(ranges: &[Range<u64>], page_shift: u32) -> Classes {
+        let mut classes = Classes::unmanaged(ranges, page_shift);
+        classes.numbers.fill(PageClass::Unknown);
+        classes
+    }
+
     /// Log2 of the guest's page size in bytes.
     pub fn page_shift(&self) -> u32 {
         self.page_shift

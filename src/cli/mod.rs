@@ -1,5 +1,6 @@
 //! One file a command. It may know every room; none knows it.
 
+mod classify;
 mod daemon;
 mod failure;
 mod helper;
@@ -49,6 +50,7 @@ enum Command {
     Status(status::Status),
     Inspect(inspect::Inspect),
     Rescue(rescue::Rescue),
+    Classify(classify::Classify),
 }
 
 /// Runs the program with its arguments, the program's own name first.
@@ -77,6 +79,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Rescue(command) => command.run(),
+        Command::Classify(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,9 @@
 //! The page maps of files that a real QEMU has written, page by page against the memory that it wrote.
 //!
-//! QEMU comes from the distribution (`integration/fetch-qemu.sh`) or from `PARSFS_QEMU`. No guest OS is needed:
+//! QEMU comes from the distribution (`integration/guests/packages.sh`) or from `PARSFS_QEMU`. No guest OS is needed:
 //! the memory is a pattern in a file, and where it has to change, a boot sector does it.
 
+mod guests;
 mod qemu;
 
 use std::fs::{self, File};

@@ -71,6 +71,16 @@ pub fn program(part_dir: &Path, name: &str) -> Command {
     command
 }
 
+/// QEMU with its own firmware, whatever the machine has.
+pub fn qemu(name: &str) -> Command {
+    let dir = part("qemu");
+    let mut command = program(&dir, name);
+    for share in ["qemu", "seabios", "ipxe/qemu"] {
+        command.arg("-L").arg(dir.join("usr/share").join(share));
+    }
+    command
+}
+
 /// One kernel of the distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {

@@ -71,19 +71,11 @@ impl Machine {
     fn start(setup: &Setup, state: Option<&Path>, keep_disks: bool) -> Machine {
         let sockets = tempfile::tempdir().expect("a directory for sockets");
         let arm = setup.kernel.is_arm();
-        let qemu = image::part("qemu");
-        let mut command = image::program(
-            &qemu,
-            if arm {
-                "qemu-system-aarch64"
-            } else {
-                "qemu-system-x86_64"
-            },
-        );
-        let share = qemu.join("usr/share");
-        for part in ["qemu", "seabios", "ipxe/qemu"] {
-            command.arg("-L").arg(share.join(part));
-        }
+        let mut command = image::qemu(if arm {
+            "qemu-system-aarch64"
+        } else {
+            "qemu-system-x86_64"
+        });
         let console = if arm { "ttyAMA0" } else { "ttyS0" };
         let cpu = match (arm, setup.la57) {
             (true, _) => "max,pauth-impdef=on",

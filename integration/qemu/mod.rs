@@ -9,26 +9,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::guests::image;
+
 /// How long one command, or one save, may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Where QEMU is: `PARSFS_QEMU`, or fetched into the build's own directory.
-fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("PARSFS_QEMU") {
-        return path.into();
+/// `PARSFS_QEMU`, a qemu-system-x86_64 of version 9.0 or later, or the one of the guests' packages.
+fn program() -> Command {
+    match std::env::var_os("PARSFS_QEMU") {
+        Some(path) => Command::new(path),
+        None => image::qemu("qemu-system-x86_64"),
     }
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/fetch-qemu.sh");
-    let status = Command::new(&script)
-        .arg(&directory)
-        .stdout(Stdio::null())
-        .status();
-    assert!(
-        status.as_ref().is_ok_and(|status| status.success()),
-        "QEMU cannot be had ({status:?} from {}); set PARSFS_QEMU to a qemu-system-x86_64 of version 9.0 or later",
-        script.display()
-    );
-    directory.join("run/qemu-system-x86_64")
 }
 
 /// A virtual machine that is killed when it is dropped.
@@ -47,7 +38,7 @@ impl Machine {
             "memory-backend-file,id=mem0,size={size},mem-path={},share=on",
             memory.display()
         );
-        let mut child = Command::new(binary())
+        let mut child = program()
             .args([
                 "-machine",
                 &format!("{kind},memory-backend=mem0"),

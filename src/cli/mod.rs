@@ -111,6 +111,17 @@ mod tests {
     }
 
     #[test]
+    fn no_command_is_taken_for_a_call_of_mount() {
+        for command in Arguments::command().get_subcommands() {
+            assert!(
+                helper::COMMANDS.contains(&command.get_name()),
+                "{}",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
     fn every_command_has_an_example() {
         for command in Arguments::command().get_subcommands() {
             let help = command

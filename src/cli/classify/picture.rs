@@ -202,11 +202,12 @@ pub(super) fn draw(look: &Look, what: &str) -> Option<Picture> {
     let classes = look.classes().filter(|classes| !classes.is_empty())?;
     let grid = Grid::of(classes);
     let groups = groups(look, classes);
-    let legend: usize = groups
+    // As `key` writes it: the bar, a title and the classes of each tier, and the scale.
+    let legend = groups
         .iter()
-        .map(|group| (group.classes.len() + 2) * LINE)
+        .map(|group| (group.classes.len() + 1) * LINE + LINE / 2)
         .sum::<usize>()
-        + 5 * LINE;
+        + 3 * LINE;
     let height = TOP + grid.height.max(legend) + MARGIN;
     let mut picture = Picture::new(LEFT + ACROSS + MARGIN + LEGEND + MARGIN, height);
     heading(&mut picture, look, what);

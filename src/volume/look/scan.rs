@@ -11,8 +11,12 @@ use crate::snapshot::{
     AddressRun, Addresses, ByteSource, Gpa, PageMap, PieceKind, Place, SnapshotError, is_zero,
 };
 
-/// Bytes of the file that are read at once.
-const CHUNK: u64 = 4 << 20;
+/// Pages' worth of the file that are read at once: one word of bits, and little enough to stay in a core's cache.
+const CHUNK: u64 = 64;
+
+/// Chunks that a thread looks at with one buffer, and that are handed over at once.
+const SPELL: usize = 64;
+const BATCH: u64 = 16 << 10;
 
 /// How many places of vmcoreinfo are remembered. A guest has two or three, and stale ones from before a reboot.
 const NOTES_MAX: usize = 64;
@@ -27,9 +31,8 @@ pub(super) struct Scan {
 }
 
 /// What one chunk of the file has.
-#[derive(Default)]
 struct Part {
-    zeros: Vec<u64>,
+    zeros: u64,
     notes: Vec<u64>,
 }
 
@@ -40,7 +43,8 @@ impl Scan {
         progress: Progress<'_>,
     ) -> Result<Scan, SnapshotError> {
         let page_size = map.page_size();
-        let chunks = map.file_length().div_ceil(CHUNK);
+        let chunk_size = CHUNK * page_size;
+        let chunks = map.file_length().div_ceil(chunk_size);
         let mut scan = Scan {
             page_size,
             zeros: Vec::new(),
@@ -49,17 +53,19 @@ impl Scan {
         // In batches, so that what the threads hand over stays small beside what is kept.
         let mut first = 0;
         while first < chunks {
-            let end = chunks.min(first + 1024);
+            let end = chunks.min(first + BATCH);
             let parts: Vec<Part> = (first..end)
                 .into_par_iter()
+                .with_min_len(SPELL)
                 .map_init(Vec::new, |buffer, chunk| {
-                    let part = scan_chunk(map, source, chunk * CHUNK, buffer);
-                    progress(CHUNK.min(map.file_length() - chunk * CHUNK));
+                    let start = chunk * chunk_size;
+                    let part = scan_chunk(map, source, start, buffer);
+                    progress(chunk_size.min(map.file_length() - start));
                     part
                 })
                 .collect::<Result<_, _>>()?;
             for part in parts {
-                scan.zeros.extend(part.zeros);
+                scan.zeros.push(part.zeros);
                 let room = NOTES_MAX.saturating_sub(scan.notes.len());
                 scan.notes.extend(part.notes.into_iter().take(room));
             }
@@ -94,13 +100,12 @@ fn scan_chunk(
     buffer: &mut Vec<u8>,
 ) -> Result<Part, SnapshotError> {
     let size = map.page_size();
-    let words = CHUNK.div_ceil(size).div_ceil(64);
     let mut part = Part {
-        zeros: vec![0; words as usize],
+        zeros: 0,
         notes: Vec::new(),
     };
     // The last page of the chunk may end in the next.
-    let end = map.file_length().min(start + CHUNK);
+    let end = map.file_length().min(start + CHUNK * size);
     let length = (map.file_length().min(end + size) - start) as usize;
     let mut filled = false;
     for piece in map.pieces(start..end) {
@@ -126,10 +131,7 @@ fn scan_chunk(
                 return Err(SnapshotError::Read { offset: at, source });
             };
             if is_zero(page) {
-                let bit = (at - start) / size;
-                if let Some(word) = part.zeros.get_mut((bit / 64) as usize) {
-                    *word |= 1 << (bit % 64);
-                }
+                part.zeros |= 1 << ((at - start) / size);
             } else if is_candidate(page) && part.notes.len() < NOTES_MAX {
                 part.notes.push(at);
             }

@@ -209,3 +209,68 @@ pub(super) fn json(what: &str, look: &Look, account: &Account) -> String {
     });
     format!("{value:#}\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::classify::account::Policy;
+    use crate::store::Code;
+    use crate::volume::look::recognise;
+
+    fn told(bytes: &[u8]) -> (String, Value) {
+        let source = bytes.to_vec();
+        let look = Look::into(recognise(&source, None).unwrap(), &source, &|_| ()).unwrap();
+        let policy = Policy {
+            critical: Code { k: 4, m: 2 },
+            expendable: Code { k: 1, m: 0 },
+        };
+        let account = Account::of(&look, bytes.len() as u64, policy);
+        let value = serde_json::from_str(&json("a file", &look, &account)).unwrap();
+        (text("a file", &look, &account), value)
+    }
+
+    #[test]
+    fn memory_without_a_guest_costs_its_parity_and_zeros_nothing() {
+        let mut bytes = vec![0; 2 << 20];
+        bytes[..512 << 10].fill(3);
+        let (text, value) = told(&bytes);
+        for line in [
+            "a file: raw memory, 2.00 MiB",
+            "guest   none: no vmcoreinfo in guest memory",
+            "  unknown    128   512 KiB  25.0%  critical",
+            "  zero       384  1.50 MiB  75.0%  not stored",
+            "Before compression it takes 768 KiB on the disks; three copies take 6.00 MiB (this is 12% of that).",
+        ] {
+            assert!(
+                text.lines().any(|told| told == line),
+                "{line}\nis not in\n{text}"
+            );
+        }
+        assert_eq!(value["format"], "raw memory");
+        assert_eq!(
+            value["classes"]["zero"],
+            json!({"pages": 384, "bytes": 384 << 12, "tier": "not stored"})
+        );
+        assert_eq!(
+            value["classes"].as_object().unwrap().len(),
+            PageClass::ALL.len()
+        );
+        assert_eq!(value["tiers"]["critical"]["stored"], 768 << 10);
+        assert_eq!(value["cost"]["three_copies"], 6 << 20);
+        assert_eq!(value["guest"], Value::Null);
+    }
+
+    #[test]
+    fn what_has_no_pages_is_critical_as_a_whole() {
+        for bytes in [
+            b"no snapshot at all".as_slice(),
+            &[0x1f, 0x8b, 8, 0, 0],
+            &[],
+        ] {
+            let (text, value) = told(bytes);
+            assert!(text.contains("guest   none: "), "{text}");
+            assert_eq!(value["tiers"]["critical"]["bytes"], bytes.len());
+            assert!(value["opaque"].is_string());
+        }
+    }
+}

@@ -54,11 +54,11 @@ impl Scan {
         let mut first = 0;
         while first < chunks {
             let end = chunks.min(first + BATCH);
-            let parts: Vec<Part> = (first..end)
+            let parts: Vec<Part> = (0..(end - first) as usize)
                 .into_par_iter()
                 .with_min_len(SPELL)
                 .map_init(Vec::new, |buffer, chunk| {
-                    let start = chunk * chunk_size;
+                    let start = (first + chunk as u64) * chunk_size;
                     let part = scan_chunk(map, source, start, buffer);
                     progress(chunk_size.min(map.file_length() - start));
                     part

@@ -104,7 +104,7 @@ fn forged(stored: &[u8], encoding: Encoding, raw: u32) -> BlockRecord {
         column_offset: 0,
         stored: stored.len() as u32,
         raw,
-        checksum: xxh3_64(stored),
+        checksum: xxh3_64(stored.get(..BLOCK_HEADER).unwrap_or(stored)),
     }
 }
 

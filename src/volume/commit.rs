@@ -37,8 +37,9 @@ const INLINE_FILE: usize = 128 << 10;
 const DELTAS_MAX: u64 = 256;
 const SETS_MAX: usize = 256;
 
-/// Bytes of one delta above which it becomes a base.
-const DELTA_BYTES: usize = 256 << 10;
+/// Bytes of one delta above which it becomes a base: about one full window, so that every file of some size can
+/// be found by its manifest alone.
+const DELTA_BYTES: usize = 4 << 10;
 
 /// Runs of a file up to which a commit looks for windows that died.
 const DROP_RUNS: usize = 4096;

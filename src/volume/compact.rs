@@ -20,7 +20,7 @@ impl Volume {
     }
 
     /// Whether more than half of the file's bytes in blocks is dead.
-    fn wants_compaction(&self, file: &OpenFile) -> bool {
+    pub(super) fn wants_compaction(&self, file: &OpenFile) -> bool {
         let state = file.state.lock();
         if state.dead < LEAST {
             return false;

@@ -1,13 +1,13 @@
 //! Rescue: the namespace out of what is left when every database is lost. The journals rebuild all of it; files
 //! that no journal knows any more are found by their manifests, which carry paths and attributes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Volume;
-use super::error::Result;
+use super::error::{Result, VolumeError};
 use super::head::FileHead;
 use crate::config::Config;
 use crate::disk::{Disk, ObjectName};
@@ -20,6 +20,9 @@ use crate::store::manifest::{Manifest, ManifestRef};
 
 /// The directory that takes files whose own cannot be made again.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
+
+/// The setting that keeps objects with numbers below it from being removed for want of a reference.
+pub(super) const KEEP_BELOW: &[u8] = b"keep below";
 
 /// What a manifest says of its file besides where its bytes are, for a rescue without any metadata.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,6 +101,8 @@ pub(super) fn metadata(
             update.put_disk(*id, &record);
         }
         update.count_mounts(mounts);
+        // What has an older number may be all that is left of a file: it is never taken for rubbish.
+        update.put_setting(KEEP_BELOW, &(u64::from(mounts) << 32).to_le_bytes());
         Ok(())
     })?;
     Ok(Meta::open(disks.to_vec(), options())?)
@@ -130,8 +135,42 @@ impl Volume {
         let mut lines = Vec::new();
         let volume = Volume::open_for_rescue(config, &mut lines)?;
         volume.adopt(&mut lines)?;
+        let nameless = volume.nameless()?;
         volume.close()?;
+        if nameless > 0 {
+            lines.push(format!(
+                "{nameless} segment sets belong to no file that is known; they are kept"
+            ));
+            return Err(VolumeError::new(
+                libc::EIO,
+                format!("the rescue is not complete:\n{}", lines.join("\n")),
+            ));
+        }
         Ok(lines)
+    }
+
+    /// How many segment sets no file refers to, where that means that the file is not known any more.
+    fn nameless(&self) -> Result<usize> {
+        let view = self.meta.view();
+        if view.setting(KEEP_BELOW)?.is_none() {
+            // The metadata is whole: what it does not know a crash has left.
+            return Ok(0);
+        }
+        let known: BTreeSet<SetId> = view.sets()?.into_iter().map(|(set, _)| set).collect();
+        let mut nameless = BTreeSet::new();
+        for status in self.disks.list() {
+            let Some(disk) = self.disks.get(status.id) else {
+                continue;
+            };
+            for (object, _) in disk.list()? {
+                if let ObjectName::Blocks(set) | ObjectName::Parity(set) = object
+                    && !known.contains(&set)
+                {
+                    nameless.insert(set);
+                }
+            }
+        }
+        Ok(nameless.len())
     }
 
     /// Gives names to files that only their manifests know.

@@ -12,7 +12,7 @@ use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::Window;
 use super::fold::{parity_punches, punch_ranges};
-use super::gather::Gatherer;
+use super::gather::{Gatherer, Told};
 use super::tiers::{FrozenBytes, Tiers};
 use crate::ids::{BlockId, DiskId, SetId, WindowNo};
 use crate::store::{Extent, Lane, SetWriter, Source, Tier, WindowRecord};
@@ -23,6 +23,9 @@ struct Use {
     critical: bool,
     expendable: bool,
 }
+
+/// Cuts an extent where its lane changes.
+type LanesOf<'a> = dyn Fn(&Extent, &mut dyn FnMut(Range<u64>, Lane)) + 'a;
 
 /// Extents that are moved before their new places are entered into the map.
 const BATCH: usize = 50_000;
@@ -118,7 +121,7 @@ impl Volume {
         if !moving.is_empty() {
             self.repack(
                 file,
-                &|source| matches!(source, Source::Block { block, .. } if moving.contains(&block)),
+                &|source| matches!(source, Source::Block { block, .. } if moving.contains(block)),
                 &|extent, piece| {
                     tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)))
                 },
@@ -377,7 +380,7 @@ impl Volume {
         &self,
         file: &Arc<OpenFile>,
         selected: &dyn Fn(&Source) -> bool,
-        lanes: &dyn Fn(&Extent, &mut dyn FnMut(Range<u64>, Lane)),
+        lanes: &LanesOf<'_>,
     ) -> Result<()> {
         let view = self.frozen_view(file);
         let next_window = Arc::clone(&file.state.lock().next_window);
@@ -406,15 +409,17 @@ impl Volume {
                             at,
                             &bytes,
                             &mut permit,
-                            &|| self.next_set(),
-                            &mut |window| {
-                                let mut state = file.state.lock();
-                                let windows = &mut state.map.windows;
-                                windows
-                                    .entry(window.no)
-                                    .or_insert_with(|| Window::Making(Arc::clone(window)));
+                            &mut Told {
+                                set: &|| self.next_set(),
+                                opened: &mut |window| {
+                                    let mut state = file.state.lock();
+                                    let windows = &mut state.map.windows;
+                                    windows
+                                        .entry(window.no)
+                                        .or_insert_with(|| Window::Making(Arc::clone(window)));
+                                },
+                                placed: &mut |extent| moved.push(extent),
                             },
-                            &mut |extent| moved.push(extent),
                         )
                         .map_err(VolumeError::from)?;
                     at = end;

@@ -85,10 +85,15 @@ fn without_power_at_every_step() {
 /// Stops at every call to a disk, also in the middle of a new journal, and takes the databases away too.
 #[test]
 fn the_journals_alone_are_enough_wherever_power_fails() {
-    let fresh = volume(2);
+    power_fails_at_every_call(1, 6);
+    power_fails_at_every_call(2, 1);
+}
+
+fn power_fails_at_every_call(disks: u16, seeds: u64) {
+    let fresh = volume(disks);
     for call in 0.. {
         let media = killed(&fresh);
-        // One plan for both disks, so that they stop together.
+        // One plan for all disks, so that they stop together.
         let plan = FaultPlan::new(0);
         plan.die_at(call);
         let stopping = media.iter().enumerate().map(|(n, disk)| {
@@ -118,8 +123,8 @@ fn the_journals_alone_are_enough_wherever_power_fails() {
             }
         }
         let stopped = plan.is_dead();
-        for seed in 0..3 {
-            let after = without_power(&media, call * 3 + seed);
+        for seed in 0..seeds {
+            let after = without_power(&media, call * seeds + seed);
             for disk in &after {
                 disk.remove(crate::disk::ObjectName::Database).unwrap();
             }

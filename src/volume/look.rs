@@ -73,6 +73,8 @@ pub struct Look {
     guest: Result<Found, NoGuest>,
     /// None without a page map, or where the guest is too large.
     classes: Option<Classes>,
+    /// Bytes that are dead and zero.
+    empty: u64,
 }
 
 /// What a file is, with the layout that Cloud Hypervisor's `state.json` tells, if that is at hand: the file that lies beside
@@ -102,6 +104,7 @@ impl Look {
                     guest,
                     snapshot,
                     classes: None,
+                    empty: 0,
                 });
             }
             snapshot::Contents::Mapped(map) => map.clone(),
@@ -113,6 +116,7 @@ impl Look {
                 guest,
                 snapshot,
                 classes: None,
+                empty: 0,
             });
         }
         let scan = Scan::of(&map, source, progress)?;
@@ -135,6 +139,7 @@ impl Look {
             },
             guest,
             classes: Some(classes),
+            empty: scan.empty,
         })
     }
 
@@ -179,6 +184,11 @@ impl Look {
     /// What the bytes of the file are used for, in their order and without gaps. Nothing of it is held in memory.
     pub fn uses(&self) -> Uses<'_> {
         Uses::new(self.map(), self.classes.as_ref())
+    }
+
+    /// How many of the dead bytes are zeros, and so are holes and not stored: the slots of zero pages in mapped-ram.
+    pub fn empty(&self) -> u64 {
+        self.empty
     }
 
     /// The tier of a range of one use; nothing where it holds only zeros.

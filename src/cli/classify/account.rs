@@ -55,6 +55,11 @@ impl Account {
                 None => account.not_stored += bytes,
             }
         }
+        // Dead zeros are holes like any others.
+        let empty = look.empty().min(account.dead);
+        account.dead -= empty;
+        account.expendable -= empty;
+        account.not_stored += empty;
         // Without page map: all of it.
         account.critical += file.saturating_sub(known);
         account

@@ -28,11 +28,14 @@ pub(super) struct Scan {
     zeros: Vec<u64>,
     /// File offsets of pages that may hold vmcoreinfo.
     notes: Vec<u64>,
+    /// Bytes of the file that are dead and zero: mostly holes.
+    pub(super) empty: u64,
 }
 
 /// What one chunk of the file has.
 struct Part {
     zeros: u64,
+    empty: u64,
     notes: Vec<u64>,
 }
 
@@ -49,6 +52,7 @@ impl Scan {
             page_size,
             zeros: Vec::new(),
             notes: Vec::new(),
+            empty: 0,
         };
         // In batches, so that what the threads hand over stays small beside what is kept.
         let mut first = 0;
@@ -66,6 +70,7 @@ impl Scan {
                 .collect::<Result<_, _>>()?;
             for part in parts {
                 scan.zeros.push(part.zeros);
+                scan.empty += part.empty;
                 let room = NOTES_MAX.saturating_sub(scan.notes.len());
                 scan.notes.extend(part.notes.into_iter().take(room));
             }
@@ -102,6 +107,7 @@ fn scan_chunk(
     let size = map.page_size();
     let mut part = Part {
         zeros: 0,
+        empty: 0,
         notes: Vec::new(),
     };
     // The last page of the chunk may end in the next.
@@ -109,9 +115,9 @@ fn scan_chunk(
     let length = (map.file_length().min(end + size) - start) as usize;
     let mut filled = false;
     for piece in map.pieces(start..end) {
-        let PieceKind::Page(gpa) = piece.kind else {
+        if piece.kind == PieceKind::Framing {
             continue;
-        };
+        }
         if !filled {
             buffer.resize(length, 0);
             source
@@ -122,6 +128,13 @@ fn scan_chunk(
                 })?;
             filled = true;
         }
+        let PieceKind::Page(gpa) = piece.kind else {
+            let (from, to) = (piece.range.start - start, piece.range.end - start);
+            let dead = buffer.get(from as usize..to as usize).unwrap_or_default();
+            let zero = dead.chunks(size as usize).filter(|part| is_zero(part));
+            part.empty += zero.map(|part| part.len() as u64).sum::<u64>();
+            continue;
+        };
         // A page that began in the chunk before was looked at there.
         let mut at = piece.range.start + gpa.0.next_multiple_of(size).saturating_sub(gpa.0);
         while at < piece.range.end {

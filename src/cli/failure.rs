@@ -6,6 +6,7 @@ use crate::config::ConfigError;
 use crate::mount::MountError;
 use crate::mount::control::client::ControlError;
 use crate::mount::options::UnknownOption;
+use crate::snapshot::SnapshotError;
 use crate::volume::VolumeError;
 
 /// A command that failed.
@@ -26,6 +27,18 @@ pub(super) enum Failure {
     /// A mount option that does not exist.
     #[error(transparent)]
     Option(#[from] UnknownOption),
+    /// A snapshot that cannot be read.
+    #[error("{what}: {source}{}", cause(source))]
+    Snapshot {
+        /// The file.
+        what: String,
+        /// Why.
+        #[source]
+        source: SnapshotError,
+    },
+    /// Options that do not go together.
+    #[error("{0}")]
+    Usage(String),
     /// Something that the system refused.
     #[error("cannot {what}: {source}")]
     Io {
@@ -47,7 +60,7 @@ impl Failure {
     /// The exit code: 2 for what only the user can put right on the command line, 1 for everything else.
     pub(super) fn code(&self) -> u8 {
         match self {
-            Failure::Option(_) => 2,
+            Failure::Option(_) | Failure::Usage(_) => 2,
             _ => 1,
         }
     }
@@ -57,4 +70,9 @@ impl Failure {
         let what = what.into();
         move |source| Failure::Io { what, source }
     }
+}
+
+/// What the system said, which the snapshot room's own words leave out.
+fn cause(error: &SnapshotError) -> String {
+    std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"))
 }

@@ -1,5 +1,6 @@
 //! One file a command. It may know every room; none knows it.
 
+mod classify;
 mod daemon;
 mod failure;
 mod helper;
@@ -49,6 +50,7 @@ enum Command {
     Status(status::Status),
     Inspect(inspect::Inspect),
     Rescue(rescue::Rescue),
+    Classify(classify::Classify),
 }
 
 /// Runs the program with its arguments, the program's own name first.
@@ -77,6 +79,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Rescue(command) => command.run(),
+        Command::Classify(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,6 +108,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_is_taken_for_a_call_of_mount() {
+        for command in Arguments::command().get_subcommands() {
+            assert!(
+                helper::COMMANDS.contains(&command.get_name()),
+                "{}",
+                command.get_name()
+            );
+        }
     }
 
     #[test]

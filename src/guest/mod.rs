@@ -1,2 +1,282 @@
 //! What the pages are: finds a Linux kernel in guest memory and classifies every page. Pure: it reads guest
 //! memory through a trait and knows no files, no disks, no FUSE.
+//!
+//! ```text
+//! memory → vmcoreinfo → kernel (paging, self-checks) → btf, flags, shape
+//!                                                    → memmap → classify (cache, freelist) → mend
+//! ```
+//!
+//! Everything that is read was written by the guest and may be a lie. A lie makes pages critical, or the guest harm
+//! itself with its own mend; it cannot make this code panic, run for ever or take memory without bound. `docs/guests.md`
+//! tells what is read, what the classes mean and why.
+
+mod btf;
+mod cache;
+mod class;
+mod classify;
+mod error;
+mod flags;
+mod freelist;
+mod kernel;
+mod memmap;
+mod memory;
+mod mend;
+mod page;
+mod paging;
+mod reason;
+mod shape;
+mod vmcoreinfo;
+
+#[cfg(test)]
+#[path = "../../integration/guests/synthetic.rs"]
+mod synthetic;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use rayon::prelude::*;
+
+use btf::Btf;
+use classify::{Judge, Judged};
+use flags::{Flags, Types};
+use freelist::Lists;
+use memmap::Memmap;
+use paging::Translations;
+use shape::{CacheShape, ListsShape, PageShape};
+
+pub use class::{Classes, PageClass, Tier};
+pub use error::{GuestError, MendError};
+pub use kernel::{Hints, Kernel};
+pub use memory::{FlatMemory, GuestMemory, Layout};
+pub use mend::{Edit, Fill, Mend};
+pub use paging::Arch;
+pub use reason::Reason;
+pub use vmcoreinfo::{Vmcoreinfo, is_candidate};
+
+/// A layout is right beyond doubt when the kernel knows this much of it, in percent. The rest may be offline.
+const KNOWN_ENOUGH: u64 = 97;
+
+/// A kernel that was found in a guest's memory and passed all checks.
+pub struct Guest<'m> {
+    memory: &'m dyn GuestMemory,
+    kernel: Kernel,
+    flags: Flags,
+    types: Types,
+    shape: PageShape,
+    /// Without BTF, no page cache can be understood.
+    cache: Option<CacheShape>,
+    lists: Option<ListsShape>,
+    memmap: Memmap,
+    /// Orders of the buddy allocator: blocks are smaller than two to this.
+    free_orders: u32,
+}
+
+/// Why a page has its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// The page frame.
+    pub pfn: u64,
+    /// Its class.
+    pub class: PageClass,
+    /// What decided it.
+    pub reason: Reason,
+    /// The first frame of the block, folio or huge page that it is part of.
+    pub head: u64,
+    /// How many frames that has.
+    pub span: u64,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "page frame {:#x} is {}: {}",
+            self.pfn, self.class, self.reason
+        )?;
+        if self.span > 1 {
+            write!(f, " (one of {} from {:#x})", self.span, self.head)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'m> Guest<'m> {
+    /// Looks for a kernel in one view of memory. Where the layout is not known, each candidate is a view of its own and
+    /// the right one is that in which a kernel is found: [`Guest::find_among`].
+    pub fn find(memory: &'m dyn GuestMemory, hints: &Hints) -> Result<Guest<'m>, GuestError> {
+        let kernel = Kernel::find(memory, hints)?;
+        let btf = Btf::search(memory, kernel.text, shape::WANTED);
+        Guest::with_types(memory, kernel, btf.as_ref())
+    }
+
+    fn with_types(
+        memory: &'m dyn GuestMemory,
+        kernel: Kernel,
+        btf: Option<&Btf>,
+    ) -> Result<Guest<'m>, GuestError> {
+        let shape = PageShape::of(&kernel, btf)?;
+        let flags = Flags::of(&kernel, btf)?;
+        Ok(Guest {
+            memory,
+            types: Types::of(&kernel, btf),
+            cache: btf.and_then(CacheShape::of),
+            lists: btf.and_then(|btf| ListsShape::of(&kernel, btf)),
+            memmap: Memmap::find(&kernel, memory, shape.size)?,
+            free_orders: kernel
+                .info
+                .length("zone.free_area")
+                .filter(|n| (1..=20).contains(n))
+                .unwrap_or(11) as u32,
+            kernel,
+            flags,
+            shape,
+        })
+    }
+
+    /// The view of one memory, of several, in which a kernel is found that knows nearly all of it, and its place among them. A
+    /// kernel whose own structures lie low can be found in a wrong layout, too, but it has no struct pages for what lies
+    /// in the wrong place. If no view has a kernel, the error that came furthest.
+    pub fn find_among(
+        views: impl IntoIterator<Item = &'m dyn GuestMemory>,
+        hints: &Hints,
+    ) -> Result<(usize, Guest<'m>), GuestError> {
+        let mut failure = GuestError::NoVmcoreinfo;
+        let mut best: Option<(u64, usize, Guest<'m>)> = None;
+        for (place, view) in views.into_iter().enumerate() {
+            match Guest::find(view, hints) {
+                Ok(guest) => {
+                    let known = guest.known_percent();
+                    if known >= KNOWN_ENOUGH {
+                        return Ok((place, guest));
+                    }
+                    if best.as_ref().is_none_or(|(other, ..)| known > *other) {
+                        best = Some((known, place, guest));
+                    }
+                }
+                Err(error) if error.progress() >= failure.progress() => failure = error,
+                Err(_) => {}
+            }
+        }
+        best.map(|(_, place, guest)| (place, guest)).ok_or(failure)
+    }
+
+    /// The part of the guest's memory, in percent, that lies in a section that the kernel knows.
+    fn known_percent(&self) -> u64 {
+        let known = self
+            .memmap
+            .bytes_within(self.memory.ranges(), self.page_shift());
+        known.saturating_mul(100) / self.memory_bytes().max(1)
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// `uname -r`.
+    pub fn release(&self) -> &str {
+        &self.kernel.release
+    }
+
+    /// The processor.
+    pub fn arch(&self) -> Arch {
+        self.kernel.arch()
+    }
+
+    /// Log2 of the guest's page size in bytes.
+    pub fn page_shift(&self) -> u32 {
+        self.kernel.page_shift
+    }
+
+    /// Bytes of guest memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory
+            .ranges()
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum()
+    }
+
+    /// Whether the kernel carries BTF. Without, only free and offline pages are expendable.
+    pub fn has_btf(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    /// Gives every page its class, sections of memory side by side.
+    pub fn classify(&self) -> Result<Classes, GuestError> {
+        let sections = self.memmap.sections();
+        let mut classes = Classes::unmanaged(self.memory.ranges(), self.page_shift());
+        let mut beyond = Vec::new();
+        let mut heads = Vec::new();
+        let (mut contradictions, mut pages) = (0, 0);
+        // In batches, so that a large guest's verdicts are not all held twice.
+        for batch in sections.chunks(256) {
+            let judged: Vec<Judged> = batch
+                .par_iter()
+                .map_init(|| Judge::new(self), |judge, section| judge.section(section))
+                .collect();
+            for judged in judged {
+                classes.copy(judged.first, &judged.classes);
+                beyond.extend(judged.beyond);
+                heads.extend(judged.heads);
+                contradictions += judged.contradictions;
+                pages += judged.pages;
+            }
+        }
+        if contradictions.saturating_mul(100) > pages {
+            return Err(GuestError::MemmapContradicts {
+                contradictions,
+                pages,
+            });
+        }
+        for (frames, class) in beyond {
+            classes.fill(frames, class);
+        }
+        if let Some(shape) = &self.lists {
+            heads.sort_unstable();
+            heads.dedup();
+            let guest = Translations::new(self.memory, self.kernel.tables);
+            let mut lists = Lists::new(&self.memmap, &self.shape, shape, guest);
+            for (first, order) in lists.free(&heads) {
+                let frames = first..first.saturating_add(1 << order);
+                if frames
+                    .clone()
+                    .all(|pfn| classes.get(pfn) == Some(PageClass::Unknown))
+                {
+                    classes.fill(frames, PageClass::Free);
+                }
+            }
+        }
+        Ok(classes)
+    }
+
+    /// Why a page has the class that it has in `classes`.
+    pub fn explain(&self, classes: &Classes, pfn: u64) -> Explanation {
+        let class = classes.get(pfn).unwrap_or(PageClass::Unmanaged);
+        let mut told = Explanation {
+            pfn,
+            class,
+            reason: Reason::NoStructPage,
+            head: pfn,
+            span: 1,
+        };
+        if let Some(section) = self.memmap.section(pfn) {
+            Judge::new(self).frames(&section, &[pfn], |_, head, verdict, _| {
+                let reason = match (class, verdict.class) {
+                    (PageClass::Zero, _) => Reason::Zero,
+                    (PageClass::Free, PageClass::Unknown) => Reason::PerCpuList,
+                    (PageClass::Hugetlb, PageClass::Unknown) => Reason::Hugetlb,
+                    _ => verdict.reason,
+                };
+                told = Explanation {
+                    reason,
+                    head,
+                    span: verdict.span,
+                    ..told
+                };
+            });
+        }
+        told
+    }
+}

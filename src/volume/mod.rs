@@ -12,6 +12,7 @@ mod fold;
 mod gather;
 mod handles;
 mod head;
+pub mod look;
 mod names;
 mod open;
 mod open_file;

@@ -1,0 +1,251 @@
+//! One saved guest in several formats: whatever it is wrapped in, its pages are the same, so their classes are; and the
+//! command tells the same as the library.
+
+mod guests;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use guests::image::Kernel;
+use guests::synthetic::Synthetic;
+use guests::{Format, Scene, Work};
+use parsfs::guest::{PageClass, Tier};
+use parsfs::snapshot::Gpa;
+use parsfs::volume::Tiers;
+use parsfs::volume::look::{FileUse, Look, recognise};
+use serde_json::Value;
+
+/// Between the low memory of a PC and its first MiB lie video memory and ROMs, which a dump shows as the processor
+/// sees them.
+const SHADOWED: std::ops::Range<u64> = 0xA0..0x100;
+
+fn look(path: &Path) -> Look {
+    let file = File::open(path).expect("the snapshot");
+    let snapshot = recognise(&file, None).expect("a readable file");
+    let begun = std::time::Instant::now();
+    let look = Look::into(snapshot, &file, &|_| ()).expect("a readable file");
+    println!(
+        "{}: {} in {:?}",
+        path.display(),
+        look.snapshot().format,
+        begun.elapsed()
+    );
+    look
+}
+
+fn classes(look: &Look) -> BTreeMap<u64, PageClass> {
+    look.guest().expect("a guest");
+    look.classes().expect("classes").iter().collect()
+}
+
+fn command(arguments: &[&str], path: &Path) -> (bool, String) {
+    let done = Command::new(env!("CARGO_BIN_EXE_parsfs"))
+        .arg("classify")
+        .args(arguments)
+        .arg(path)
+        .output()
+        .expect("parsfs");
+    let text =
+        String::from_utf8(done.stdout).expect("text") + &String::from_utf8_lossy(&done.stderr);
+    (done.status.success(), text)
+}
+
+fn json(arguments: &[&str], path: &Path) -> Value {
+    let (success, text) = command(arguments, path);
+    assert!(success, "{text}");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn one_guest_in_every_format_has_the_same_classes() {
+    let scene = Scene::new(Kernel::V6_12, Work::Mixed, "").ready();
+    let raw = look(&scene.setup.memory);
+    let wanted = classes(&raw);
+    let count = |class| wanted.values().filter(|known| **known == class).count();
+    assert!(count(PageClass::CacheClean) > 10_000 && count(PageClass::Anon) > 5_000);
+    for format in [Format::Stream, Format::MappedRam, Format::Elf] {
+        let other = look(&scene.saved(format));
+        let found = classes(&other);
+        let differ: Vec<String> = wanted
+            .iter()
+            .filter(|(frame, _)| format != Format::Elf || !SHADOWED.contains(frame))
+            .filter(|(frame, class)| found.get(frame) != Some(class))
+            .map(|(frame, class)| format!("{frame:#x} {class} {:?}", found.get(frame)))
+            .collect();
+        assert!(
+            differ.is_empty(),
+            "{format:?}: {} differ: {:?}",
+            differ.len(),
+            &differ[..differ.len().min(20)]
+        );
+        assert_eq!(raw.guest().unwrap().release, other.guest().unwrap().release);
+        let dump = format == Format::Elf;
+        let worth = if dump {
+            Tier::Critical
+        } else {
+            Tier::Expendable
+        };
+        assert_eq!(other.worth(PageClass::CacheClean), worth);
+        assert_eq!(other.worth(PageClass::Free), Tier::Expendable);
+        tiers_agree_with_uses(&other);
+    }
+}
+
+/// What a commit would be told about a file and what its bytes are used for are one thing.
+fn tiers_agree_with_uses(look: &Look) {
+    let Tiers::Runs(runs) = look.tiers() else {
+        panic!("a guest was found, but the file is of one tier");
+    };
+    let expendable = |at: u64| {
+        let run = runs.partition_point(|(run, _)| run.end <= at);
+        runs.get(run).is_some_and(|(run, _)| run.contains(&at))
+    };
+    let mut end = 0;
+    for (range, used) in look.uses() {
+        assert_eq!(range.start, end, "a gap");
+        end = range.end;
+        match used {
+            FileUse::Page(PageClass::Zero) => {}
+            FileUse::Page(class) => {
+                let wanted = look.worth(class) == Tier::Expendable;
+                assert_eq!(
+                    expendable(range.start),
+                    wanted,
+                    "{class} at {}",
+                    range.start
+                );
+                assert_eq!(
+                    expendable(range.end - 1),
+                    wanted,
+                    "{class} at {}",
+                    range.start
+                );
+            }
+            FileUse::Framing => assert!(!expendable(range.start) && !expendable(range.end - 1)),
+            FileUse::Dead => assert!(expendable(range.start)),
+        }
+    }
+    assert_eq!(end, look.map().unwrap().file_length());
+}
+
+#[test]
+fn the_command_tells_what_the_library_finds() {
+    let scene = Scene::new(Kernel::V6_12, Work::Mixed, "").ready();
+    let path = scene.saved(Format::Stream);
+    let look = look(&path);
+    let directory = tempfile::tempdir().unwrap();
+    let (pages, map) = (
+        directory.path().join("pages"),
+        directory.path().join("map.png"),
+    );
+    let options = [
+        "--json",
+        "--pages",
+        pages.to_str().unwrap(),
+        "--map",
+        map.to_str().unwrap(),
+    ];
+    let told = json(&options, &path);
+    assert_eq!(told["format"], "QEMU stream");
+    assert_eq!(
+        told["guest"]["release"],
+        look.guest().unwrap().release.as_str()
+    );
+    let classes = look.classes().unwrap();
+    for (class, pages) in classes.counts() {
+        assert_eq!(told["classes"][class.name()]["pages"], pages, "{class}");
+        assert_eq!(
+            told["classes"][class.name()]["bytes"],
+            pages * 4096,
+            "{class}"
+        );
+    }
+    let sum: u64 = ["critical", "expendable", "not stored"]
+        .iter()
+        .map(|tier| told["tiers"][tier]["bytes"].as_u64().unwrap())
+        .sum();
+    assert_eq!(sum, fs::metadata(&path).unwrap().len());
+
+    let table = fs::read(&pages).unwrap();
+    for (frame, class) in classes.iter() {
+        assert_eq!(table[frame as usize], class as u8, "{frame:#x}");
+    }
+    let reader = png::Decoder::new(std::io::BufReader::new(File::open(&map).unwrap()))
+        .read_info()
+        .unwrap();
+    assert!(reader.info().width > 1024);
+
+    // One page of every class, with its reason.
+    for &class in PageClass::ALL {
+        let Some((frame, _)) = classes.iter().find(|(_, known)| *known == class) else {
+            continue;
+        };
+        let page = json(
+            &["--json", "--page", &format!("{:#x}", (frame << 12) + 17)],
+            &path,
+        );
+        assert_eq!(page["class"], class.name());
+        assert_eq!(page["frame"], frame);
+        println!("{class}: {}", page["reason"]);
+    }
+    let (success, text) = command(&["--page", "0xfffffff000"], &path);
+    assert!(
+        !success && text.contains("no memory at 0xfffffff000"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_no_guest_is_critical() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    // No format, a compressed one, memory without a kernel.
+    for (bytes, no_pages) in [
+        (vec![7; 5000], true),
+        (b"\x1f\x8b\x08".repeat(100), true),
+        (vec![7; 2 << 20], false),
+    ] {
+        fs::write(&path, &bytes).unwrap();
+        let told = json(&["--json"], &path);
+        assert_eq!(told["guest"], Value::Null);
+        assert!(told["no_guest"].is_string());
+        assert_eq!(told["opaque"].is_string(), no_pages);
+        assert_eq!(told["tiers"]["critical"]["bytes"], bytes.len());
+        assert_eq!(
+            told["classes"]["unknown"]["pages"],
+            bytes.len().div_ceil(4096)
+        );
+        assert_eq!(command(&["--page", "0"], &path).0, !no_pages);
+    }
+    assert!(!command(&[], directory.path()).0);
+    assert!(!command(&[], &directory.path().join("absent")).0);
+}
+
+#[test]
+fn a_guest_made_by_hand_is_seen_through_its_file() {
+    let guest = Synthetic::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), &guest.bytes).unwrap();
+    let look = look(file.path());
+    let classes = look.classes().unwrap();
+    look.guest().unwrap();
+    for (frame, class) in classes.iter() {
+        let page = &guest.bytes[(frame << 12) as usize..][..4096];
+        assert_eq!(
+            class == PageClass::Zero,
+            page.iter().all(|byte| *byte == 0),
+            "{frame:#x}"
+        );
+    }
+    let source = File::open(file.path()).unwrap();
+    assert!(
+        look.with_guest(&source, |guest, classes| guest.explain(classes, 1))
+            .is_some()
+    );
+    assert_eq!(
+        look.map().unwrap().lookup(Gpa(0x1000)),
+        parsfs::snapshot::Place::Stored(0x1000)
+    );
+}

@@ -1,0 +1,215 @@
+//! The memory map: which sections of memory the kernel knows, and the struct pages of each, read in runs as long as the
+//! page tables map them (`include/linux/mmzone.h`, `mm/sparse.c`). Knows where struct pages are and not what they say.
+
+use std::ops::Range;
+
+use super::error::GuestError;
+use super::kernel::Kernel;
+use super::memory::GuestMemory;
+use super::paging::{PageTables, Translations};
+
+/// Flags in the low bits of a section's map: present, has a map, online.
+const USABLE: u64 = 0b111;
+/// Bits of a section's map that are no address.
+const MAP_FLAGS: u64 = 0x3F;
+
+/// More sections than 64 TiB of guest have.
+const SECTIONS_MAX: usize = 1 << 19;
+
+/// One section that is online.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its first page frame.
+    pub first: u64,
+    /// How many frames it has.
+    pub pages: usize,
+    /// Virtual address of its first struct page.
+    pub map: u64,
+}
+
+/// All sections that are online and hold memory of this guest, ascending.
+#[derive(Clone, Debug)]
+pub struct Memmap {
+    sections: Vec<Section>,
+    /// The same by the address of their maps.
+    by_address: Vec<Section>,
+    page_size: usize,
+}
+
+impl Memmap {
+    /// Reads the table of sections. `page_size` is the size of a struct page.
+    pub(super) fn find(
+        kernel: &Kernel,
+        memory: &dyn GuestMemory,
+        page_size: usize,
+    ) -> Result<Memmap, GuestError> {
+        let info = &kernel.info;
+        let table = info
+            .symbol("mem_section")
+            .ok_or(GuestError::MissingKey("SYMBOL(mem_section)"))?;
+        let roots = info
+            .length("mem_section")
+            .ok_or(GuestError::MissingKey("LENGTH(mem_section)"))? as u64;
+        let entry = info.size("mem_section").filter(|n| (8..=4096).contains(n));
+        let entry = entry.ok_or(GuestError::MissingKey("SIZE(mem_section)"))? as u64;
+        let map_at = info
+            .offset("mem_section.section_mem_map")
+            .filter(|&n| n < 4096)
+            .unwrap_or(0) as u64;
+        // 27 on x86_64, 27 to 30 on arm64. A section's struct pages are read at once, so a lie must not make it large.
+        let bits = info
+            .number("SECTION_SIZE_BITS")
+            .filter(|bits| (20..=30).contains(bits));
+        let bits = bits.ok_or(GuestError::MissingKey("NUMBER(SECTION_SIZE_BITS)"))? as u32;
+        let physical = info
+            .number("MAX_PHYSMEM_BITS")
+            .filter(|n| (u64::from(bits)..=56).contains(n))
+            .unwrap_or(52);
+
+        let pages = 1usize << (bits - kernel.page_shift.min(bits));
+        // SPARSEMEM_EXTREME has a page of sections behind each root; otherwise the roots are the sections.
+        let extreme = roots < 1 << (physical - u64::from(bits));
+        let per_root = if extreme {
+            (1u64 << kernel.page_shift) / entry
+        } else {
+            1
+        };
+
+        let mut translations = Translations::new(memory, kernel.tables);
+        let mut sections = Vec::new();
+        let mut last = None;
+        for range in memory.ranges() {
+            for number in range.start >> bits..=range.end.saturating_sub(1) >> bits {
+                if last.is_some_and(|last| number <= last) {
+                    continue;
+                }
+                last = Some(number);
+                let (root, index) = (number / per_root, number % per_root);
+                if root >= roots || sections.len() >= SECTIONS_MAX {
+                    break;
+                }
+                let array = if extreme {
+                    match table
+                        .checked_add(root * 8)
+                        .and_then(|va| translations.u64(va))
+                    {
+                        None | Some(0) => continue,
+                        Some(array) => array.wrapping_add(index * entry),
+                    }
+                } else {
+                    table.wrapping_add(root * entry)
+                };
+                let Some(encoded) = translations.u64(array.wrapping_add(map_at)) else {
+                    continue;
+                };
+                if encoded & USABLE != USABLE {
+                    continue;
+                }
+                // The kernel keeps the map as if it began with page frame 0.
+                let first = number << (bits - kernel.page_shift);
+                let map = (encoded & !MAP_FLAGS).wrapping_add(first.wrapping_mul(page_size as u64));
+                if map.checked_add((pages * page_size) as u64).is_some() {
+                    sections.push(Section { first, pages, map });
+                }
+            }
+        }
+        if sections.is_empty() {
+            return Err(GuestError::NoMemmap);
+        }
+        let mut by_address = sections.clone();
+        by_address.sort_by_key(|section| section.map);
+        Ok(Memmap {
+            sections,
+            by_address,
+            page_size,
+        })
+    }
+
+    /// The sections, ascending.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// How many bytes of these ranges lie in sections.
+    pub(super) fn bytes_within(&self, ranges: &[Range<u64>], page_shift: u32) -> u64 {
+        let mut bytes = 0u64;
+        for section in &self.sections {
+            let (start, end) = (
+                section.first << page_shift,
+                (section.first + section.pages as u64) << page_shift,
+            );
+            for range in ranges {
+                bytes =
+                    bytes.saturating_add(range.end.min(end).saturating_sub(range.start.max(start)));
+            }
+        }
+        bytes
+    }
+
+    /// The section of a page frame.
+    pub fn section(&self, pfn: u64) -> Option<Section> {
+        let after = self
+            .sections
+            .partition_point(|section| section.first <= pfn);
+        let section = self.sections.get(after.checked_sub(1)?)?;
+        (pfn - section.first < section.pages as u64).then_some(*section)
+    }
+
+    /// The frame whose struct page is at a virtual address.
+    pub fn frame(&self, va: u64) -> Option<u64> {
+        let after = self.by_address.partition_point(|section| section.map <= va);
+        let section = self.by_address.get(after.checked_sub(1)?)?;
+        let inside = va - section.map;
+        let index = inside / self.page_size as u64;
+        (inside.is_multiple_of(self.page_size as u64) && index < section.pages as u64)
+            .then(|| section.first + index)
+    }
+
+    /// Whether an address lies among struct pages, or between them.
+    pub fn spans(&self, va: u64) -> bool {
+        let first = self
+            .by_address
+            .first()
+            .map_or(u64::MAX, |section| section.map);
+        let last = self.by_address.last().map_or(0, |section| {
+            section.map + (section.pages * self.page_size) as u64
+        });
+        (first..last).contains(&va)
+    }
+
+    /// Fills `bytes` with a section's struct pages; gives the ranges of bytes that are not mapped, zeros there.
+    pub(super) fn load(
+        &self,
+        memory: &dyn GuestMemory,
+        tables: &PageTables,
+        section: &Section,
+        bytes: &mut Vec<u8>,
+    ) -> Vec<Range<usize>> {
+        let len = section.pages * self.page_size;
+        bytes.resize(len, 0);
+        let mut absent: Vec<Range<usize>> = Vec::new();
+        let mut at = 0usize;
+        while at < len {
+            let va = section.map.wrapping_add(at as u64);
+            let to_next_page = (0x1000 - (va & 0xFFF)) as usize;
+            let found = tables.translate(memory, va);
+            let step = found
+                .map_or(to_next_page, |found| {
+                    usize::try_from(found.left).unwrap_or(usize::MAX)
+                })
+                .min(len - at);
+            let Some(part) = bytes.get_mut(at..at + step) else {
+                break;
+            };
+            if !found.is_some_and(|found| memory.read(found.gpa, part)) {
+                part.fill(0);
+                match absent.last_mut() {
+                    Some(last) if last.end == at => last.end = at + step,
+                    _ => absent.push(at..at + step),
+                }
+            }
+            at += step;
+        }
+        absent
+    }
+}

@@ -1,0 +1,157 @@
+//! The mend: what to change in the memory that a guest resumes from, so that it does without the pages that are lost. Knows the
+//! verdict on a page and nothing of how it came about.
+
+use std::collections::BTreeMap;
+
+use super::Guest;
+use super::class::{Classes, PageClass};
+use super::classify::Judge;
+use super::error::MendError;
+use super::reason::Reason;
+
+/// One byte of guest memory that is to lose some bits. Edits of one byte add up, in any order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Edit {
+    /// Guest-physical address of the byte.
+    pub gpa: u64,
+    /// The bits that stay.
+    pub and: u8,
+}
+
+/// One lost page that has to hold a certain byte throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fill {
+    /// The page frame.
+    pub pfn: u64,
+    /// The byte: zero, or what the guest's allocator checks its free pages for.
+    pub byte: u8,
+}
+
+/// All that mends a set of lost pages. It must be in what the guest reads before the guest first reads any of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mend {
+    /// Bytes to change, one entry a byte, ascending.
+    pub edits: Vec<Edit>,
+    /// What each lost page reads as, ascending.
+    pub fills: Vec<Fill>,
+}
+
+/// How many free pages are looked at to find what the guest fills them with.
+const SAMPLES: u64 = 512;
+
+/// `PAGE_POISON` (`include/linux/poison.h`).
+const POISON: u8 = 0xAA;
+
+impl Guest<'_> {
+    /// What mends the loss of these page frames, in any order. Refused if any of them is one that the guest cannot do
+    /// without. `classes` must be this guest's: as found by [`Guest::classify`] on the same memory, pages that hold zeros
+    /// marked or not.
+    ///
+    /// A folio becomes unread as a whole, even when one page of it is lost: the guest keeps one mark a folio.
+    pub fn mend(&self, classes: &Classes, lost: &[u64]) -> Result<Mend, MendError> {
+        let mut lost = lost.to_vec();
+        lost.sort_unstable();
+        lost.dedup();
+        let mut fill = None;
+        let mut mend = Mend::default();
+        let mut cached = Vec::new();
+        for &pfn in &lost {
+            let class = classes.get(pfn).ok_or(MendError::NotMemory { pfn })?;
+            let byte = match class {
+                // Free pages may be checked for what they were filled with when they were freed.
+                PageClass::Free => *fill.get_or_insert_with(|| self.fill_of_free_pages(classes)),
+                PageClass::Zero | PageClass::Offline => 0,
+                PageClass::CacheClean => {
+                    cached.push(pfn);
+                    0
+                }
+                _ => {
+                    return Err(MendError::NotRecoverable {
+                        pfn,
+                        class,
+                        reason: self.explain(classes, pfn).reason,
+                    });
+                }
+            };
+            mend.fills.push(Fill { pfn, byte });
+        }
+        mend.edits = self.edits(&cached)?;
+        Ok(mend)
+    }
+
+    /// The edits for pages of the file cache, ascending frames. Each is judged again: the proof is made where it is used.
+    fn edits(&self, cached: &[u64]) -> Result<Vec<Edit>, MendError> {
+        let mut masks: BTreeMap<u64, u8> = BTreeMap::new();
+        let mut judge = Judge::new(self);
+        let mut left = cached;
+        while let Some(&pfn) = left.first() {
+            let section = self
+                .memmap
+                .section(pfn)
+                .ok_or(MendError::NotMemory { pfn })?;
+            let end = section.first + section.pages as u64;
+            let (here, rest) = left.split_at(left.partition_point(|&pfn| pfn < end));
+            left = rest;
+            let mut refused = None;
+            let mut proved = 0;
+            judge.frames(&section, here, |pfn, _, verdict, edits| {
+                if verdict.class != PageClass::CacheClean {
+                    let (class, reason) = (verdict.class, verdict.reason);
+                    refused.get_or_insert(MendError::NotRecoverable { pfn, class, reason });
+                    return;
+                }
+                proved += 1;
+                for edit in edits {
+                    *masks.entry(edit.gpa).or_insert(u8::MAX) &= edit.and;
+                }
+            });
+            if let Some(error) = refused {
+                return Err(error);
+            }
+            if proved != here.len() {
+                let (class, reason) = (PageClass::Unknown, Reason::NoStructPage);
+                return Err(MendError::NotRecoverable { pfn, class, reason });
+            }
+        }
+        Ok(masks
+            .into_iter()
+            .map(|(gpa, and)| Edit { gpa, and })
+            .collect())
+    }
+
+    /// What the guest's allocator fills free pages with. With `page_poison=1` it complains of any that differ; with
+    /// `init_on_free=1` it hands them out as they are, so they must be zeros, and otherwise it does not matter.
+    pub fn fill_of_free_pages(&self, classes: &Classes) -> u8 {
+        let free = || {
+            classes
+                .iter()
+                .filter(|&(_, class)| class == PageClass::Free)
+        };
+        let step = (free().count() as u64 / SAMPLES).max(1) as usize;
+        let (mut poisoned, mut seen) = (0u64, 0u64);
+        let mut page = vec![0u8; 1 << self.page_shift()];
+        for (pfn, _) in free().step_by(step) {
+            if self.memory.read(pfn << self.page_shift(), &mut page) {
+                seen += 1;
+                poisoned += u64::from(page.iter().all(|&byte| byte == POISON));
+            }
+        }
+        if 2 * poisoned > seen { POISON } else { 0 }
+    }
+}
+
+impl Mend {
+    /// What a byte at a guest-physical address becomes. Only for bytes that are not lost.
+    pub fn apply(&self, gpa: u64, bytes: &mut [u8]) {
+        let from = self.edits.partition_point(|edit| edit.gpa < gpa);
+        for edit in self.edits.iter().skip(from) {
+            match usize::try_from(edit.gpa - gpa)
+                .ok()
+                .and_then(|at| bytes.get_mut(at))
+            {
+                Some(byte) => *byte &= edit.and,
+                None => break,
+            }
+        }
+    }
+}

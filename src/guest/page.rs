@@ -1,0 +1,102 @@
+//! One struct page's words, out of a section's bytes. Knows what they are called and not what they mean.
+
+use super::memory::{u32_at, u64_at};
+use super::shape::{OrderAt, PageShape};
+
+/// The struct pages of one section.
+#[derive(Clone, Copy)]
+pub(super) struct Pages<'b> {
+    pub bytes: &'b [u8],
+    pub shape: &'b PageShape,
+    /// Virtual address of the first.
+    pub map: u64,
+    /// Frame of the first.
+    pub first: u64,
+}
+
+/// What every judgement needs of a struct page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Page {
+    pub flags: u64,
+    pub refcount: i32,
+    pub mapcount: u32,
+    pub mapping: u64,
+    pub private: u64,
+    pub compound: u64,
+}
+
+impl Page {
+    pub fn is_tail(&self) -> bool {
+        self.compound & 1 != 0
+    }
+}
+
+impl<'b> Pages<'b> {
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.shape.size
+    }
+
+    fn one(&self, index: usize) -> Option<&'b [u8]> {
+        let at = index.checked_mul(self.shape.size)?;
+        self.bytes.get(at..at.checked_add(self.shape.size)?)
+    }
+
+    pub fn get(&self, index: usize) -> Option<Page> {
+        let bytes = self.one(index)?;
+        Some(Page {
+            flags: u64_at(bytes, self.shape.flags)?,
+            refcount: u32_at(bytes, self.shape.refcount)? as i32,
+            mapcount: u32_at(bytes, self.shape.mapcount)?,
+            mapping: u64_at(bytes, self.shape.mapping)?,
+            private: u64_at(bytes, self.shape.private)?,
+            compound: u64_at(bytes, self.shape.compound)?,
+        })
+    }
+
+    pub fn address(&self, index: usize) -> u64 {
+        self.map.wrapping_add((index * self.shape.size) as u64)
+    }
+
+    /// The two pointers of its place in a list: next, previous.
+    pub fn links(&self, index: usize) -> Option<(u64, u64)> {
+        let bytes = self.one(index)?;
+        Some((
+            u64_at(bytes, self.shape.lru)?,
+            u64_at(bytes, self.shape.lru + 8)?,
+        ))
+    }
+
+    /// The order of the compound page that begins here.
+    pub fn order(&self, head: usize) -> Option<u32> {
+        let second = self.one(head.checked_add(1)?)?;
+        let order = match self.shape.order {
+            OrderAt::SecondPage(at) => *second.get(at)?,
+            OrderAt::SecondFlags => u64_at(second, self.shape.flags)? as u8,
+        };
+        Some(u32::from(order))
+    }
+
+    /// The flags of the second page of a compound one.
+    pub fn second_flags(&self, head: usize) -> Option<u64> {
+        u64_at(self.one(head.checked_add(1)?)?, self.shape.flags)
+    }
+
+    /// Mappings of a whole folio, less one, where the kernel counts them.
+    pub fn large_mapcount(&self, head: usize) -> Option<u32> {
+        u32_at(self.one(head.checked_add(1)?)?, self.shape.large_mapcount?)
+    }
+
+    /// Whether the page is a tail of the compound page that begins at `head`. Tails point to their head; from 7.1 those of
+    /// kernels with optimised huge pages hold a mask instead, which leads from the tail's own address to the head's.
+    pub fn is_tail_of(&self, index: usize, head: usize) -> bool {
+        let Some(word) = self
+            .one(index)
+            .and_then(|bytes| u64_at(bytes, self.shape.compound))
+        else {
+            return false;
+        };
+        let (pointer, to) = (word & !1, self.address(head));
+        let is_mask = pointer != 0 && pointer == u64::MAX << pointer.trailing_zeros();
+        word & 1 == 1 && (pointer == to || (is_mask && self.address(index) & pointer == to))
+    }
+}

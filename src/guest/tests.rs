@@ -1,0 +1,575 @@
+//! The rules of the judgement, each tried alone on a guest made by hand.
+
+use super::synthetic::{BASE, LISTS, Synthetic, flag, word};
+use super::*;
+
+fn look<T>(guest: &Synthetic, ask: impl FnOnce(&Guest<'_>, &Classes) -> T) -> T {
+    let layouts = Layout::candidates(guest.bytes.len() as u64);
+    let memory = FlatMemory::new(&guest.bytes, &layouts[0]);
+    let found = Guest::find(&memory, &Hints::default()).expect("a kernel");
+    let classes = found.classify().expect("classes");
+    ask(&found, &classes)
+}
+
+fn class(guest: &Synthetic, pfn: u64) -> (PageClass, Reason) {
+    look(guest, |found, classes| {
+        let told = found.explain(classes, pfn);
+        assert_eq!(classes.get(pfn), Some(told.class));
+        (told.class, told.reason)
+    })
+}
+
+const PFN: u64 = 0x300;
+
+#[test]
+fn a_kernel_is_found_and_named() {
+    look(&Synthetic::new(), |found, classes| {
+        assert_eq!(
+            (found.release(), found.arch(), found.page_shift()),
+            ("6.12.0-synthetic", Arch::X86_64, 12)
+        );
+        assert!(found.has_btf());
+        assert_eq!(found.memory_bytes(), 4 << 20);
+        assert_eq!(classes.len(), 1024);
+        assert_eq!(classes.runs().count(), 1, "all pages are the kernel's");
+    });
+}
+
+#[test]
+fn the_wrong_layout_is_refused() {
+    let guest = Synthetic::new();
+    let wrong = Layout {
+        ranges: std::iter::once(0x1000..LEN + 0x1000).collect(),
+    };
+    let memory = FlatMemory::new(&guest.bytes, &wrong);
+    assert_eq!(
+        Guest::find(&memory, &Hints::default()).err(),
+        Some(GuestError::PagingContradicts)
+    );
+    const LEN: u64 = 4 << 20;
+}
+
+#[test]
+fn of_two_layouts_that_have_a_kernel_the_one_that_it_knows_is_right() {
+    let guest = Synthetic::new();
+    let mut longer = guest.bytes.clone();
+    longer.resize(8 << 20, 0);
+    let whole = |bytes: &[u8]| Layout::candidates(bytes.len() as u64)[0].clone();
+    let wrong = FlatMemory::new(&longer, &whole(&longer));
+    let right = FlatMemory::new(&guest.bytes, &whole(&guest.bytes));
+    assert!(Guest::find(&wrong, &Hints::default()).is_ok());
+    let views: [&dyn GuestMemory; 2] = [&wrong, &right];
+    let (place, _) = Guest::find_among(views, &Hints::default()).expect("a kernel");
+    assert_eq!(place, 1);
+}
+
+#[test]
+fn a_release_that_does_not_run_is_refused() {
+    let mut guest = Synthetic::new();
+    guest.bytes[0x2_0000 + 130] = b'5';
+    let layouts = Layout::candidates(guest.bytes.len() as u64);
+    let memory = FlatMemory::new(&guest.bytes, &layouts[0]);
+    assert_eq!(
+        Guest::find(&memory, &Hints::default()).err(),
+        Some(GuestError::ReleaseContradicts)
+    );
+}
+
+#[test]
+fn types_and_flags_name_their_classes() {
+    let mut guest = Synthetic::new();
+    for (pfn, kind) in [
+        (0x300, 0xF1),
+        (0x301, 0xF2),
+        (0x302, 0xF5),
+        (0x303, 0xF4),
+        (0x304, 0xF3),
+        (0x305, 0xF8),
+    ] {
+        guest.typed_page(pfn, kind);
+    }
+    guest.put(Synthetic::page(0x306), flag::RESERVED);
+    guest.put(
+        Synthetic::page(0x307) + word::MAPPING,
+        0xFFFF_8880_0000_0001,
+    );
+    guest.put(Synthetic::page(0x308), flag::HWPOISON);
+    guest.idle_page(0x309);
+    let expected = [
+        (0x300, PageClass::Offline),
+        (0x301, PageClass::PageTable),
+        (0x302, PageClass::Slab),
+        (0x303, PageClass::Hugetlb),
+        (0x304, PageClass::Kernel),
+        (0x305, PageClass::Slab),
+        (0x306, PageClass::Reserved),
+        (0x307, PageClass::Anon),
+        (0x308, PageClass::Unknown),
+        (0x309, PageClass::Unknown),
+    ];
+    for (pfn, wanted) in expected {
+        assert_eq!(class(&guest, pfn).0, wanted, "{pfn:#x}");
+    }
+}
+
+#[test]
+fn blocks_of_the_buddy_allocator_are_free_unless_a_page_of_them_is_in_use() {
+    let mut guest = Synthetic::new();
+    guest.buddy(0x300, 4);
+    look(&guest, |found, classes| {
+        assert!((0x300..0x310).all(|pfn| classes.get(pfn) == Some(PageClass::Free)));
+        assert_eq!(classes.get(0x310), Some(PageClass::Kernel));
+        let told = found.explain(classes, 0x309);
+        assert_eq!((told.head, told.span), (0x300, 16));
+    });
+    guest.put32(Synthetic::page(0x305) + word::REFCOUNT, 1);
+    assert_eq!(
+        class(&guest, 0x300),
+        (PageClass::Unknown, Reason::BrokenBuddy)
+    );
+    assert_eq!(class(&guest, 0x305).0, PageClass::Kernel);
+    let mut unaligned = Synthetic::new();
+    unaligned.buddy(0x301, 1);
+    assert_eq!(
+        class(&unaligned, 0x301),
+        (PageClass::Unknown, Reason::BrokenBuddy)
+    );
+}
+
+#[test]
+fn lists_of_free_pages_count_only_if_they_add_up() {
+    let mut guest = Synthetic::new();
+    guest.free_list(1, &[0x300, 0x305, 0x303]);
+    // Order 1: two frames each.
+    guest.idle_page(0x311);
+    guest.free_list(4, &[0x310]);
+    look(&guest, |_, classes| {
+        for pfn in [0x300, 0x303, 0x305, 0x310, 0x311] {
+            assert_eq!(classes.get(pfn), Some(PageClass::Free), "{pfn:#x}");
+        }
+        assert_eq!(classes.get(0x301), Some(PageClass::Kernel));
+    });
+    assert_eq!(class(&guest, 0x303).1, Reason::PerCpuList);
+
+    let mut miscounted = guest.clone();
+    miscounted.put32(LISTS, 4);
+    assert_eq!(
+        class(&miscounted, 0x300),
+        (PageClass::Unknown, Reason::Idle)
+    );
+
+    let mut circle = guest.clone();
+    let first = BASE + Synthetic::page(0x300) + word::LRU;
+    circle.put(Synthetic::page(0x303) + word::LRU, first);
+    assert_eq!(class(&circle, 0x300).0, PageClass::Unknown);
+
+    let mut in_use = guest;
+    in_use.put32(Synthetic::page(0x305) + word::REFCOUNT, 1);
+    assert_eq!(class(&in_use, 0x300).0, PageClass::Unknown);
+}
+
+#[test]
+fn clean_cache_is_recoverable_and_every_doubt_keeps_it() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("ext4");
+    let page = guest.cached(PFN, 0, &file);
+    assert_eq!(
+        class(&guest, PFN),
+        (PageClass::CacheClean, Reason::Recoverable)
+    );
+
+    let base = flag::LRU | flag::UPTODATE;
+    type Change = (&'static str, u64, u64, PageClass);
+    let doubts: Vec<Change> = vec![
+        ("dirty", page, base | flag::DIRTY, PageClass::CacheDirty),
+        (
+            "writeback",
+            page,
+            base | flag::WRITEBACK,
+            PageClass::CacheDirty,
+        ),
+        ("locked", page, base | flag::LOCKED, PageClass::CacheDirty),
+        ("waiters", page, base | flag::WAITERS, PageClass::CacheKept),
+        ("checked", page, base | flag::OWNER, PageClass::CacheKept),
+        (
+            "private_2",
+            page,
+            base | flag::PRIVATE_2,
+            PageClass::CacheKept,
+        ),
+        (
+            "unevictable",
+            page,
+            base | flag::UNEVICTABLE,
+            PageClass::CacheKept,
+        ),
+        ("mlocked", page, base | flag::MLOCKED, PageClass::CacheKept),
+        (
+            "swapbacked",
+            page,
+            base | flag::SWAPBACKED,
+            PageClass::Shmem,
+        ),
+        ("never read", page, flag::LRU, PageClass::CacheKept),
+        ("not on the LRU", page, flag::UPTODATE, PageClass::Kernel),
+        (
+            "another's address space",
+            file.inode + 8,
+            BASE + file.mapping + 8,
+            PageClass::CacheKept,
+        ),
+        ("a directory", file.inode, 0o040_755, PageClass::CacheKept),
+        (
+            "no way to read",
+            file.operations + 8,
+            0,
+            PageClass::CacheKept,
+        ),
+        (
+            "unevictable address space",
+            file.mapping + 16,
+            9 << 21 | 1 << 3,
+            PageClass::CacheKept,
+        ),
+        (
+            "a write that failed",
+            file.mapping + 24,
+            5,
+            PageClass::CacheKept,
+        ),
+        (
+            "an unknown file system",
+            file.name,
+            u64::from_le_bytes(*b"nfs4\0\0\0\0"),
+            PageClass::CacheKept,
+        ),
+        (
+            "an address that is nowhere",
+            file.mapping,
+            0x1234,
+            PageClass::CacheKept,
+        ),
+        (
+            "a mapped page",
+            page + word::MAPCOUNT,
+            1 << 32,
+            PageClass::CacheMapped,
+        ),
+        (
+            "a reference more",
+            page + word::MAPCOUNT,
+            2 << 32 | u64::from(u32::MAX),
+            PageClass::CacheKept,
+        ),
+    ];
+    for (name, at, value, wanted) in doubts {
+        let mut changed = guest.clone();
+        changed.put(at, value);
+        assert_eq!(class(&changed, PFN).0, wanted, "{name}");
+    }
+}
+
+#[test]
+fn large_folios_are_judged_as_a_whole() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("xfs");
+    let page = guest.cached(0x300, 4, &file);
+    look(&guest, |_, classes| {
+        assert!((0x300..0x310).all(|pfn| classes.get(pfn) == Some(PageClass::CacheClean)))
+    });
+    let tail = Synthetic::page(0x307);
+    for (name, at, value) in [
+        (
+            "a tail of another",
+            tail + word::COMPOUND,
+            (BASE + tail) | 1,
+        ),
+        (
+            "a tail in use",
+            tail + word::MAPCOUNT,
+            1 << 32 | u64::from(u32::MAX),
+        ),
+        ("a mapping without large folios", file.mapping + 16, 3 << 21),
+        (
+            "one reference too few",
+            page + word::MAPCOUNT,
+            15 << 32 | u64::from(u32::MAX),
+        ),
+    ] {
+        let mut changed = guest.clone();
+        changed.put(at, value);
+        look(&changed, |_, classes| {
+            assert!(
+                (0x300..0x310).all(|pfn| classes.get(pfn) != Some(PageClass::CacheClean)),
+                "{name}"
+            );
+        });
+    }
+}
+
+fn mended(guest: &Synthetic, lost: &[u64]) -> Synthetic {
+    let mend = look(guest, |found, classes| found.mend(classes, lost)).expect("a mend");
+    let mut after = guest.clone();
+    for edit in &mend.edits {
+        after.bytes[edit.gpa as usize] &= edit.and;
+    }
+    let mut applied = guest.bytes.clone();
+    mend.apply(0, &mut applied);
+    assert!(applied == after.bytes, "the two ways to apply a mend agree");
+    after
+}
+
+#[test]
+fn the_mend_marks_a_folio_unread_and_nothing_else() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("ext4");
+    let page = guest.cached(0x300, 2, &file);
+    let after = mended(&guest, &[0x302]);
+    assert_eq!(after.get(page), guest.get(page) & !flag::UPTODATE);
+    let changed = guest
+        .bytes
+        .iter()
+        .zip(&after.bytes)
+        .filter(|(a, b)| a != b)
+        .count();
+    assert_eq!(changed, 1);
+    assert_eq!(
+        class(&after, 0x300),
+        (PageClass::CacheKept, Reason::NotUptodate)
+    );
+}
+
+#[test]
+fn buffer_heads_are_told_and_busy_ones_keep_the_page() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("ext4");
+    let page = guest.cached(0x300, 2, &file);
+    let ring = guest.buffers(page, 4);
+    assert_eq!(
+        class(&guest, 0x301),
+        (PageClass::CacheClean, Reason::RecoverableBuffers)
+    );
+    let after = mended(&guest, &[0x300, 0x301]);
+    assert!(ring.iter().all(|&buffer| after.get(buffer) == 1 << 4));
+
+    for (name, at, value, reason) in [
+        ("dirty", ring[2], 1 | 1 << 1 | 1 << 4, Reason::BufferBusy),
+        ("not mapped", ring[2], 1, Reason::BufferBusy),
+        (
+            "of a journal",
+            ring[2],
+            1 | 1 << 4 | 1 << 17,
+            Reason::BufferBusy,
+        ),
+        ("in use", ring[2] + 32, 1, Reason::BufferBusy),
+        ("of another page", ring[1] + 16, BASE, Reason::BrokenBuffers),
+        (
+            "a short ring",
+            ring[2] + 8,
+            BASE + ring[0],
+            Reason::BrokenBuffers,
+        ),
+        (
+            "a ring that misses its beginning",
+            ring[3] + 8,
+            BASE + ring[1],
+            Reason::BrokenBuffers,
+        ),
+        (
+            "another block size",
+            ring[0] + 24,
+            1024,
+            Reason::BrokenBuffers,
+        ),
+    ] {
+        let mut changed = guest.clone();
+        changed.put(at, value);
+        assert_eq!(
+            class(&changed, 0x300),
+            (PageClass::CacheKept, reason),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn iomap_state_is_told_and_dirty_blocks_keep_the_page() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("xfs");
+    let page = guest.cached(0x300, 3, &file);
+    let state = guest.iomap(page, 8);
+    assert_eq!(
+        class(&guest, 0x300),
+        (PageClass::CacheClean, Reason::RecoverableIomap)
+    );
+    assert_eq!(mended(&guest, &[0x307]).get(state + 16), 0);
+    for (name, at, value) in [
+        ("dirty", state + 16, 0x1FF),
+        ("being read", state, 1 << 32),
+        ("being written", state + 8, 1),
+    ] {
+        let mut changed = guest.clone();
+        changed.put(at, value);
+        assert_eq!(
+            class(&changed, 0x300),
+            (PageClass::CacheKept, Reason::IomapBusy),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn of_btrfs_only_its_own_mark_is_understood() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("btrfs");
+    let page = guest.cached(PFN, 0, &file);
+    assert_eq!(
+        class(&guest, PFN),
+        (PageClass::CacheKept, Reason::OtherPrivate)
+    );
+    guest.mark(page);
+    assert_eq!(
+        class(&guest, PFN),
+        (PageClass::CacheClean, Reason::RecoverableBtrfs)
+    );
+    guest.put(page + word::PRIVATE, BASE);
+    assert_eq!(
+        class(&guest, PFN),
+        (PageClass::CacheKept, Reason::OtherPrivate)
+    );
+}
+
+#[test]
+fn a_page_that_cannot_be_proved_is_refused() {
+    let guest = Synthetic::new();
+    let refused = look(&guest, |found, classes| found.mend(classes, &[PFN]));
+    let expected = MendError::NotRecoverable {
+        pfn: PFN,
+        class: PageClass::Kernel,
+        reason: Reason::KernelPage,
+    };
+    assert_eq!(refused, Err(expected));
+    assert_eq!(
+        look(&guest, |found, classes| found.mend(classes, &[4096])),
+        Err(MendError::NotMemory { pfn: 4096 })
+    );
+}
+
+#[test]
+fn free_pages_are_filled_with_what_the_allocator_checks_for() {
+    let mut guest = Synthetic::new();
+    guest.buddy(0x300, 6);
+    let fill = |guest: &Synthetic| {
+        look(guest, |found, classes| found.mend(classes, &[0x300]))
+            .expect("a mend")
+            .fills
+    };
+    assert_eq!(
+        fill(&guest),
+        [Fill {
+            pfn: 0x300,
+            byte: 0
+        }]
+    );
+    guest.bytes[0x301 << 12..0x340 << 12].fill(0xAA);
+    assert_eq!(
+        fill(&guest),
+        [Fill {
+            pfn: 0x300,
+            byte: 0xAA
+        }]
+    );
+}
+
+#[test]
+fn without_btf_free_pages_are_known_and_page_cache_is_kept() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("ext4");
+    guest.cached(PFN, 0, &file);
+    guest.buddy(0x310, 4);
+    guest.typed_page(0x320, 0xF1);
+    guest.bytes[0x4_0000] = 0;
+    assert_eq!(class(&guest, PFN), (PageClass::CacheKept, Reason::NoBtf));
+    assert_eq!(class(&guest, 0x310).0, PageClass::Free);
+    assert_eq!(class(&guest, 0x320).0, PageClass::Offline);
+}
+
+#[test]
+fn a_memory_map_full_of_contradictions_is_not_believed() {
+    let mut guest = Synthetic::new();
+    for pfn in (0x300..0x380).step_by(2) {
+        guest.buddy(pfn, 1);
+        guest.put32(Synthetic::page(pfn + 1) + word::REFCOUNT, 1);
+    }
+    let layouts = Layout::candidates(guest.bytes.len() as u64);
+    let memory = FlatMemory::new(&guest.bytes, &layouts[0]);
+    let found = Guest::find(&memory, &Hints::default()).expect("a kernel");
+    assert!(matches!(
+        found.classify(),
+        Err(GuestError::MemmapContradicts {
+            contradictions: 64,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn zeros_outrank_what_they_are_used_for() {
+    let guest = Synthetic::new();
+    look(&guest, |found, classes| {
+        let mut classes = classes.clone();
+        classes.mark_zero(|pfn| pfn == PFN);
+        assert_eq!(classes.get(PFN), Some(PageClass::Zero));
+        assert_eq!(found.explain(&classes, PFN).reason, Reason::Zero);
+        assert_eq!(classes.runs().count(), 3);
+    });
+}
+
+#[test]
+fn arm64_tables_are_walked_with_every_page_size() {
+    for (page_shift, bits, levels) in [
+        (12, 39, 3),
+        (12, 48, 4),
+        (14, 47, 3),
+        (14, 48, 4),
+        (16, 42, 2),
+        (16, 48, 3),
+        (16, 52, 3),
+    ] {
+        let mut bytes = vec![0u8; 1 << 20];
+        let tables = paging::PageTables::arm64(1 << 16, page_shift, bits).expect("a shape");
+        assert_eq!(tables.levels(), levels);
+        let stride = page_shift - 3;
+        // The last page of the address space, every table's last entry, a page at 0x80000.
+        let mut table = 1u64 << 16;
+        for step in 0..levels {
+            let shift = page_shift + stride * (levels - 1 - step);
+            let index = if step == 0 {
+                (1u64 << (bits - shift)) - 1
+            } else {
+                (1 << stride) - 1
+            };
+            let next = if step + 1 == levels {
+                0x8_0000
+            } else {
+                table + (1 << 16)
+            };
+            bytes[(table + 8 * index) as usize..][..8].copy_from_slice(&(next | 3).to_le_bytes());
+            table = next;
+        }
+        let memory = FlatMemory::new(&bytes, &Layout::candidates(bytes.len() as u64)[0]);
+        let va = u64::MAX - (1 << page_shift) + 1 + 0x18;
+        let found = tables.translate(&memory, va).expect("mapped");
+        assert_eq!(
+            (found.gpa, found.left),
+            (0x8_0018, (1 << page_shift) - 0x18),
+            "{page_shift} {bits}"
+        );
+        assert_eq!(tables.translate(&memory, va & !(1 << (bits - 1))), None);
+        assert_eq!(
+            tables.translate(&memory, 0x1000),
+            None,
+            "an address of a process"
+        );
+    }
+}

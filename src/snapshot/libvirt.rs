@@ -1,0 +1,68 @@
+//! The header that libvirt puts before a QEMU stream: `virsh save` and `managedsave`. From libvirt's
+//! `src/qemu/qemu_saveimage.h`. Knows the 92 bytes and nothing of what follows.
+
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::error::Opaque;
+
+/// The header in the byte order of the host that wrote it, which is little-endian wherever KVM matters here.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct Header {
+    magic: [u8; 16],
+    version: U32,
+    /// The bytes of XML, cookie and padding that follow the header.
+    data_length: U32,
+    was_running: U32,
+    format: U32,
+    cookie_offset: U32,
+    unused: [U32; 14],
+}
+
+/// The header's length in bytes.
+pub(super) const LENGTH: usize = size_of::<Header>();
+
+/// Of a finished image.
+pub(super) const SAVED: &[u8; 16] = b"LibvirtQemudSave";
+/// Of an image that is being written, or whose writing failed.
+pub(super) const PARTIAL: &[u8; 16] = b"LibvirtQemudPart";
+
+/// What the header says about the bytes behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    /// The file offset of QEMU's stream in bytes.
+    pub(super) payload: u64,
+    /// Whether libvirt has declared the image whole.
+    pub(super) finished: bool,
+}
+
+/// Reads the header; nothing if this is none, or the reason why what follows cannot be mapped.
+pub(super) fn parse(bytes: &[u8]) -> Option<Result<Image, Opaque>> {
+    let (header, _) = Header::ref_from_prefix(bytes).ok()?;
+    if &header.magic != SAVED && &header.magic != PARTIAL {
+        return None;
+    }
+    let image = Image {
+        payload: LENGTH as u64 + u64::from(header.data_length.get()),
+        finished: &header.magic == SAVED,
+    };
+    if header.version.get() != 2 {
+        let version = header.version.get();
+        return Some(Err(Opaque::Unsupported(format!(
+            "libvirt save image version {version}"
+        ))));
+    }
+    Some(match header.format.get() {
+        // 6 is "sparse", which is QEMU's mapped-ram; its own header tells that as well.
+        0 | 6 => Ok(image),
+        1 => Err(Opaque::Compressed("gzip")),
+        2 => Err(Opaque::Compressed("bzip2")),
+        3 => Err(Opaque::Compressed("xz")),
+        4 => Err(Opaque::Compressed("lzop")),
+        5 => Err(Opaque::Compressed("zstd")),
+        other => Err(Opaque::Unsupported(format!(
+            "libvirt save image format {other}"
+        ))),
+    })
+}

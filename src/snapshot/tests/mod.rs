@@ -1,0 +1,9 @@
+//! The formats against writers of their own, a model of what the guest would see, and bytes that mean harm.
+
+mod examine;
+mod formats;
+mod memory;
+mod model;
+mod writers;
+
+use crate::snapshot;

@@ -1,0 +1,76 @@
+//! What the bytes of a file are used for: the page map's pieces, cut where the class of a page changes. Knows classes and
+//! not what they are worth.
+
+use std::ops::Range;
+
+use crate::guest::{Classes, PageClass};
+use crate::snapshot::{Gpa, PageMap, Piece, PieceKind, Pieces};
+
+/// What a range of file bytes is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileUse {
+    /// Guest memory of this class.
+    Page(PageClass),
+    /// Headers, device state, the memory of devices, and whatever is not understood.
+    Framing,
+    /// Bytes whose content nobody uses.
+    Dead,
+}
+
+/// Ranges of a file with their use, ascending, without gaps. Empty for a file without page map.
+#[derive(Clone, Debug)]
+pub struct Uses<'a> {
+    pieces: Option<Pieces<'a>>,
+    classes: Option<&'a Classes>,
+    page_size: u64,
+    rest: Option<Piece>,
+}
+
+impl<'a> Uses<'a> {
+    pub(super) fn new(map: Option<&'a PageMap>, classes: Option<&'a Classes>) -> Self {
+        Self {
+            pieces: map.map(|map| map.pieces(0..map.file_length())),
+            page_size: map.map_or(4096, PageMap::page_size),
+            classes,
+            rest: None,
+        }
+    }
+
+    fn class(&self, gpa: u64) -> PageClass {
+        self.classes
+            .and_then(|classes| classes.at(gpa))
+            .unwrap_or(PageClass::Unknown)
+    }
+}
+
+impl Iterator for Uses<'_> {
+    type Item = (Range<u64>, FileUse);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = match self.rest.take() {
+            Some(rest) => rest,
+            None => self.pieces.as_mut()?.next()?,
+        };
+        let gpa = match piece.kind {
+            PieceKind::Page(gpa) => gpa.0,
+            PieceKind::Framing => return Some((piece.range, FileUse::Framing)),
+            PieceKind::Dead => return Some((piece.range, FileUse::Dead)),
+        };
+        let Range { start, end } = piece.range;
+        let class = self.class(gpa);
+        // From page to page for as long as the class stays.
+        let mut length = self.page_size - gpa % self.page_size;
+        while start + length < end && self.class(gpa + length) == class {
+            length += self.page_size;
+        }
+        let cut = end.min(start + length);
+        if cut < end {
+            let kind = PieceKind::Page(Gpa(gpa + length));
+            self.rest = Some(Piece {
+                range: cut..end,
+                kind,
+            });
+        }
+        Some((start..cut, FileUse::Page(class)))
+    }
+}

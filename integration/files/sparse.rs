@@ -47,6 +47,7 @@ fn holes_are_told_where_they_are() {
             fs::metadata(&path).expect("stat").blocks() * 512 < 4 << 20,
             "a sparse file is told to be full"
         );
+        drop(file);
         volume.remount();
     }
     assert!(

@@ -203,11 +203,20 @@ impl Volume {
         mounts::on(&self.mountpoint).is_some()
     }
 
-    /// Unmounts as an administrator does, and waits for the daemon's end.
+    /// Unmounts as an administrator does, and waits for the daemon's end. A program that another test starts has our open
+    /// files for a moment, until it is past its exec; so "in use" is asked again.
     #[track_caller]
     pub fn umount(&mut self) {
-        self.parsfs(["umount".as_ref(), self.mountpoint.as_os_str()])
-            .expect_success("parsfs umount");
+        let begin = Instant::now();
+        loop {
+            let outcome = self.parsfs(["umount".as_ref(), self.mountpoint.as_os_str()]);
+            let in_use = !outcome.success() && outcome.stderr.contains("is in use");
+            if !in_use || begin.elapsed() > Duration::from_secs(5) {
+                outcome.expect_success("parsfs umount");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let mut daemon = self.daemon.take().expect("a mounted volume");
         let ended = process::wait(&mut daemon, PATIENCE);
         self.watchdog.server(None);

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -104,11 +104,11 @@ impl Side {
                 None => Ok(Outcome::Nothing),
             },
             ResizePath { path, size } => {
-                OpenOptions::new()
-                    .write(true)
-                    .custom_flags(libc::O_NONBLOCK)
-                    .open(self.at(path))?
-                    .set_len(*size)?;
+                let path = self.at(path);
+                if special(&path) {
+                    return Ok(Outcome::Nothing);
+                }
+                OpenOptions::new().write(true).open(path)?.set_len(*size)?;
                 Ok(Outcome::Done)
             }
             Copy {
@@ -283,9 +283,7 @@ impl Side {
             content::close(open.file)?;
         }
         let path = self.at(path);
-        // A fifo or device is not opened: it is no part of the filesystem.
-        let special = fs::metadata(&path).is_ok_and(|seen| !seen.is_file() && !seen.is_dir());
-        if special {
+        if special(&path) {
             return Ok(Outcome::Nothing);
         }
         let mut flags = if how.direct { libc::O_DIRECT } else { 0 };
@@ -317,6 +315,11 @@ impl Side {
         });
         Ok(Outcome::Done)
     }
+}
+
+/// Whether it is a fifo, a socket or a device. Such are made and never opened: what comes then is not the filesystem's.
+fn special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|seen| !seen.is_file() && !seen.is_dir())
 }
 
 /// Opens with exactly these flags: the library's own checks would keep odd ones from the filesystem.

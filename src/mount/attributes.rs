@@ -146,7 +146,10 @@ mod tests {
             to_system(meant),
             UNIX_EPOCH - Duration::from_secs(2) + Duration::from_nanos(300)
         );
-        let after = Timestamp { seconds: 5, nanos: 7 };
+        let after = Timestamp {
+            seconds: 5,
+            nanos: 7,
+        };
         assert_eq!(from_request(UNIX_EPOCH + Duration::new(5, 7)), after);
         assert_eq!(to_system(after), UNIX_EPOCH + Duration::new(5, 7));
     }
@@ -155,7 +158,10 @@ mod tests {
     fn no_time_panics() {
         for secs in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
             for nanos in [0, 999_999_999, u32::MAX] {
-                to_system(Timestamp { seconds: secs, nanos });
+                to_system(Timestamp {
+                    seconds: secs,
+                    nanos,
+                });
             }
         }
     }

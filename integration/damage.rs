@@ -9,7 +9,8 @@ use crate::harness::disks::{Kind, TestDisk};
 use crate::harness::random::Random;
 use crate::harness::volume::{Shape, Volume};
 
-const LARGE: u64 = 10 << 20;
+/// More than one window, so that it has a base manifest.
+const LARGE: u64 = 40 << 20;
 const FILES: [(&str, u64, u64); 4] = [
     ("large", 1, LARGE),
     ("patched", 2, 5_000_000),

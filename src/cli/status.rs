@@ -10,7 +10,7 @@ use super::umount::mount_at;
 use crate::config::Config;
 use crate::mount::control::client::Client;
 use crate::mount::control::{Identity, Request, Response};
-use crate::mount::mountinfo;
+use crate::mount::{is_dead, mountinfo};
 use crate::volume::{self, Mode, Volume};
 
 /// Show how a volume, its disks and its files are
@@ -63,10 +63,7 @@ impl Status {
             return Ok((status?, None));
         }
         let mount = mount_at(&path)?;
-        if path
-            .metadata()
-            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
-        {
+        if is_dead(&path) {
             return Err(Failure::Other(format!(
                 "the daemon of volume {} at {} has died; mount the volume again: everything that was committed is there",
                 mount.source,

@@ -1,12 +1,17 @@
 //! `parsfs umount`: unmounts, and is back only when everything is committed.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::log;
 use crate::mount::control::client::{Client, ControlError};
 use crate::mount::control::{Request, Response};
 use crate::mount::{MountError, clear_dead_mount, mountinfo, unmount};
+
+/// How long a mount that is in use is tried again.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Unmount a volume; returns when everything is committed
 #[derive(Debug, clap::Args)]
@@ -46,11 +51,25 @@ impl Umount {
                 None
             }
         };
-        unmount(&path, self.lazy)?;
+        unmount_soon(&path, self.lazy)?;
         if let Some(daemon) = &mut daemon {
             await_end(daemon)?;
         }
         Ok(())
+    }
+}
+
+/// Unmounts. A program that ends, or is only just started, holds a mount for a moment longer than its files:
+/// that is waited for.
+fn unmount_soon(path: &Path, lazy: bool) -> Result<(), MountError> {
+    let begun = Instant::now();
+    loop {
+        match unmount(path, lazy) {
+            Err(MountError::Busy { .. }) if begun.elapsed() < PATIENCE => {
+                thread::sleep(PATIENCE / 20)
+            }
+            result => return result,
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Label {
     pub disk_name: String,
     /// When it joined, in seconds since 1970.
     pub created: i64,
+    /// How many disks the volume had when the label was written; 0 when it does not tell.
+    pub disks: u16,
 }
 
 /// The lines of the text between the first and the last. The volume is text because TOML has no number
@@ -54,6 +56,8 @@ struct Lines {
     disk: DiskId,
     disk_name: String,
     created: i64,
+    #[serde(default)]
+    disks: u16,
 }
 
 /// Why a disk's label was not read.
@@ -114,6 +118,7 @@ impl Label {
             disk: self.disk,
             disk_name: self.disk_name.clone(),
             created: self.created,
+            disks: self.disks,
         })
         .map_err(|error| LabelError::Damaged {
             disk: disk.to_owned(),
@@ -165,6 +170,7 @@ impl Label {
             disk: lines.disk,
             disk_name: lines.disk_name,
             created: lines.created,
+            disks: lines.disks,
         })
     }
 }
@@ -184,6 +190,7 @@ mod tests {
             disk: DiskId(3),
             disk_name: "cellar".into(),
             created: 1_700_000_000,
+            disks: 6,
         }
     }
 

@@ -23,9 +23,17 @@ const PART: usize = 256 << 10;
 /// Keys read at once for an image.
 const BATCH: usize = 512;
 
+/// A journal longer than this, and than twice its image, makes way for an image when a volume is closed. Bytes.
+const CLOSED_BYTES: u64 = 256 << 10;
+
 impl Inner {
     /// Makes everything durable and brings every disk's database up to it.
     pub(super) fn checkpoint(self: &Arc<Self>) -> Result<()> {
+        self.checkpoint_for(false)
+    }
+
+    /// The same when the volume is `closing`: then a journal makes way sooner, since nobody waits for it.
+    pub(super) fn checkpoint_for(self: &Arc<Self>, closing: bool) -> Result<()> {
         if self.read_only {
             return Ok(());
         }
@@ -33,7 +41,12 @@ impl Inner {
         // 1. Everything is in the journals,
         let mut commit = self.commit.lock();
         let mark = self.commit_pending(&mut commit, true)?;
-        let limit = self.options.journal_bytes.max(2 * commit.image_length);
+        let least = if closing {
+            CLOSED_BYTES
+        } else {
+            self.options.journal_bytes
+        };
+        let limit = least.max(2 * commit.image_length);
         let journal = (commit.length > limit).then_some(commit);
         // 2. then in the databases; unless a new journal is due others go on with the journals meanwhile,
         self.advance_databases(mark)?;

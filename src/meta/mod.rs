@@ -104,7 +104,7 @@ impl Meta {
         if self.inner.read_only {
             return Ok(());
         }
-        let result = self.inner.checkpoint();
+        let result = self.inner.checkpoint_for(true);
         self.inner
             .poisoned
             .lock()

@@ -8,12 +8,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::Meta;
 use super::commit::{Commit, MOUNTS, random_generation};
-use super::database::{Database, Snapshot, State as Reached, WRITE_CACHE};
+use super::database::{Database, READ_CACHE, Snapshot, State as Reached, WRITE_CACHE};
 use super::error::{MetaError, Result};
 use super::flusher::{self, Wake};
 use super::history::Mark;
 use super::inner::{Inner, State, Writer};
-use super::rebuild::{copy, database_in_memory, first_database, open_journals, salvage};
+use super::rebuild::{advance, copy, database_in_memory, first_database, open_journals, salvage};
 use super::recovery::{self, Found, Plan, images, look, plan};
 use super::replica::Replica;
 use super::table::{Key, Value};
@@ -89,6 +89,14 @@ impl RescueReport {
     }
 }
 
+impl Update {
+    /// Counts mounts as if there had been so many: for metadata that is made anew over what older metadata
+    /// gave numbers to.
+    pub fn count_mounts(&mut self, mounts: u32) {
+        self.put(Key::setting(MOUNTS), &mounts.to_le_bytes());
+    }
+}
+
 /// A volume's disks in the order of its table; none for one that is not here.
 pub type Disks = Vec<(DiskId, Option<Arc<dyn Disk>>)>;
 
@@ -133,10 +141,12 @@ impl Meta {
         if let Some(error) = broken {
             return Err(error);
         }
-        let snapshot = base.snapshot()?;
-        let replicas = std::iter::zip(disks, databases)
-            .map(|((id, disk), database)| Replica::new(id, disk, Some(database)))
-            .collect::<Vec<_>>();
+        drop(databases);
+        let replicas: Vec<Replica> = disks
+            .into_iter()
+            .map(|(id, disk)| Replica::new(id, disk))
+            .collect();
+        let snapshot = first_snapshot(&replicas)?;
         let count = replicas.len();
         let meta = start(options, false, count, count, replicas, commit, snapshot)?;
         meta.update(fill)?;
@@ -193,7 +203,7 @@ impl Meta {
             let commit = idle(plan.target);
             let replicas = found
                 .into_iter()
-                .map(|disk| Replica::new(disk.id, disk.disk, None))
+                .map(|disk| Replica::new(disk.id, disk.disk))
                 .collect();
             return start(options, true, count, 0, replicas, commit, snapshot);
         }
@@ -207,14 +217,32 @@ impl Meta {
                 (mark, None, (0, database.ok_or(MetaError::Nothing)?))
             }
         };
-        let (commit, databases) = bring_up(&found, plan.as_deref(), mark, &first, &options)?;
-        let snapshot = first.1.snapshot()?;
-        let needed = if options.force { 1 } else { count.div_ceil(2) };
-        let replicas: Vec<Replica> = std::iter::zip(found, databases)
-            .filter_map(|(disk, database)| Some(Replica::new(disk.id, disk.disk, Some(database?))))
+        let (commit, well) = bring_up(&found, plan.as_deref(), mark, &first, &options)?;
+        // All databases are closed before the one to be read from is opened again, with its larger cache.
+        drop(first);
+        found.retain(|disk| well.contains(&disk.id));
+        let replicas: Vec<Replica> = found
+            .into_iter()
+            .map(|disk| Replica::new(disk.id, disk.disk))
             .collect();
+        let snapshot = first_snapshot(&replicas)?;
+        let needed = if options.force { 1 } else { count.div_ceil(2) };
         start(options, false, count, needed, replicas, commit, snapshot)
     }
+}
+
+/// The first database that opens; all are alike.
+fn first_snapshot(replicas: &[Replica]) -> Result<Snapshot> {
+    let mut last = MetaError::Nothing;
+    for replica in replicas {
+        let opened = replica.database_with(READ_CACHE);
+        match opened.and_then(|database| database.snapshot()) {
+            Ok(snapshot) => return Ok(snapshot),
+            // The disk is left out when it fails at what comes next.
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// What there is to be opened.
@@ -272,61 +300,47 @@ fn look_at_all(disks: &Disks, options: &Options, read_only: bool) -> Vec<Found> 
     all
 }
 
-/// Brings the other disks' databases and all journals to the mark. A database for each disk found, or none
-/// where the disk failed.
+/// Brings the other disks' databases and all journals to the mark. Gives the disks that are well.
 fn bring_up(
     found: &[Found],
     plan: Option<&Plan>,
     mark: Mark,
     first: &(usize, Arc<Database>),
     options: &Options,
-) -> Result<(Commit, Vec<Option<Arc<Database>>>)> {
+) -> Result<(Commit, Vec<DiskId>)> {
     let volume = options.volume;
     let failed = |id: DiskId, error: &MetaError| {
         tracing::error!(disk = %id, %error, "a disk cannot be brought up to the others");
         (options.on_disk_failed)(id, error);
     };
-    let mut databases: Vec<Option<Arc<Database>>> = Vec::new();
+    let mut well: Vec<&Found> = Vec::new();
     for (place, disk) in found.iter().enumerate() {
         if place == first.0 {
-            databases.push(Some(Arc::clone(&first.1)));
+            well.push(disk);
             continue;
         }
         let usable = plan.and_then(|plan| {
             let (_, epoch) = plan.usable.iter().find(|(other, _)| *other == place)?;
-            Some((plan, *epoch, disk.database.clone()?))
+            Some((plan, *epoch, disk.database.as_ref()?))
         });
         let state = Reached { volume, mark };
         let brought = match usable {
-            Some((plan, epoch, database)) => {
-                super::rebuild::advance(&database, epoch, plan, found, volume).map(|()| database)
-            }
+            Some((plan, epoch, database)) => advance(database, epoch, plan, found, volume),
             None => copy(&first.1, disk, state),
         };
         match brought {
-            Ok(database) => databases.push(Some(database)),
-            Err(error) => {
-                failed(disk.id, &error);
-                databases.push(None);
-            }
+            Ok(()) => well.push(disk),
+            Err(error) => failed(disk.id, &error),
         }
     }
-    let well: Vec<&Found> = std::iter::zip(found, &databases)
-        .filter(|(_, database)| database.is_some())
-        .map(|(disk, _)| disk)
-        .collect();
     let mut broken = Vec::new();
     let mut note = |id: DiskId, error: MetaError| {
         failed(id, &error);
         broken.push(id);
     };
     let commit = open_journals(&well, found, plan, mark, &first.1, volume, &mut note)?;
-    for (disk, database) in std::iter::zip(found, &mut databases) {
-        if broken.contains(&disk.id) {
-            *database = None;
-        }
-    }
-    Ok((commit, databases))
+    let well = well.into_iter().map(|disk| disk.id);
+    Ok((commit, well.filter(|disk| !broken.contains(disk)).collect()))
 }
 
 /// Makes a database out of what is readable, on the first disk that takes it; that disk is then the first

@@ -82,7 +82,7 @@ fn from_image(database: &Database, plan: &Plan, found: &[Found], volume: VolumeI
 }
 
 /// A new database on a disk with all that another one holds.
-pub(super) fn copy(from: &Arc<Database>, to: &Found, state: State) -> Result<Arc<Database>> {
+pub(super) fn copy(from: &Arc<Database>, to: &Found, state: State) -> Result<()> {
     let database = Database::create(&*to.disk, WRITE_CACHE)?;
     let snapshot = from.snapshot()?;
     let mut after = None;
@@ -101,8 +101,7 @@ pub(super) fn copy(from: &Arc<Database>, to: &Found, state: State) -> Result<Arc
         }
         database.apply_changes(&changes, None)?;
     }
-    database.apply_changes(&[], Some(state))?;
-    Ok(Arc::new(database))
+    database.apply_changes(&[], Some(state))
 }
 
 /// One disk's database at the target, made from what can be had; tried on one disk after the other.

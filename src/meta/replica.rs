@@ -20,12 +20,12 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(id: DiskId, disk: Arc<dyn Disk>, database: Option<Arc<Database>>) -> Replica {
+    pub(super) fn new(id: DiskId, disk: Arc<dyn Disk>) -> Replica {
         Replica {
             id,
             disk,
             online: AtomicBool::new(true),
-            database: Mutex::new(database),
+            database: Mutex::new(None),
         }
     }
 
@@ -41,11 +41,16 @@ impl Replica {
 
     /// The disk's database, opened if it is not.
     pub(super) fn database(&self) -> Result<Arc<Database>> {
+        self.database_with(WRITE_CACHE)
+    }
+
+    /// The disk's database; if it is not open it gets so many bytes for its pages.
+    pub(super) fn database_with(&self, cache: usize) -> Result<Arc<Database>> {
         let mut open = self.database.lock();
         if let Some(database) = open.as_ref() {
             return Ok(Arc::clone(database));
         }
-        let database = Database::open(&*self.disk, WRITE_CACHE, false)?;
+        let database = Database::open(&*self.disk, cache, false)?;
         let database = Arc::new(database.ok_or_else(|| MetaError::Database {
             disk: self.disk.name().to_owned(),
             what: "open",

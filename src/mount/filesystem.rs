@@ -6,6 +6,10 @@
 //! A file is read and written past the page cache while somebody writes it, as the volume says at each open; the handle
 //! that the kernel keeps tells which it was.
 
+mod answers;
+mod directory;
+mod open_file;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -14,37 +18,29 @@ use std::time::SystemTime;
 
 use crossbeam_channel::Sender;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
 
-use super::attributes::{
-    NAME_TTL, from_request, kind_of_mode, kind_to_fuse, nothing, set_time, to_fuse, ttl,
+use self::answers::{
+    GENERATION, answer_attributes, answer_data, answer_empty, answer_entry, answer_xattr, caller,
+    handle, id, open_answer, permissions,
 };
+use self::directory::parent_of;
+use super::attributes::{NAME_TTL, from_request, kind_of_mode, nothing, set_time, to_fuse, ttl};
 use super::cached::CachedOpens;
 use super::errno::errno;
 use super::handshake::negotiate;
 use super::kernel::Kernel;
 use super::names::{self, XattrName};
-use super::privileges::drop_privileges;
 use super::workers::{Workers, guarded};
-use crate::ids::FileId;
-use crate::volume::{Allocate, Attributes, Caller, Changes, Handle, Opened, Result, Volume};
+use crate::volume::{Changes, Handle, Volume};
 
 /// Threads that read from disks. More than one disk answers at a time, and readahead asks ahead.
 const READERS: usize = 8;
-
-/// The most that one copy_file_range copies before it answers, so that it can be interrupted in between.
-const COPY_MAX: u64 = 64 << 20;
-
-/// Entries asked of the volume at a time; an answer of the usual 4 to 128 KiB holds a few such.
-const ENTRIES: usize = 128;
-
-/// File numbers are never used again, so there is one generation.
-const GENERATION: Generation = Generation(0);
 
 /// A volume as fuser's `Filesystem`.
 pub(super) struct Adapter {
@@ -91,113 +87,6 @@ impl Adapter {
             readers: self.readers.clone(),
             waiters: self.waiters.clone(),
         }
-    }
-
-    /// Tells the kernel how an opened file is served, and remembers it.
-    fn opened(&self, file: INodeNo, opened: Opened) -> (FileHandle, FopenFlags) {
-        let (handle, flags) = open_answer(opened);
-        if !opened.direct_io {
-            self.cached.opened(file);
-        }
-        (handle, flags)
-    }
-}
-
-/// What the kernel is told of an opened file. The lowest bit of its handle says whether it goes past the page cache.
-fn open_answer(opened: Opened) -> (FileHandle, FopenFlags) {
-    let mut flags = FopenFlags::empty();
-    if opened.direct_io {
-        // Writers of one file at different places need not wait for each other.
-        flags |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-    }
-    if opened.keep_cache {
-        flags |= FopenFlags::FOPEN_KEEP_CACHE;
-    }
-    (
-        FileHandle(opened.handle.0 << 1 | u64::from(opened.direct_io)),
-        flags,
-    )
-}
-
-fn handle(fh: FileHandle) -> Handle {
-    Handle(fh.0 >> 1)
-}
-
-fn is_direct(fh: FileHandle) -> bool {
-    fh.0 & 1 == 1
-}
-
-fn id(file: INodeNo) -> FileId {
-    FileId(file.0)
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-    }
-}
-
-fn permissions(mode: u32) -> u16 {
-    (mode & 0o7777) as u16
-}
-
-fn answer_empty(operation: &'static str, file: INodeNo, reply: ReplyEmpty, result: Result<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(operation, file, &error)),
-    }
-}
-
-fn answer_entry(
-    operation: &'static str,
-    parent: INodeNo,
-    reply: ReplyEntry,
-    result: Result<Attributes>,
-) {
-    match result {
-        Ok(attributes) => reply.entry_with_ttls(
-            &ttl(attributes.kind),
-            &NAME_TTL,
-            &to_fuse(&attributes),
-            GENERATION,
-        ),
-        Err(error) => reply.error(errno(operation, parent, &error)),
-    }
-}
-
-fn answer_attributes(
-    operation: &'static str,
-    file: INodeNo,
-    reply: ReplyAttr,
-    result: Result<Attributes>,
-) {
-    match result {
-        Ok(attributes) => reply.attr(&ttl(attributes.kind), &to_fuse(&attributes)),
-        Err(error) => reply.error(errno(operation, file, &error)),
-    }
-}
-
-fn answer_data(operation: &'static str, file: INodeNo, reply: ReplyData, result: Result<Vec<u8>>) {
-    match result {
-        Ok(data) => reply.data(&data),
-        Err(error) => reply.error(errno(operation, file, &error)),
-    }
-}
-
-fn answer_write(file: INodeNo, reply: ReplyWrite, result: Result<()>, length: usize) {
-    match result {
-        Ok(()) => reply.written(length as u32),
-        Err(error) => reply.error(errno("write", file, &error)),
-    }
-}
-
-/// getxattr(2) and listxattr(2): a size of 0 asks how much there is.
-fn answer_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
-    match u32::try_from(value.len()) {
-        Ok(length) if size == 0 => reply.size(length),
-        Ok(length) if length <= size => reply.data(value),
-        _ => reply.error(Errno::ERANGE),
     }
 }
 
@@ -395,37 +284,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded("open", || {
-            let truncate = flags.0 & libc::O_TRUNC != 0;
-            let unprivileged = request.uid() != 0;
-            let (volume, kernel, cached) = (
-                self.volume.clone(),
-                self.kernel.clone(),
-                self.cached.clone(),
-            );
-            let open = move || {
-                let result = if truncate && unprivileged {
-                    drop_privileges(&volume, &kernel, ino)
-                } else {
-                    Ok(())
-                };
-                match result.and_then(|()| volume.open_file(id(ino), flags.0)) {
-                    Ok(opened) => {
-                        if !opened.direct_io {
-                            cached.opened(ino);
-                        }
-                        let (fh, flags) = open_answer(opened);
-                        reply.opened(fh, flags);
-                    }
-                    Err(error) => reply.error(errno("open", ino, &error)),
-                }
-            };
-            if truncate {
-                self.waiters.run("open", open);
-            } else {
-                open();
-            }
-        });
+        self.open_file(request, ino, flags, reply);
     }
 
     fn create(
@@ -448,7 +307,10 @@ impl Filesystem for Adapter {
             );
             match result {
                 Ok((attributes, opened)) => {
-                    let (fh, flags) = self.opened(INodeNo(attributes.file.0), opened);
+                    if !opened.direct_io {
+                        self.cached.opened(INodeNo(attributes.file.0));
+                    }
+                    let (fh, flags) = open_answer(opened);
                     reply.created(
                         &ttl(attributes.kind),
                         &to_fuse(&attributes),
@@ -497,37 +359,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        guarded("write", || {
-            if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-                && let Err(error) = drop_privileges(&self.volume, &self.kernel, ino)
-            {
-                return reply.error(errno("write", ino, &error));
-            }
-            let (handle, length) = (handle(fh), data.len());
-            // What comes from the page cache holds its pages' locks until it is answered; it needs neither of these,
-            // and must not have its pages dropped.
-            let from_program = is_direct(fh) && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-            // The kernel leaves O_SYNC and O_DSYNC (a part of O_SYNC) of direct writes to us.
-            let synchronous = from_program && flags.0 & libc::O_DSYNC != 0;
-            let stale = from_program && self.cached.any(ino);
-            if !synchronous
-                && !stale
-                && let Some(result) = self.volume.try_write(handle, offset, data)
-            {
-                return answer_write(ino, reply, result, length);
-            }
-            let (volume, kernel, data) = (self.volume.clone(), self.kernel.clone(), data.to_vec());
-            self.waiters.run("write", move || {
-                let mut result = volume.write(handle, offset, &data);
-                if synchronous {
-                    result = result.and_then(|()| volume.fsync(handle));
-                }
-                if stale {
-                    kernel.forget_range(ino, offset, length as u64);
-                }
-                answer_write(ino, reply, result, length);
-            });
-        });
+        self.write_file(ino, fh, offset, data, (write_flags, flags), reply);
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -553,22 +385,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        guarded("release", || {
-            if !is_direct(fh) {
-                self.cached.released(ino);
-            }
-            let handle = handle(fh);
-            let volume = self.volume.clone();
-            let release = move || {
-                volume.release(handle);
-                reply.ok();
-            };
-            if self.volume.owes_commit(handle) {
-                self.waiters.run("release", release);
-            } else {
-                release();
-            }
-        });
+        self.release_file(ino, fh, reply);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -591,28 +408,9 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        guarded("readdir", || {
-            let mut position = offset as i64;
-            loop {
-                let entries = match self.volume.read_directory(Handle(fh.0), position, ENTRIES) {
-                    Ok(entries) => entries,
-                    Err(error) => return reply.error(errno("readdir", ino, &error)),
-                };
-                let Some(last) = entries.last() else {
-                    return reply.ok();
-                };
-                position = last.next;
-                for entry in &entries {
-                    let name = OsStr::from_bytes(&entry.name);
-                    let kind = kind_to_fuse(entry.kind);
-                    if reply.add(INodeNo(entry.file.0), entry.next as u64, kind, name) {
-                        return reply.ok();
-                    }
-                }
-            }
-        });
+        self.list(ino, fh, offset, reply);
     }
 
     fn readdirplus(
@@ -621,47 +419,9 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        guarded("readdirplus", || {
-            let mut position = offset as i64;
-            loop {
-                let entries = match self.volume.read_directory(Handle(fh.0), position, ENTRIES) {
-                    Ok(entries) => entries,
-                    Err(error) => return reply.error(errno("readdir", ino, &error)),
-                };
-                let Some(last) = entries.last() else {
-                    return reply.ok();
-                };
-                position = last.next;
-                for entry in &entries {
-                    let name = OsStr::from_bytes(&entry.name);
-                    // Number 0 names the entry without saying anything of the file: for one that went meanwhile.
-                    let (number, ttl, attributes) = match self.volume.attributes(entry.file) {
-                        Ok(attributes) => {
-                            (entry.file.0, ttl(attributes.kind), to_fuse(&attributes))
-                        }
-                        Err(_) => {
-                            let mut attributes = nothing();
-                            attributes.ino = INodeNo(entry.file.0);
-                            attributes.kind = kind_to_fuse(entry.kind);
-                            (0, NAME_TTL, attributes)
-                        }
-                    };
-                    let number = INodeNo(number);
-                    if reply.add(
-                        number,
-                        entry.next as u64,
-                        name,
-                        &ttl,
-                        &attributes,
-                        GENERATION,
-                    ) {
-                        return reply.ok();
-                    }
-                }
-            }
-        });
+        self.list_with_attributes(ino, fh, offset, reply);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -798,14 +558,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let Some(how) = allocation(mode) else {
-            return reply.error(Errno::EOPNOTSUPP);
-        };
-        let volume = self.volume.clone();
-        self.waiters.run("fallocate", move || {
-            let result = volume.allocate(handle(fh), offset, length, how);
-            answer_empty("fallocate", ino, reply, result);
-        });
+        self.allocate(ino, fh, offset, length, mode, reply);
     }
 
     fn lseek(
@@ -817,26 +570,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let data = match whence {
-            libc::SEEK_DATA => true,
-            libc::SEEK_HOLE => false,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(Errno::ENXIO);
-        };
-        let volume = self.volume.clone();
-        // The map of a large file is read from disks.
-        self.readers.run("lseek", move || {
-            match volume.seek(handle(fh), offset, data) {
-                Ok(found) => match i64::try_from(found) {
-                    Ok(found) => reply.offset(found),
-                    Err(_) => reply.error(Errno::EOVERFLOW),
-                },
-                Err(error) if error.errno() == libc::ENXIO => reply.error(Errno::ENXIO),
-                Err(error) => reply.error(errno("lseek", ino, &error)),
-            }
-        });
+        self.seek(ino, fh, offset, whence, reply);
     }
 
     fn copy_file_range(
@@ -852,77 +586,10 @@ impl Filesystem for Adapter {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        if !flags.is_empty() {
-            return reply.error(Errno::EINVAL);
+        if flags.is_empty() {
+            self.copy_range((from, from_offset), (to_ino, to, to_offset), length, reply);
+        } else {
+            reply.error(Errno::EINVAL);
         }
-        let volume = self.volume.clone();
-        // The kernel itself drops what it cached of the target, after our answer.
-        self.waiters.run("copy_file_range", move || {
-            let length = length.min(COPY_MAX);
-            match volume.copy_range(handle(from), from_offset, handle(to), to_offset, length) {
-                Ok(copied) => reply.written(copied.min(COPY_MAX) as u32),
-                Err(error) => reply.error(errno("copy_file_range", to_ino, &error)),
-            }
-        });
-    }
-}
-
-/// fallocate(2)'s mode; `None` for one that no file here can do.
-fn allocation(mode: i32) -> Option<Allocate> {
-    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    const ZERO_KEEP_SIZE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-    match mode {
-        0 => Some(Allocate::Reserve),
-        libc::FALLOC_FL_KEEP_SIZE => Some(Allocate::ReserveKeepSize),
-        PUNCH => Some(Allocate::Punch),
-        libc::FALLOC_FL_ZERO_RANGE => Some(Allocate::Zero),
-        ZERO_KEEP_SIZE => Some(Allocate::ZeroKeepSize),
-        _ => None,
-    }
-}
-
-/// The directory that a directory lies in.
-fn parent_of(volume: &Volume, directory: FileId) -> Result<Attributes> {
-    let handle = volume.open_directory(directory)?;
-    // `.` and `..` come first.
-    let entries = volume.read_directory(handle, 0, 2);
-    volume.close_directory(handle);
-    let parent = entries?
-        .into_iter()
-        .find(|entry| entry.name == b"..")
-        .map_or(directory, |entry| entry.file);
-    volume.attributes(parent)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn handles_keep_how_they_were_opened() {
-        for (number, direct_io) in [(0, true), (1, false), (77, true), (u64::MAX >> 1, false)] {
-            let (fh, flags) = open_answer(Opened {
-                handle: Handle(number),
-                direct_io,
-                keep_cache: !direct_io,
-            });
-            assert_eq!(handle(fh), Handle(number));
-            assert_eq!(is_direct(fh), direct_io);
-            assert_eq!(flags.contains(FopenFlags::FOPEN_DIRECT_IO), direct_io);
-            assert_eq!(flags.contains(FopenFlags::FOPEN_KEEP_CACHE), !direct_io);
-        }
-    }
-
-    #[test]
-    fn fallocate_modes() {
-        let punch = libc::FALLOC_FL_PUNCH_HOLE;
-        assert!(matches!(allocation(0), Some(Allocate::Reserve)));
-        assert!(matches!(
-            allocation(punch | libc::FALLOC_FL_KEEP_SIZE),
-            Some(Allocate::Punch)
-        ));
-        assert!(allocation(punch).is_none());
-        assert!(allocation(libc::FALLOC_FL_COLLAPSE_RANGE).is_none());
-        assert!(allocation(-1).is_none());
     }
 }

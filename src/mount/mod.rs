@@ -21,4 +21,4 @@ mod sys;
 mod workers;
 
 pub use error::MountError;
-pub use session::{clear_dead_mount, unmount};
+pub use session::{clear_dead_mount, is_dead, unmount};

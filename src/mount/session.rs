@@ -184,21 +184,24 @@ fn fusermount(path: &Path, lazy: bool) -> Result<(), MountError> {
 /// over it and come off to show it again. Gives whether there was one.
 pub fn clear_dead_mount(path: &Path) -> Result<bool, MountError> {
     let mut cleared = false;
-    while let Some(mount) = find(path)?.filter(Mount::is_parsfs) {
-        match fs::metadata(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-                warn!(
-                    "the daemon of volume {} at {} had died; clearing its mount away",
-                    mount.source,
-                    path.display()
-                );
-                unmount(path, true)?;
-                cleared = true;
-            }
-            _ => break,
-        }
+    while let Some(mount) = find(path)?.filter(Mount::is_parsfs)
+        && is_dead(path)
+    {
+        warn!(
+            "the daemon of volume {} at {} had died; clearing its mount away",
+            mount.source,
+            path.display()
+        );
+        unmount(path, true)?;
+        cleared = true;
     }
     Ok(cleared)
+}
+
+/// Whether the daemon of a FUSE mount is gone. statfs(2) asks it every time, where stat(2) would go by the attributes
+/// that the kernel remembers for an hour.
+pub fn is_dead(path: &Path) -> bool {
+    matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN))
 }
 
 fn find(path: &Path) -> Result<Option<Mount>, MountError> {

@@ -33,7 +33,7 @@ pub struct Sealed {
     pub bytes: Vec<u8>,
     /// How the payload was made smaller.
     pub encoding: Encoding,
-    /// xxh3 of `bytes`.
+    /// xxh3 of the header, which holds that of the payload: so every byte is hashed once.
     pub checksum: u64,
 }
 
@@ -85,11 +85,12 @@ pub fn seal(ids: BlockIds, raw: &[u8], compression: Compression) -> Sealed {
             checksum: xxh3_64(payload),
         };
         let mut bytes = Vec::with_capacity(HEADER + payload.len());
-        bytes.extend_from_slice(&header.encode());
+        let header = header.encode();
+        bytes.extend_from_slice(&header);
         bytes.extend_from_slice(payload);
         Sealed {
             encoding,
-            checksum: xxh3_64(&bytes),
+            checksum: xxh3_64(&header),
             bytes,
         }
     })
@@ -103,7 +104,14 @@ pub fn check(stored: &[u8], record: &BlockRecord) -> Result<(), BlockError> {
             found: stored.len(),
         });
     }
-    if xxh3_64(stored) != record.checksum {
+    let (header, payload) = stored
+        .split_at_checked(HEADER)
+        .ok_or(BlockError::Checksum)?;
+    if xxh3_64(header) != record.checksum {
+        return Err(BlockError::Checksum);
+    }
+    let header = Header::decode(header)?;
+    if header.length as usize != payload.len() || xxh3_64(payload) != header.checksum {
         return Err(BlockError::Checksum);
     }
     Ok(())

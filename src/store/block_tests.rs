@@ -104,7 +104,23 @@ fn forged(stored: &[u8], encoding: Encoding, raw: u32) -> BlockRecord {
         column_offset: 0,
         stored: stored.len() as u32,
         raw,
-        checksum: xxh3_64(stored),
+        checksum: xxh3_64(stored.get(..BLOCK_HEADER).unwrap_or(stored)),
+    }
+}
+
+/// A record and header that agree on a wrong length: what comes out must be of that length, or nothing.
+#[test]
+fn a_wrong_length_is_no_block() {
+    let text = b"again and again ".repeat(300);
+    for compression in [Compression::Lz4, Compression::Zstd(1)] {
+        let sealed = seal(ids(), &text, compression);
+        for raw in [text.len() as u32 - 1, text.len() as u32 + 1] {
+            let mut header = Header::decode(&sealed.bytes).unwrap();
+            header.raw = raw;
+            let stored = [&header.encode()[..], &sealed.bytes[HEADER..]].concat();
+            let opened = open(ids(), &stored, &forged(&stored, sealed.encoding, raw));
+            assert_eq!(opened, Err(BlockError::Decompress));
+        }
     }
 }
 

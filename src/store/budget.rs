@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// How long a request waits without any memory coming back before it is let through all the same: more
+/// How long a request waits at least, when no memory comes back, before it is let through all the same: more
 /// memory than allowed is better than a standstill.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often a waiting request asks for relief again.
-const NUDGE: Duration = Duration::from_millis(20);
+/// How long nothing may come back before a waiting request asks for relief.
+const NUDGE: Duration = Duration::from_millis(50);
 
 /// A number of bytes that is given out and taken back.
 #[derive(Debug)]
@@ -59,23 +59,25 @@ impl Budget {
     /// Waits for bytes. `relieve` is called, without any lock, each time the wait goes on: it should make
     /// others finish with what they hold.
     pub fn acquire(self: &Arc<Self>, bytes: u64, relieve: &dyn Fn()) -> Permit {
-        let mut since = Instant::now();
-        let mut least = u64::MAX;
+        let begun = Instant::now();
+        let mut last = u64::MAX;
         loop {
             if let Some(permit) = self.try_acquire(bytes) {
                 return permit;
             }
-            relieve();
             let mut held = self.held.lock();
-            if *held < least {
-                least = *held;
-                since = Instant::now();
+            let waited = self.freed.wait_for(&mut held, NUDGE);
+            // As long as memory comes back the writers are at work, and closing windows early would only make
+            // them small.
+            let stuck = waited.timed_out() && *held >= last;
+            last = *held;
+            drop(held);
+            if stuck {
+                relieve();
+                if begun.elapsed() > PATIENCE {
+                    return self.force(bytes);
+                }
             }
-            if since.elapsed() > PATIENCE {
-                drop(held);
-                return self.force(bytes);
-            }
-            self.freed.wait_for(&mut held, NUDGE);
         }
     }
 

@@ -12,7 +12,7 @@
 //! 40  4  window
 //! 44  4  block: bytes of the file in it                parity: 0
 //! 48  4  bytes that follow this header
-//! 52  4  low half of the xxh3 of the other 60 bytes
+//! 52  4  low half of the xxh3 of this header with these four bytes zero
 //! 56  8  xxh3 of the bytes that follow
 //! ```
 //!

@@ -12,6 +12,7 @@ use super::records::Code;
 use super::room::Room;
 use super::segment::DiskWriters;
 use super::window::Lane;
+use super::workers::Workers;
 use crate::ids::{DiskId, VolumeId};
 
 /// How blocks are made and protected.
@@ -65,7 +66,9 @@ pub struct Pipeline {
     /// The memory for writing.
     pub budget: Arc<Budget>,
     pub(super) writers: DiskWriters,
-    pub(super) workers: rayon::ThreadPool,
+    pub(super) workers: Workers,
+    /// Bytes of sealed blocks that no disk has taken yet.
+    pub(super) unwritten: AtomicU64,
     turn: AtomicU64,
 }
 
@@ -78,11 +81,7 @@ impl Pipeline {
         budget: Arc<Budget>,
     ) -> std::io::Result<Arc<Pipeline>> {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let workers = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("compress {i}"))
-            .build()
-            .map_err(std::io::Error::other)?;
+        let workers = Workers::start("compress", threads, true)?;
         let room = Arc::new(Room::new(Arc::clone(&disks)));
         let writers = DiskWriters::start(&disks, &room)?;
         Ok(Arc::new(Pipeline {
@@ -93,8 +92,14 @@ impl Pipeline {
             budget,
             writers,
             workers,
+            unwritten: AtomicU64::new(0),
             turn: AtomicU64::new(0),
         }))
+    }
+
+    /// Bytes of blocks that are on their way to a disk.
+    pub fn unwritten(&self) -> u64 {
+        self.unwritten.load(Ordering::Relaxed)
     }
 
     /// The code that the policy gives a lane's windows.

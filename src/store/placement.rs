@@ -68,7 +68,11 @@ pub fn data_capacity(code: Code, free: &[u64]) -> u64 {
 
 /// The most stripes of one byte on each of `width` different disks.
 fn stripes(width: usize, free: &[u64]) -> u64 {
-    let (mut low, mut high) = (0u64, free.iter().copied().max().unwrap_or(0));
+    let all: u128 = free.iter().map(|&bytes| u128::from(bytes)).sum();
+    let (mut low, mut high) = (
+        0u64,
+        u64::try_from(all / width.max(1) as u128).unwrap_or(u64::MAX),
+    );
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         let room: u128 = free

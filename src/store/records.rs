@@ -68,7 +68,7 @@ pub struct BlockRecord {
     pub stored: u32,
     /// Bytes of the file that it holds.
     pub raw: u32,
-    /// xxh3 of the stored bytes, header included.
+    /// xxh3 of the block's header, which holds that of the payload.
     pub checksum: u64,
 }
 

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::disks::Disks;
+use super::queue::Queue;
 use super::room::Room;
 use crate::disk::{Appender, Disk, DiskError, ObjectName};
 use crate::ids::DiskId;
@@ -146,7 +146,7 @@ enum Job {
 
 /// The ordered writers of all disks.
 pub struct DiskWriters {
-    queues: HashMap<DiskId, Sender<Job>>,
+    queues: HashMap<DiskId, Arc<Queue<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -165,12 +165,13 @@ impl DiskWriters {
         let mut threads = Vec::new();
         for id in disks.list().into_iter().map(|status| status.id) {
             let Some(disk) = disks.get(id) else { continue };
-            let (sender, receiver) = unbounded();
+            let queue: Arc<Queue<Job>> = Arc::default();
+            let jobs = Arc::clone(&queue);
             let (disks, room) = (Arc::clone(disks), Arc::clone(room));
             let thread = std::thread::Builder::new()
                 .name(format!("disk {id}"))
-                .spawn(move || serve(&disks, &room, id, disk.as_ref(), &receiver))?;
-            queues.insert(id, sender);
+                .spawn(move || serve(&disks, &room, id, disk.as_ref(), &jobs))?;
+            queues.insert(id, queue);
             threads.push(thread);
         }
         Ok(DiskWriters {
@@ -199,7 +200,7 @@ impl DiskWriters {
 
     fn send(&self, id: DiskId, job: Job) {
         let refused = match self.queues.get(&id) {
-            Some(queue) => queue.send(job).err().map(|refused| refused.into_inner()),
+            Some(queue) => queue.push(job).err(),
             None => Some(job),
         };
         let gone = || AppendError {
@@ -215,10 +216,16 @@ impl DiskWriters {
 
     /// Finishes what is queued and ends the writers.
     pub fn stop(&mut self) {
-        self.queues.clear();
+        for queue in self.queues.values() {
+            queue.close();
+        }
+        let own = std::thread::current().id();
         for thread in self.threads.lock().drain(..) {
-            // A writer that panicked has dropped its callbacks; whoever waits for them sees that.
-            let _ = thread.join();
+            // The last to let go may be a writer itself, telling how its last append went.
+            if thread.thread().id() != own {
+                // A writer that panicked has dropped its callbacks; whoever waits for them sees that.
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -229,7 +236,7 @@ impl Drop for DiskWriters {
     }
 }
 
-fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Receiver<Job>) {
+fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<Job>) {
     let failed = |error: &AppendError| {
         if error.full {
             room.mark_full(id);
@@ -237,7 +244,7 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Receive
             disks.mark_faulty(id, &error.reason);
         }
     };
-    for job in jobs {
+    while let Some(job) = jobs.pop() {
         match job {
             Job::Append {
                 segment,

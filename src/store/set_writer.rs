@@ -127,8 +127,11 @@ impl SetWriter {
     pub fn seal(self: &Arc<Self>, begun: &Begun, raw: Arc<Vec<u8>>, permit: Option<Permit>) {
         let (window, index) = (Arc::clone(&begun.window), begun.index);
         window.fill(index, Arc::clone(&raw));
+        self.pipeline
+            .unwritten
+            .fetch_add(raw.len() as u64, Ordering::Relaxed);
         let this = Arc::clone(self);
-        self.pipeline.workers.spawn_fifo(move || {
+        self.pipeline.workers.spawn(move || {
             let block = BlockId {
                 window: window.no,
                 index,
@@ -161,6 +164,7 @@ impl SetWriter {
         index: u16,
         block: Arc<SealedBlock>,
     ) {
+        let raw = block.raw;
         let segment = match self.segment(disk, ObjectName::Blocks(self.set)) {
             Ok(segment) => segment,
             Err(_) => {
@@ -168,24 +172,26 @@ impl SetWriter {
                 let (this, window) = (Arc::clone(self), Arc::clone(window));
                 self.pipeline
                     .workers
-                    .spawn_fifo(move || this.placed(&window, index, disk, Err(())));
+                    .spawn(move || this.placed((&window, index, raw), disk, Err(())));
                 return;
             }
         };
         let (this, window) = (Arc::clone(self), Arc::clone(window));
         let done = Box::new(move |result: Result<u64, AppendError>| {
-            this.placed(&window, index, disk, result.map_err(|_| ()));
+            this.placed((&window, index, raw), disk, result.map_err(|_| ()));
         });
         self.pipeline.writers.append(segment, block, done);
     }
 
     fn placed(
         self: &Arc<Self>,
-        window: &Arc<OpenWindow>,
-        index: u16,
+        (window, index, raw): (&Arc<OpenWindow>, u16, u32),
         disk: DiskId,
         result: Result<u64, ()>,
     ) {
+        self.pipeline
+            .unwritten
+            .fetch_sub(raw.into(), Ordering::Relaxed);
         if result.is_err() {
             self.state.lock().failed.insert(disk);
         }
@@ -215,7 +221,7 @@ impl SetWriter {
             let (this, window) = (Arc::clone(self), Arc::clone(window));
             self.pipeline
                 .workers
-                .spawn_fifo(move || this.encode(&window, &columns));
+                .spawn(move || this.encode(&window, &columns));
         }
     }
 

@@ -11,6 +11,10 @@ use super::records::{BlockRecord, Code, Encoding, ParityShard, Tier, WINDOW_BLOC
 use super::segment::Payload;
 use crate::ids::{DiskId, FileId, SetId, WindowNo};
 
+/// The most blocks of a column, on average: with few columns a window is smaller, so that its parity is not
+/// larger than a wide one's.
+const COLUMN_BLOCKS: usize = 64;
+
 /// Which open block of a file bytes are gathered in, by what is known of their tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
@@ -196,13 +200,14 @@ impl OpenWindow {
     /// Gives out the next place, unless the window is closed or full.
     pub fn begin(&self) -> Option<u16> {
         let mut state = self.state.lock();
-        if state.closed || state.slots.len() >= WINDOW_BLOCKS {
+        let most = WINDOW_BLOCKS.min(COLUMN_BLOCKS * usize::from(self.code.k));
+        if state.closed || state.slots.len() >= most {
             return None;
         }
         state.slots.push(Slot::Begun);
         state.unsealed += 1;
         let index = state.slots.len() - 1;
-        if state.slots.len() == WINDOW_BLOCKS {
+        if state.slots.len() == most {
             state.closed = true;
         }
         Some(index as u16)

@@ -18,11 +18,11 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
-use super::fold::Folded;
+use super::fold::{Folded, punches_of};
 use super::head::FileHead;
 use super::overlay::Overlay;
 use super::sweep::Sweep;
-use crate::ids::{DiskId, SetId};
+use crate::ids::{DiskId, SetId, WindowNo};
 use crate::meta::{Key, Records, Timestamp, WriteRecords};
 use crate::store::manifest::encode_delta;
 use crate::store::{Delta, SetWriter, Source, WindowRecord};
@@ -37,8 +37,12 @@ const INLINE_FILE: usize = 128 << 10;
 const DELTAS_MAX: u64 = 256;
 const SETS_MAX: usize = 256;
 
-/// Bytes of one delta above which it becomes a base.
-const DELTA_BYTES: usize = 256 << 10;
+/// Bytes of one delta above which it becomes a base: about one full window, so that every file of some size can
+/// be found by its manifest alone.
+const DELTA_BYTES: usize = 4 << 10;
+
+/// Runs of a file up to which a commit looks for windows that died.
+const DROP_RUNS: usize = 4096;
 
 /// How often what failing disks did not take is put elsewhere before a commit gives up.
 const ROUNDS: usize = 6;
@@ -69,6 +73,15 @@ pub(super) struct Frozen {
     pub purpose: Purpose,
     /// Pieces that went into blocks.
     pub dead_pieces: Vec<u32>,
+}
+
+/// What the metadata transaction of a commit made true.
+struct Done<'a> {
+    head: FileHead,
+    folded: Option<Folded>,
+    dropped: &'a [WindowNo],
+    new_sets: &'a [SetId],
+    gone_sets: &'a [SetId],
 }
 
 impl Volume {
@@ -217,7 +230,12 @@ impl Volume {
 
     fn write_metadata(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
         let spill = frozen.purpose == Purpose::Spill;
-        let (delta, first_delta, next_delta, old_base, recent) = {
+        let dropped = if spill {
+            Vec::new()
+        } else {
+            self.drop_dead_windows(file)?
+        };
+        let (mut delta, first_delta, next_delta, old_base, recent) = {
             let state = file.state.lock();
             let overlay = state.map.frozen.clone().unwrap_or_default();
             let delta = self.delta(file, &overlay, &state)?;
@@ -230,6 +248,7 @@ impl Volume {
                 head.sets.len() + state.pending.len(),
             )
         };
+        delta.dropped = dropped;
         let encoded = encode_delta(&delta)?;
         let fold = spill
             || frozen.purpose == Purpose::Compact
@@ -291,6 +310,33 @@ impl Volume {
                 frozen.dead_pieces.extend(&folded.dead_pieces);
             }
             None => {
+                if !delta.dropped.is_empty() {
+                    let made = |(no, window): (&WindowNo, &Window)| match window {
+                        Window::Made(record) => {
+                            Some((delta.dropped.contains(no), Arc::clone(record)))
+                        }
+                        Window::Making(_) => None,
+                    };
+                    let made: Vec<(bool, Arc<WindowRecord>)> =
+                        state.map.windows.iter().filter_map(made).collect();
+                    let living = made.iter().filter(|(dropped, _)| !dropped);
+                    let used: BTreeSet<SetId> = living
+                        .flat_map(|(_, record)| [record.set, record.parity_set])
+                        .collect();
+                    for (_, record) in made.iter().filter(|(dropped, _)| *dropped) {
+                        if used.contains(&record.set) || used.contains(&record.parity_set) {
+                            punches_of(record, &mut frozen.sweep);
+                        }
+                    }
+                    gone_sets = state
+                        .sets
+                        .iter()
+                        .copied()
+                        .filter(|set| !used.contains(set))
+                        .collect();
+                    head.sets.retain(|set| used.contains(set));
+                    head.dead = 0;
+                }
                 head.next_delta = next_delta + 1;
                 head.sets.extend(&new_sets);
                 let (stored, unprotected) = sums(&delta.windows);
@@ -356,8 +402,50 @@ impl Volume {
             Ok(())
         })?;
         self.meta.sync()?;
-        self.finish_commit(file, frozen, head, folded, &new_sets, &gone_sets);
+        let done = Done {
+            head,
+            folded,
+            dropped: &delta.dropped,
+            new_sets: &new_sets,
+            gone_sets: &gone_sets,
+        };
+        self.finish_commit(file, frozen, done);
         Ok(())
+    }
+
+    /// Takes windows in which nothing lives any more out of a file that has no base: a small file that was
+    /// written anew gives its old bytes back at once.
+    fn drop_dead_windows(&self, file: &OpenFile) -> Result<Vec<WindowNo>> {
+        {
+            let state = file.state.lock();
+            let runs = state.map.settled.len() + state.map.frozen.as_ref().map_or(0, Overlay::len);
+            if state.map.base.is_some() || state.dead == 0 || runs > DROP_RUNS {
+                return Ok(Vec::new());
+            }
+        }
+        let mut alive: BTreeSet<WindowNo> = BTreeSet::new();
+        self.frozen_view(file).each(|extent| {
+            if let Source::Block { block, .. } = extent.source {
+                alive.insert(block.window);
+            }
+            Ok(())
+        })?;
+        let mut state = file.state.lock();
+        let state = &mut *state;
+        let dead = state
+            .map
+            .windows
+            .iter()
+            .filter_map(|(no, window)| match window {
+                Window::Made(_) if !alive.contains(no) => Some(*no),
+                Window::Made(_) | Window::Making(_) => None,
+            });
+        let mut dead: Vec<WindowNo> = dead.collect();
+        dead.sort_unstable();
+        for no in &dead {
+            state.uncommitted.remove(no);
+        }
+        Ok(dead)
     }
 
     fn delta(&self, file: &OpenFile, overlay: &Overlay, state: &FileState) -> Result<Delta> {
@@ -408,19 +496,21 @@ impl Volume {
         Ok(())
     }
 
-    fn finish_commit(
-        &self,
-        file: &Arc<OpenFile>,
-        frozen: &Frozen,
-        head: FileHead,
-        folded: Option<Folded>,
-        new_sets: &[SetId],
-        gone_sets: &[SetId],
-    ) {
+    fn finish_commit(&self, file: &Arc<OpenFile>, frozen: &Frozen, done: Done<'_>) {
+        let Done {
+            head,
+            folded,
+            dropped,
+            new_sets,
+            gone_sets,
+        } = done;
         let mut state = file.state.lock();
         match folded {
             Some(folded) => state.map.rebase(folded.manifest),
-            None => state.map.settle(),
+            None => {
+                state.map.settle();
+                state.map.windows.retain(|no, _| !dropped.contains(no));
+            }
         }
         state.spilled = false;
         state.uncommitted.clear();

@@ -1,4 +1,4 @@
-//! Compaction: when more than half of what a file stores is dead, what lives is moved together and the rest is
+//! Compaction: when half of what a file stores is dead, what lives is moved together and the rest is
 //! given back. It is a commit like any other, made aside.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::file::OpenFile;
 use crate::store::Source;
 
 /// Less dead than this is not worth the work. Bytes.
-const LEAST: u64 = 1 << 20;
+const LEAST: u64 = 256 << 10;
 
 impl Volume {
     /// Begins a compaction if the file is worth one.
@@ -20,7 +20,7 @@ impl Volume {
     }
 
     /// Whether more than half of the file's bytes in blocks is dead.
-    fn wants_compaction(&self, file: &OpenFile) -> bool {
+    pub(super) fn wants_compaction(&self, file: &OpenFile) -> bool {
         let state = file.state.lock();
         if state.dead < LEAST {
             return false;
@@ -37,6 +37,6 @@ impl Volume {
             .filter(|extent| extent.source != Source::Hole)
             .map(|extent| extent.range.end - extent.range.start)
             .sum();
-        state.dead > below + over
+        state.dead >= below + over
     }
 }

@@ -122,6 +122,12 @@ impl FileState {
 }
 
 impl OpenFile {
+    /// Bytes in open blocks; none while somebody works on the file.
+    pub fn open_bytes(&self) -> u64 {
+        let state = self.state.try_lock();
+        state.map_or(0, |state| state.gatherer.open_bytes() as u64)
+    }
+
     /// Whether the file has data or attributes that are not committed.
     pub fn is_dirty(&self) -> bool {
         self.committing.load(Ordering::Acquire) || self.state.lock().is_dirty()

@@ -11,6 +11,7 @@ use super::commit::{Frozen, sums};
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::{FileMap, Window};
+use super::overlay::Overlay;
 use super::sweep::Sweep;
 use crate::disk::{Appender, ObjectName};
 use crate::ids::{DiskId, SetId, WindowNo};
@@ -208,14 +209,10 @@ impl Volume {
             .iter()
             .filter(|(no, _)| !is_newer(&state.map, **no));
         FrozenMap {
-            end: state.size.max(state.committed_size).max(
-                state
-                    .map
-                    .frozen
-                    .as_ref()
-                    .and_then(|frozen| frozen.iter().last())
-                    .map_or(0, |last| last.range.end),
-            ),
+            end: state
+                .size
+                .max(state.committed_size)
+                .max(state.map.frozen.as_ref().map_or(0, Overlay::end)),
             map: FileMap {
                 base: state.map.base.clone(),
                 settled: state.map.settled.clone(),

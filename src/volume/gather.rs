@@ -19,6 +19,16 @@ struct OpenBlock {
     permit: Permit,
 }
 
+/// Who is asked, and told, while bytes are gathered.
+pub struct Told<'a> {
+    /// Numbers a segment set when one is needed.
+    pub set: &'a dyn Fn() -> SetId,
+    /// Hears of windows that were not there before.
+    pub opened: &'a mut dyn FnMut(&Arc<OpenWindow>),
+    /// Gets the extents.
+    pub placed: &'a mut dyn FnMut(Extent),
+}
+
 /// Gathers the bytes of one file into blocks of one segment set.
 #[derive(Debug)]
 pub struct Gatherer {
@@ -51,23 +61,20 @@ impl Gatherer {
     }
 
     /// Copies bytes that lie at `start` of the file into the lane's block, and on into new ones. The permit
-    /// pays for them. `set` numbers a segment set when one is needed; `opened` is told of windows that were
-    /// not there before; `placed` gets the extents.
+    /// pays for them.
     pub fn append(
         &mut self,
         lane: Lane,
         start: u64,
         mut bytes: &[u8],
         permit: &mut Permit,
-        set: &dyn Fn() -> SetId,
-        opened: &mut dyn FnMut(&Arc<OpenWindow>),
-        placed: &mut dyn FnMut(Extent),
+        told: &mut Told<'_>,
     ) -> Result<(), NoWindow> {
         let mut start = start;
         while !bytes.is_empty() {
             let slot = match self.open.iter().position(|block| block.lane == lane) {
                 Some(slot) => slot,
-                None => self.begin(lane, bytes.len(), permit, set, opened)?,
+                None => self.begin(lane, bytes.len(), permit, told)?,
             };
             let block = &mut self.open[slot];
             let room = self.block_size - block.bytes.len();
@@ -78,7 +85,7 @@ impl Gatherer {
             };
             block.bytes.extend_from_slice(now);
             block.permit.merge(permit.split(now.len() as u64));
-            placed(Extent {
+            (told.placed)(Extent {
                 range: start..start + now.len() as u64,
                 source,
             });
@@ -96,18 +103,18 @@ impl Gatherer {
         lane: Lane,
         expected: usize,
         permit: &mut Permit,
-        set: &dyn Fn() -> SetId,
-        opened: &mut dyn FnMut(&Arc<OpenWindow>),
+        told: &mut Told<'_>,
     ) -> Result<usize, NoWindow> {
         let writer = match &self.writer {
             Some(writer) => writer,
-            None => {
-                self.writer
-                    .insert(SetWriter::new(Arc::clone(&self.pipeline), self.file, set()))
-            }
+            None => self.writer.insert(SetWriter::new(
+                Arc::clone(&self.pipeline),
+                self.file,
+                (told.set)(),
+            )),
         };
         let begun = writer.begin(lane, &self.next_window)?;
-        opened(&begun.window);
+        (told.opened)(&begun.window);
         let bytes = Vec::with_capacity(expected.clamp(4096, self.block_size));
         self.open.push(OpenBlock {
             lane,

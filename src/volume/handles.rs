@@ -35,6 +35,8 @@ pub struct OpenHandle {
     pub may_read: bool,
     /// Opened for writing.
     pub may_write: bool,
+    /// Its closing commits: opened for writing, or cut to nothing when it was opened for reading.
+    pub commits: bool,
     /// Served around the kernel's cache.
     pub direct_io: bool,
     /// Where the last read ended.

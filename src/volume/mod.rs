@@ -17,19 +17,20 @@ mod open;
 mod open_file;
 mod overlay;
 mod read;
-mod readers;
 mod recover;
 mod rescue;
 mod sets;
 mod settle;
 mod status;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod tiers;
 mod write;
 mod zeros;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -49,13 +50,13 @@ pub use crate::meta::{FileKind, ROOT, Timestamp};
 use self::file::OpenFile;
 use self::handles::{Handles, OpenHandle};
 use self::names::Table;
-use self::readers::Readers;
 use self::sweep::Sweeper;
+use self::write::RoomLeft;
 use crate::disk::DiskLock;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
 use crate::store::manifest::ManifestCache;
-use crate::store::{BlockCache, Disks, Pipeline, Reader, data_capacity};
+use crate::store::{BlockCache, Disks, Pipeline, Reader, Workers, data_capacity};
 
 /// Drops what the kernel caches of a range of a file's bytes (length 0: to the end).
 pub type Invalidate = Arc<dyn Fn(FileId, u64, u64) + Send + Sync>;
@@ -90,10 +91,13 @@ pub struct Volume {
     reader: Reader,
     cache: Arc<BlockCache>,
     manifests: Arc<ManifestCache>,
-    readers: Readers,
+    readers: Workers,
     tiers: Arc<dyn TierSource>,
     files: Mutex<Table>,
     handles: Handles,
+    /// Files of all kinds.
+    inodes: AtomicU64,
+    room: Mutex<RoomLeft>,
     sweeper: Sweeper,
     invalidate: RwLock<Option<Invalidate>>,
     /// Commits that nobody waits for.
@@ -200,15 +204,16 @@ impl Volume {
         let space = self.pipeline.room.space();
         let total: Vec<u64> = space.values().map(|space| space.total).collect();
         let free = if self.read_only {
-            0
+            // What could be stored if it were mounted for writing.
+            let left: Vec<u64> = space.values().map(|space| space.free).collect();
+            data_capacity(self.pipeline.policy.critical, &left)
         } else {
-            self.data_room().saturating_sub(self.pipeline.budget.held())
+            self.data_room().saturating_sub(self.pipeline.unwritten())
         };
-        let files = self.status_counts()?;
         Ok(Capacity {
             total: data_capacity(self.pipeline.policy.critical, &total),
             free,
-            files,
+            files: self.inodes.load(Ordering::Relaxed),
             files_free: free / 4096,
         })
     }

@@ -125,6 +125,7 @@ impl Volume {
         let (file, inode) = self
             .meta
             .update(|update| update.create(parent, name, new, now))?;
+        self.inodes.fetch_add(1, Ordering::Relaxed);
         Ok(Attributes::of(file, &inode))
     }
 
@@ -226,9 +227,11 @@ impl Volume {
     /// Removes an empty directory.
     pub fn remove_directory(&self, parent: FileId, name: &[u8]) -> Result<()> {
         self.check_writable()?;
-        self.meta
-            .update(|update| update.rmdir(parent, name, Timestamp::now(), &|_| false))?;
-        Ok(())
+        let now = Timestamp::now();
+        let removed = self
+            .meta
+            .update(|update| update.rmdir(parent, name, now, &|_| false))?;
+        self.removed(&removed)
     }
 
     /// Moves a name. `flags`: `libc::RENAME_NOREPLACE` or `libc::RENAME_EXCHANGE`.
@@ -272,6 +275,9 @@ impl Volume {
     }
 
     fn removed(&self, removed: &Removed) -> Result<()> {
+        if removed.gone {
+            self.inodes.fetch_sub(1, Ordering::Relaxed);
+        }
         if removed.gone && removed.inode.kind == FileKind::Regular {
             self.drop_content(removed.file)?;
         }

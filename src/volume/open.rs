@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -10,8 +10,8 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::handles::Handles;
 use super::names;
-use super::readers::Readers;
 use super::recover;
+use super::rescue;
 use super::sweep::Sweeper;
 use super::tiers::{AllCritical, TierSource};
 use crate::config::{CommitMode, Config};
@@ -19,7 +19,7 @@ use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, Label
 use crate::ids::{DiskId, VolumeId};
 use crate::meta::{self, DiskRecord, DiskState, Meta, Records, Timestamp, WriteRecords};
 use crate::store::manifest::ManifestCache;
-use crate::store::{BlockCache, Budget, Disks, Pipeline, Reader, WritePolicy};
+use crate::store::{BlockCache, Budget, Disks, Pipeline, Reader, Workers, WritePolicy};
 
 /// How a volume is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +130,7 @@ impl Volume {
                 disk: *id,
                 disk_name: disk.name().to_owned(),
                 created: now.seconds,
+                disks: config.disks.len() as u16,
             }
             .write(disk.as_ref())?;
         }
@@ -166,7 +167,7 @@ impl Volume {
         config: &Config,
         mode: Mode,
         options: VolumeOptions,
-        rescue: Option<&mut Vec<String>>,
+        report: Option<&mut Vec<String>>,
     ) -> Result<Arc<Volume>> {
         let mut found = find(config, mode)?;
         let volume = identify(config, &found)?;
@@ -184,20 +185,18 @@ impl Volume {
             registry.insert(*id, found.name.clone(), disk.clone());
         }
         let meta = {
-            let registry = Arc::clone(&registry);
-            let options = meta::Options {
-                read_only: mode == Mode::ReadOnly,
-                force: mode == Mode::Forced,
-                on_disk_failed: Box::new(move |disk, error| registry.mark_faulty(disk, error)),
-                ..meta::Options::new(volume)
-            };
-            match rescue {
-                None => Meta::open(wrapped.clone(), options)?,
-                Some(lines) => {
-                    let (meta, report) = Meta::rescue(wrapped.clone(), options)?;
-                    lines.push(format!("{report:?}"));
-                    meta
+            let options = || {
+                let registry = Arc::clone(&registry);
+                meta::Options {
+                    read_only: mode == Mode::ReadOnly,
+                    force: mode == Mode::Forced,
+                    on_disk_failed: Box::new(move |disk, error| registry.mark_faulty(disk, error)),
+                    ..meta::Options::new(volume)
                 }
+            };
+            match report {
+                None => Meta::open(wrapped.clone(), options())?,
+                Some(lines) => rescue::metadata(config, &wrapped, options, lines)?,
             }
         };
         let opened = Self::assemble(config, volume, meta, registry, &found, &ids, options.tiers)?;
@@ -230,11 +229,12 @@ impl Volume {
         };
         let budget = Budget::new(config.memory.write);
         let pipeline = Pipeline::start(id, policy, Arc::clone(&disks), budget).map_err(io)?;
-        let readers = Readers::start(READERS).map_err(io)?;
+        let readers = Workers::start("read", READERS, false).map_err(io)?;
         let cache = Arc::new(BlockCache::new(config.memory.cache));
         let reader = Reader::new(id, Arc::clone(&disks), Arc::clone(&cache))
             .map_err(|error| io(std::io::Error::other(error)))?;
         let read_only = meta.is_read_only();
+        let inodes = AtomicU64::new(meta.view().files().count() as u64);
         let mut failed = None;
         let volume = Arc::new_cyclic(|me| {
             let sweeper = Sweeper::start(me.clone());
@@ -267,6 +267,8 @@ impl Volume {
                 tiers,
                 files: Mutex::new(names::Table::default()),
                 handles: Handles::default(),
+                inodes,
+                room: Mutex::default(),
                 sweeper,
                 invalidate: RwLock::new(None),
                 aside: Mutex::new(Vec::new()),
@@ -297,6 +299,7 @@ impl Volume {
                 disk: *id,
                 disk_name: found.name.clone(),
                 created: record.map_or(0, |record| record.joined.seconds),
+                disks: ids.len() as u16,
             };
             label.write(disk.as_ref())?;
             tracing::warn!(
@@ -411,6 +414,21 @@ fn identify(config: &Config, found: &[Found]) -> Result<VolumeId> {
             Some(_) => {}
             None => volume = Some(label),
         }
+    }
+    // Whether enough disks are here to write is a question of all of them, not of those that the config names.
+    if let Some(label) = volume
+        && usize::from(label.disks) > found.len()
+    {
+        return Err(VolumeError::new(
+            libc::EINVAL,
+            format!(
+                "volume {} has {} disks, and {} names only {}; name all of them, those too that are gone",
+                label.volume_name,
+                label.disks,
+                config.file.display(),
+                found.len()
+            ),
+        ));
     }
     volume.map(|label| label.volume).ok_or_else(|| {
         VolumeError::new(

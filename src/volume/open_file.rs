@@ -100,6 +100,7 @@ impl Volume {
             },
         );
         if unlinked {
+            self.inodes.fetch_sub(1, Ordering::Relaxed);
             let gone = self.meta.update(|update| update.remove_orphan(file.id));
             if let Err(error) = gone
                 .map_err(VolumeError::from)
@@ -200,6 +201,9 @@ impl Volume {
                     format!("delta {number} of file {file} is damaged: {error}"),
                 )
             })?;
+            for no in delta.dropped {
+                map.windows.remove(&no);
+            }
             for window in delta.windows {
                 map.windows
                     .insert(window.no, Window::Made(Arc::new(window)));
@@ -264,7 +268,7 @@ impl Volume {
             self.let_go(&open);
             return Err(error);
         }
-        Ok(self.opened(open, access, may_write))
+        Ok(self.opened(open, access, may_write || flags & libc::O_TRUNC != 0))
     }
 
     fn truncate_open(&self, file: &OpenFile) -> Result<()> {
@@ -275,8 +279,8 @@ impl Volume {
         if empty { Ok(()) } else { self.resize(file, 0) }
     }
 
-    fn opened(&self, file: Arc<OpenFile>, access: i32, may_write: bool) -> Opened {
-        if may_write {
+    fn opened(&self, file: Arc<OpenFile>, access: i32, commits: bool) -> Opened {
+        if commits {
             file.writers.fetch_add(1, Ordering::AcqRel);
         }
         // Written files are served around the page cache: it would copy every byte once more. A file that
@@ -288,7 +292,8 @@ impl Volume {
         let handle = self.handles.add(OpenHandle {
             file,
             may_read: access != libc::O_WRONLY,
-            may_write,
+            may_write: access != libc::O_RDONLY,
+            commits,
             direct_io,
             next_read: AtomicU64::new(0),
             streak: AtomicU32::new(0),
@@ -323,19 +328,20 @@ impl Volume {
         let (file, inode) = self
             .meta
             .update(|update| update.create(parent, name, new, Timestamp::now()))?;
+        self.inodes.fetch_add(1, Ordering::Relaxed);
         let opened = self.open_file(file, flags & !libc::O_TRUNC)?;
         Ok((Attributes::of(file, &inode), opened))
     }
 
     /// Whether a flush or the release of this handle has something to commit.
     pub fn owes_commit(&self, handle: Handle) -> bool {
-        self.handle(handle).is_ok_and(|handle| handle.may_write)
+        self.handle(handle).is_ok_and(|handle| handle.commits)
     }
 
     /// close(2) of one descriptor: commits what is new, or has it committed aside when the config says so.
     pub fn flush(&self, handle: Handle) -> Result<()> {
         let handle = self.handle(handle)?;
-        if !handle.may_write {
+        if !handle.commits {
             return Ok(());
         }
         if self.background {
@@ -362,7 +368,7 @@ impl Volume {
             return;
         };
         let file = &handle.file;
-        if handle.may_write {
+        if handle.commits {
             let owed = file.state.lock().is_dirty() && !file.unlinked.load(Ordering::Acquire);
             if owed && let Err(error) = self.commit(file, Purpose::MakeTrue) {
                 tracing::error!(file = %file.id, %error, "the last commit of a file failed");

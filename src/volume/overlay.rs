@@ -78,6 +78,11 @@ impl Overlay {
         }
     }
 
+    /// Where the last run ends; 0 without any.
+    pub fn end(&self) -> u64 {
+        self.map.last_key_value().map_or(0, |(_, (end, _))| *end)
+    }
+
     /// All runs in rising order.
     pub fn iter(&self) -> impl Iterator<Item = Extent> + '_ {
         self.map.iter().map(|(&start, &(end, source))| Extent {

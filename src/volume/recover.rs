@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Volume;
 use super::error::Result;
 use super::head::FileHead;
+use super::rescue::KEEP_BELOW;
 use super::sweep::Sweep;
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, ManifestId, SetId};
@@ -62,6 +63,11 @@ impl Volume {
             ..Sweep::default()
         });
         let now = u64::from(self.meta.mounts()) << 32;
+        let keep = self.meta.view().setting(KEEP_BELOW)?;
+        let keep = keep
+            .and_then(|bytes| bytes.as_ref().try_into().ok())
+            .map_or(0, u64::from_le_bytes);
+        let old = |number: u64| (keep..now).contains(&number);
         let mut held: BTreeMap<ManifestId, HashSet<DiskId>> = BTreeMap::new();
         for status in self.disks.list() {
             let Some(disk) = self.disks.get(status.id) else {
@@ -72,11 +78,11 @@ impl Volume {
                 // Objects of this mount have higher numbers, and are looked after as they come.
                 let left_over = match object {
                     ObjectName::Blocks(set) | ObjectName::Parity(set) => {
-                        set.0 < now && !sets.contains(&set)
+                        old(set.0) && !sets.contains(&set)
                     }
                     ObjectName::Manifest(id) if id.0 < now => {
                         held.entry(id).or_default().insert(status.id);
-                        !bases.contains_key(&id)
+                        old(id.0) && !bases.contains_key(&id)
                     }
                     _ => false,
                 };

@@ -1,22 +1,28 @@
 //! Rescue: the namespace out of what is left when every database is lost. The journals rebuild all of it; files
 //! that no journal knows any more are found by their manifests, which carry paths and attributes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Volume;
-use super::error::Result;
+use super::error::{Result, VolumeError};
 use super::head::FileHead;
 use crate::config::Config;
-use crate::disk::ObjectName;
-use crate::ids::FileId;
-use crate::meta::{FileKind, New, ROOT, Records, Timestamp, Update, WriteRecords};
+use crate::disk::{Disk, ObjectName};
+use crate::ids::{DiskId, FileId, ManifestId, SetId};
+use crate::meta::{
+    self, DiskRecord, DiskState, FileKind, Meta, MetaError, New, ROOT, Records, Timestamp, Update,
+    WriteRecords,
+};
 use crate::store::manifest::{Manifest, ManifestRef};
 
 /// The directory that takes files whose own cannot be made again.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
+
+/// The setting that keeps objects with numbers below it from being removed for want of a reference.
+pub(super) const KEEP_BELOW: &[u8] = b"keep below";
 
 /// What a manifest says of its file besides where its bytes are, for a rescue without any metadata.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +34,78 @@ struct Description {
     size: u64,
     mtime: (i64, u32),
     stored: u64,
+}
+
+/// Opens metadata that has to be put together. When no disk holds any of it, new metadata is begun, for the
+/// manifests to fill.
+pub(super) fn metadata(
+    config: &Config,
+    disks: &[(DiskId, Option<Arc<dyn Disk>>)],
+    options: impl Fn() -> meta::Options,
+    lines: &mut Vec<String>,
+) -> Result<Meta> {
+    match Meta::rescue(disks.to_vec(), options()) {
+        Ok((meta, report)) => {
+            let rebuilt = report.rebuilt.len();
+            lines.push(format!(
+                "{rebuilt} databases were of no use and are rebuilt from the journals"
+            ));
+            for epoch in &report.lost_transactions {
+                lines.push(format!(
+                    "transaction {epoch} is readable on no disk: what it changed is lost"
+                ));
+            }
+            if report.lost_image_parts > 0 {
+                let parts = report.lost_image_parts;
+                lines.push(format!(
+                    "{parts} parts of the metadata's image are readable on no disk"
+                ));
+            }
+            return Ok(meta);
+        }
+        Err(MetaError::Nothing | MetaError::Unreadable { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    lines.push(
+        "no disk holds any metadata; it is begun anew, and files are named by their manifests"
+            .to_owned(),
+    );
+    let mut highest = 0;
+    let mut present: Vec<(DiskId, Arc<dyn Disk>)> = Vec::new();
+    for (id, disk) in disks {
+        let Some(disk) = disk else { continue };
+        for (object, _) in disk.list()? {
+            match object {
+                ObjectName::Journal(_) | ObjectName::Database => disk.remove(object)?,
+                ObjectName::Manifest(ManifestId(number))
+                | ObjectName::Blocks(SetId(number))
+                | ObjectName::Parity(SetId(number)) => highest = highest.max(number),
+                ObjectName::Label => {}
+            }
+        }
+        present.push((*id, Arc::clone(disk)));
+    }
+    // Every number of an earlier mount may still be in use.
+    let mounts = u32::try_from(highest >> 32)
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    let now = Timestamp::now();
+    Meta::create(present, options(), |update| {
+        update.make_root(0o755, 0, 0, now);
+        for ((id, _), disk) in disks.iter().zip(&config.disks) {
+            let record = DiskRecord {
+                state: DiskState::Member,
+                name: disk.name.clone(),
+                joined: now,
+            };
+            update.put_disk(*id, &record);
+        }
+        update.count_mounts(mounts);
+        // What has an older number may be all that is left of a file: it is never taken for rubbish.
+        update.put_setting(KEEP_BELOW, &(u64::from(mounts) << 32).to_le_bytes());
+        Ok(())
+    })?;
+    Ok(Meta::open(disks.to_vec(), options())?)
 }
 
 impl Volume {
@@ -57,8 +135,42 @@ impl Volume {
         let mut lines = Vec::new();
         let volume = Volume::open_for_rescue(config, &mut lines)?;
         volume.adopt(&mut lines)?;
+        let nameless = volume.nameless()?;
         volume.close()?;
+        if nameless > 0 {
+            lines.push(format!(
+                "{nameless} segment sets belong to no file that is known; they are kept"
+            ));
+            return Err(VolumeError::new(
+                libc::EIO,
+                format!("the rescue is not complete:\n{}", lines.join("\n")),
+            ));
+        }
         Ok(lines)
+    }
+
+    /// How many segment sets no file refers to, where that means that the file is not known any more.
+    fn nameless(&self) -> Result<usize> {
+        let view = self.meta.view();
+        if view.setting(KEEP_BELOW)?.is_none() {
+            // The metadata is whole: what it does not know a crash has left.
+            return Ok(0);
+        }
+        let known: BTreeSet<SetId> = view.sets()?.into_iter().map(|(set, _)| set).collect();
+        let mut nameless = BTreeSet::new();
+        for status in self.disks.list() {
+            let Some(disk) = self.disks.get(status.id) else {
+                continue;
+            };
+            for (object, _) in disk.list()? {
+                if let ObjectName::Blocks(set) | ObjectName::Parity(set) = object
+                    && !known.contains(&set)
+                {
+                    nameless.insert(set);
+                }
+            }
+        }
+        Ok(nameless.len())
     }
 
     /// Gives names to files that only their manifests know.

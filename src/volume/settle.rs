@@ -12,7 +12,7 @@ use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::Window;
 use super::fold::{parity_punches, punch_ranges};
-use super::gather::Gatherer;
+use super::gather::{Gatherer, Told};
 use super::tiers::{FrozenBytes, Tiers};
 use crate::ids::{BlockId, DiskId, SetId, WindowNo};
 use crate::store::{Extent, Lane, SetWriter, Source, Tier, WindowRecord};
@@ -23,6 +23,9 @@ struct Use {
     critical: bool,
     expendable: bool,
 }
+
+/// Cuts an extent where its lane changes.
+type LanesOf<'a> = dyn Fn(&Extent, &mut dyn FnMut(Range<u64>, Lane)) + 'a;
 
 /// Extents that are moved before their new places are entered into the map.
 const BATCH: usize = 50_000;
@@ -118,16 +121,18 @@ impl Volume {
         if !moving.is_empty() {
             self.repack(
                 file,
-                &|source| matches!(source, Source::Block { block, .. } if moving.contains(&block)),
+                &|source| matches!(source, Source::Block { block, .. } if moving.contains(block)),
                 &|extent, piece| {
                     tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)))
                 },
             )?;
         }
         if !changing.is_empty() {
+            let alive = self.alive_blocks(file, &changing)?;
             let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, self.next_set());
             for (record, protect) in &changing {
-                self.protect(file, frozen, &writer, record, protect)?;
+                let alive = alive.get(&record.no).cloned().unwrap_or_default();
+                self.protect(file, frozen, &writer, record, (protect, &alive))?;
             }
             self.finish_set(file, writer);
         }
@@ -170,7 +175,7 @@ impl Volume {
         frozen: &mut Frozen,
         writer: &Arc<SetWriter>,
         record: &Arc<WindowRecord>,
-        protect: &[bool],
+        (protect, alive): (&[bool], &HashSet<u16>),
     ) -> Result<()> {
         let mut new = WindowRecord::clone(record);
         let mut order: Vec<usize> = (0..new.blocks.len())
@@ -180,7 +185,6 @@ impl Volume {
         let mut lengths = vec![0u32; usize::from(new.code.k)];
         let mut columns: Vec<Vec<Vec<u8>>> = vec![Vec::new(); usize::from(new.code.k)];
         let mut given_back: BTreeMap<u8, Vec<Range<u64>>> = BTreeMap::new();
-        let moved: HashSet<u16> = self.dead_blocks(file, record)?;
         for index in order {
             let block = &mut new.blocks[index];
             block.protected = protect.get(index).copied().unwrap_or(true);
@@ -193,7 +197,7 @@ impl Volume {
                     .read_stored(file.id, record, index as u16)
                     .map_err(VolumeError::from)?;
                 columns[column].push(stored.to_vec());
-            } else if moved.contains(&(index as u16)) {
+            } else if !alive.contains(&(index as u16)) {
                 let range = block.offset..block.offset + u64::from(block.stored);
                 given_back.entry(block.column).or_default().push(range);
                 *block = given_up();
@@ -224,18 +228,25 @@ impl Volume {
         Ok(())
     }
 
-    /// The blocks of a window that no extent of the running commit refers to.
-    fn dead_blocks(&self, file: &OpenFile, record: &WindowRecord) -> Result<HashSet<u16>> {
-        let mut dead: HashSet<u16> = (0..record.blocks.len() as u16).collect();
+    /// The blocks of these windows that extents of the running commit refer to.
+    fn alive_blocks(
+        &self,
+        file: &OpenFile,
+        windows: &[(Arc<WindowRecord>, Vec<bool>)],
+    ) -> Result<HashMap<WindowNo, HashSet<u16>>> {
+        let mut alive: HashMap<WindowNo, HashSet<u16>> = windows
+            .iter()
+            .map(|(record, _)| (record.no, HashSet::new()))
+            .collect();
         self.frozen_view(file).each(|extent| {
             if let Source::Block { block, .. } = extent.source
-                && block.window == record.no
+                && let Some(blocks) = alive.get_mut(&block.window)
             {
-                dead.remove(&block.index);
+                blocks.insert(block.index);
             }
             Ok(())
         })?;
-        Ok(dead)
+        Ok(alive)
     }
 
     /// Puts elsewhere what lies in windows that a failed disk is part of.
@@ -250,25 +261,23 @@ impl Volume {
                 .any(|(bad, disk)| *bad == set && disks.contains(disk))
         };
         let mut windows: HashMap<WindowNo, bool> = HashMap::new();
+        self.frozen_view(file).each_window(|record| {
+            if touched(record.set, &record.disks) || touched(record.parity_set, &record.disks) {
+                let protected = record.blocks.iter().any(|block| block.protected);
+                windows.insert(record.no, protected || record.code.m > 0);
+            }
+            Ok(())
+        })?;
         {
             let state = file.state.lock();
             let pending: BTreeSet<SetId> =
                 state.pending.iter().map(|writer| writer.set()).collect();
             for (no, window) in &state.map.windows {
-                match window {
-                    Window::Making(window)
-                        if pending.contains(&window.set) && touched(window.set, &window.disks) =>
-                    {
-                        windows.insert(*no, true);
-                    }
-                    Window::Made(record)
-                        if touched(record.set, &record.disks)
-                            || touched(record.parity_set, &record.disks) =>
-                    {
-                        let protected = record.blocks.iter().any(|block| block.protected);
-                        windows.insert(*no, protected || record.code.m > 0);
-                    }
-                    Window::Making(_) | Window::Made(_) => {}
+                if let Window::Making(window) = window
+                    && pending.contains(&window.set)
+                    && touched(window.set, &window.disks)
+                {
+                    windows.insert(*no, window.lane != Lane::Expendable);
                 }
             }
         }
@@ -371,7 +380,7 @@ impl Volume {
         &self,
         file: &Arc<OpenFile>,
         selected: &dyn Fn(&Source) -> bool,
-        lanes: &dyn Fn(&Extent, &mut dyn FnMut(Range<u64>, Lane)),
+        lanes: &LanesOf<'_>,
     ) -> Result<()> {
         let view = self.frozen_view(file);
         let next_window = Arc::clone(&file.state.lock().next_window);
@@ -400,15 +409,17 @@ impl Volume {
                             at,
                             &bytes,
                             &mut permit,
-                            &|| self.next_set(),
-                            &mut |window| {
-                                let mut state = file.state.lock();
-                                let windows = &mut state.map.windows;
-                                windows
-                                    .entry(window.no)
-                                    .or_insert_with(|| Window::Making(Arc::clone(window)));
+                            &mut Told {
+                                set: &|| self.next_set(),
+                                opened: &mut |window| {
+                                    let mut state = file.state.lock();
+                                    let windows = &mut state.map.windows;
+                                    windows
+                                        .entry(window.no)
+                                        .or_insert_with(|| Window::Making(Arc::clone(window)));
+                                },
+                                placed: &mut |extent| moved.push(extent),
                             },
-                            &mut |extent| moved.push(extent),
                         )
                         .map_err(VolumeError::from)?;
                     at = end;

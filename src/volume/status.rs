@@ -236,12 +236,6 @@ impl Volume {
         .collect()
     }
 
-    /// How many files there are, of all kinds.
-    pub(super) fn status_counts(&self) -> Result<u64> {
-        let view = self.meta.view();
-        Ok(view.files().count() as u64)
-    }
-
     fn count_files(&self) -> Result<(FileCounts, u64)> {
         let mut counts = FileCounts::default();
         let view = self.meta.view();
@@ -273,9 +267,24 @@ impl Volume {
             counts.protected = rest;
         } else {
             // Which of them has bytes on the disks that are gone, only an inspection of each tells.
-            counts.degraded = rest;
+            let gone = self
+                .disks
+                .list()
+                .iter()
+                .filter(|status| status.state != DiskState::Online)
+                .count();
+            if gone > usize::from(self.pipeline.policy.critical.m) {
+                counts.damaged += rest;
+            } else {
+                counts.degraded = rest;
+            }
         }
-        Ok((counts, 0))
+        let waiting = self
+            .files_in_use()
+            .iter()
+            .filter(|file| self.wants_compaction(file))
+            .count();
+        Ok((counts, waiting as u64))
     }
 
     /// What a file's bytes are worth now.
@@ -293,8 +302,14 @@ impl Volume {
         let critical = self.pipeline.policy.critical;
         self.frozen_view(file).each_window(|window| {
             let protected = window.blocks.iter().any(|block| block.protected);
-            let gone = window.disks.iter().any(|disk| !self.disks.is_online(*disk));
-            if gone || protected && window.code.m < critical.m {
+            let missing = |disk: &&DiskId| self.disks.state(**disk) == DiskState::Missing;
+            let gone = window.disks.iter().filter(missing).count();
+            let offline = window.disks.iter().any(|disk| !self.disks.is_online(*disk));
+            if protected && gone > usize::from(window.code.m) {
+                condition = FileCondition::Damaged;
+            } else if condition == FileCondition::Protected
+                && (offline || protected && window.code.m < critical.m)
+            {
                 condition = FileCondition::Degraded;
             }
             Ok(())

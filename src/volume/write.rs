@@ -5,10 +5,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
+use super::gather::Told;
 use super::zeros;
 use super::{Handle, Volume};
 use crate::meta::Timestamp;
@@ -21,6 +23,36 @@ pub const SIZE_MAX: u64 = 1 << 60;
 /// does not grow with the file.
 const SPILL_RUNS: usize = 100_000;
 const SPILL_WINDOWS: usize = 512;
+
+/// Bytes that may still be accepted, as of a moment: what the disks could take then, less what was on its way
+/// to them, less what was accepted since.
+#[derive(Debug, Default)]
+pub(super) struct RoomLeft {
+    left: u64,
+    until: Option<Instant>,
+}
+
+impl RoomLeft {
+    fn new(room: u64, on_its_way: u64) -> RoomLeft {
+        RoomLeft {
+            left: room.saturating_sub(on_its_way),
+            until: Some(Instant::now() + ROOM_FRESH),
+        }
+    }
+
+    /// Takes bytes if they are there and the moment is not too long ago.
+    fn take(&mut self, length: u64) -> bool {
+        let fresh = self.until.is_some_and(|until| Instant::now() < until);
+        let enough = fresh && self.left >= length;
+        if enough {
+            self.left -= length;
+        }
+        enough
+    }
+}
+
+/// How long the disks are not asked again, as long as there is enough room.
+const ROOM_FRESH: Duration = Duration::from_secs(2);
 
 /// How space is allocated or given back, as fallocate(2) has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,13 +190,15 @@ impl Volume {
             range.start,
             data,
             permit,
-            &|| self.next_set(),
-            &mut |window| {
-                windows
-                    .entry(window.no)
-                    .or_insert_with(|| Window::Making(Arc::clone(window)));
+            &mut Told {
+                set: &|| self.next_set(),
+                opened: &mut |window| {
+                    windows
+                        .entry(window.no)
+                        .or_insert_with(|| Window::Making(Arc::clone(window)));
+                },
+                placed: &mut |extent| top.insert(extent.range, extent.source),
             },
-            &mut |extent| top.insert(extent.range, extent.source),
         );
         result.map_err(|error| {
             tracing::error!(file = %file.id, %error, "a write was refused");
@@ -273,10 +307,16 @@ impl Volume {
 
     /// Refuses what could not be protected: the bytes in hand may all turn out incompressible.
     fn check_room(&self, length: u64) -> Result<()> {
-        let room = self.data_room();
-        if length.saturating_add(self.pipeline.budget.held()) > room {
+        let mut room = self.room.lock();
+        if !room.take(length) {
             self.pipeline.room.forget();
-            if length.saturating_add(self.pipeline.budget.held()) > self.data_room() {
+            let open: u64 = self
+                .files_in_use()
+                .iter()
+                .map(|file| file.open_bytes())
+                .sum();
+            *room = RoomLeft::new(self.data_room(), self.pipeline.unwritten() + open);
+            if !room.take(length) {
                 return Err(VolumeError::new(
                     libc::ENOSPC,
                     "no room to store this with the redundancy that the policy asks for; free space or add disks",

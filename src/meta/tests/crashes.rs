@@ -82,6 +82,62 @@ fn without_power_at_every_step() {
     crash_everywhere(without_power);
 }
 
+/// Stops at every call to a disk, also in the middle of a new journal, and takes the databases away too.
+#[test]
+fn the_journals_alone_are_enough_wherever_power_fails() {
+    power_fails_at_every_call(1, 6);
+    power_fails_at_every_call(2, 1);
+}
+
+fn power_fails_at_every_call(disks: u16, seeds: u64) {
+    let fresh = volume(disks);
+    for call in 0.. {
+        let media = killed(&fresh);
+        // One plan for all disks, so that they stop together.
+        let plan = FaultPlan::new(0);
+        plan.die_at(call);
+        let stopping = media.iter().enumerate().map(|(n, disk)| {
+            let inner = Arc::clone(disk) as Arc<dyn Disk>;
+            let disk: Arc<dyn Disk> = Arc::new(FaultyDisk::new(inner, Arc::clone(&plan)));
+            (DiskId(n as u16), Some(disk))
+        });
+        let small = Options {
+            journal_bytes: 600,
+            ..options()
+        };
+        let mut answered = None;
+        if let Ok(meta) = Meta::open(stopping.collect(), small) {
+            for n in 0..12 {
+                let done = meta.update(|update| {
+                    update.put_setting(b"n", n.to_string().as_bytes());
+                    Ok::<_, MetaError>(())
+                });
+                let synced = match n % 4 {
+                    3 => done.and_then(|()| meta.checkpoint()),
+                    _ => done.and_then(|()| meta.sync()),
+                };
+                if synced.is_err() {
+                    break;
+                }
+                answered = Some(n);
+            }
+        }
+        let stopped = plan.is_dead();
+        for seed in 0..seeds {
+            let after = without_power(&media, call * seeds + seed);
+            for disk in &after {
+                disk.remove(crate::disk::ObjectName::Database).unwrap();
+            }
+            let found = get(&open(&after), "n").and_then(|n| n.parse::<i32>().ok());
+            assert!(found >= answered, "call {call}: {found:?} < {answered:?}");
+        }
+        if !stopped {
+            assert_eq!(answered, Some(11));
+            return;
+        }
+    }
+}
+
 /// Crashes while other threads write, sync, checkpoint and begin journals.
 #[test]
 fn without_power_in_the_middle_of_everything() {

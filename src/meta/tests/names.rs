@@ -475,3 +475,26 @@ fn a_long_listing_in_pieces() {
         .collect();
     assert_eq!(names, expected);
 }
+
+/// Guards against a listing that looks further into the database than into memory, and finds names there
+/// that memory says are deleted.
+#[test]
+fn deleted_names_do_not_come_back_in_a_listing() {
+    let tree = Tree::new();
+    for n in 150..300 {
+        tree.make(ROOT, &format!("f{n:03}"), FileKind::Regular, 1);
+    }
+    tree.meta.checkpoint().unwrap();
+    for n in 0..150 {
+        tree.make(ROOT, &format!("f{n:03}"), FileKind::Regular, 1);
+    }
+    for n in 0..290 {
+        let name = format!("f{n:03}");
+        tree.change(&mut |u| u.unlink(ROOT, name.as_bytes(), at(2), CLOSED))
+            .unwrap();
+    }
+    let listed = tree.meta.view().list(ROOT, None, 20).unwrap();
+    let names: Vec<Vec<u8>> = listed.into_iter().map(|listed| listed.name).collect();
+    let expected: Vec<Vec<u8>> = (290..300).map(|n| format!("f{n}").into_bytes()).collect();
+    assert_eq!(names, expected);
+}

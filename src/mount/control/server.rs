@@ -33,9 +33,11 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
 }
 
+/// Answers every request but `AwaitEnd`.
+type Answer = Box<dyn Fn(&Request) -> Response + Send + Sync>;
+
 struct Shared {
-    volume: Arc<Volume>,
-    identity: Identity,
+    answer: Answer,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -60,13 +62,14 @@ impl Server {
             source,
         })?;
         let path = directory.join(format!("{}{}", identity.volume, ending(device)));
-        Self::listen(volume, identity, &path).map_err(|source| MountError::Io {
+        let answer = Box::new(move |request: &Request| answer(&volume, &identity, request));
+        Self::listen(answer, &path).map_err(|source| MountError::Io {
             what: format!("listen at {}", path.display()),
             source,
         })
     }
 
-    fn listen(volume: Arc<Volume>, identity: Identity, path: &Path) -> io::Result<Server> {
+    fn listen(answer: Answer, path: &Path) -> io::Result<Server> {
         // Devices are used by one mount at a time and this one is ours, so a socket there is a dead daemon's.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -76,8 +79,7 @@ impl Server {
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let shared = Arc::new(Shared {
-            volume,
-            identity,
+            answer,
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -190,7 +192,7 @@ impl Shared {
             }
             match serde_json::from_slice(&line) {
                 Ok(Request::AwaitEnd {}) => return self.await_end(stream),
-                Ok(request) => send(stream, &self.answer(&request))?,
+                Ok(request) => send(stream, &(self.answer)(&request))?,
                 Err(error) => send(
                     stream,
                     &Response::Error {
@@ -199,24 +201,6 @@ impl Shared {
                 )?,
             }
         }
-    }
-
-    fn answer(&self, request: &Request) -> Response {
-        let answered = match request {
-            Request::Pid {} => Ok(Response::Pid(self.identity.clone())),
-            Request::Status {} => self.volume.status().map(Response::Status),
-            Request::Inspect { file } => {
-                self.volume.inspect(FileId(*file)).map(Response::Inspection)
-            }
-            Request::Commit {} => self.volume.commit_all().map(|()| Response::Committed {}),
-            // Its answer is the last on a connection, and given where connections are served.
-            Request::AwaitEnd {} => Ok(Response::Error {
-                message: "not here".to_string(),
-            }),
-        };
-        answered.unwrap_or_else(|error| Response::Error {
-            message: error.to_string(),
-        })
     }
 
     fn await_end(&self, stream: &UnixStream) -> io::Result<()> {
@@ -238,8 +222,107 @@ impl Shared {
     }
 }
 
+fn answer(volume: &Volume, identity: &Identity, request: &Request) -> Response {
+    let answered = match request {
+        Request::Pid {} => Ok(Response::Pid(identity.clone())),
+        Request::Status {} => volume.status().map(Response::Status),
+        Request::Inspect { file } => volume.inspect(FileId(*file)).map(Response::Inspection),
+        Request::Commit {} => volume.commit_all().map(|()| Response::Committed {}),
+        // Answered where connections are served: the answer is the last on one.
+        Request::AwaitEnd {} => Ok(Response::Error {
+            message: "the end is awaited elsewhere".to_string(),
+        }),
+    };
+    answered.unwrap_or_else(|error| Response::Error {
+        message: error.to_string(),
+    })
+}
+
 fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
     let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(directory: &Path) -> (Server, PathBuf) {
+        let path = directory.join("test.sock");
+        let answer = Box::new(|request: &Request| match request {
+            Request::Commit {} => Response::Committed {},
+            _ => Response::Error {
+                message: "no".to_string(),
+            },
+        });
+        (Server::listen(answer, &path).unwrap(), path)
+    }
+
+    /// Sends the bytes on a new connection; gives all that comes back.
+    fn say(path: &Path, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(path).unwrap();
+        // The other side may hang up before it has read everything.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard);
+        String::from_utf8(heard).unwrap()
+    }
+
+    #[test]
+    fn requests_are_answered_line_by_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let (server, path) = server(directory.path());
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            say(&path, b"{\"commit\":{}}\n{\"status\":{}}\n"),
+            "{\"committed\":{}}\n{\"error\":{\"message\":\"no\"}}\n"
+        );
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn hostile_lines_get_an_error_and_harm_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_server, path) = server(directory.path());
+        assert!(say(&path, b"\0\xff\n").contains("not a request"));
+        assert!(say(&path, "[".repeat(5000).as_bytes()).contains("one line"));
+        assert!(say(&path, &vec![b'['; 15 << 10]).contains("one line"));
+        assert!(
+            say(&path, b"{\"commit\":{}}").contains("one line"),
+            "cut off"
+        );
+        assert_eq!(say(&path, b""), "");
+        // Longer than is read: whatever is heard of it, it is not served.
+        assert!(!say(&path, &vec![b' '; 1 << 20]).contains("committed"));
+        let idle: Vec<UnixStream> = (0..CONNECTIONS * 2)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        drop(idle);
+        let committed = (0..100).any(|_| {
+            thread::sleep(Duration::from_millis(20));
+            say(&path, b"{\"commit\":{}}\n").contains("committed")
+        });
+        assert!(committed);
+    }
+
+    #[test]
+    fn the_end_is_told_to_who_awaits_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (server, path) = server(directory.path());
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(b"{\"await_end\":{}}\n").unwrap();
+        while server.shared.state.lock().awaiting == 0 {
+            thread::yield_now();
+        }
+        server.finish(Some("a disk is gone".to_string()));
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert_eq!(line, "{\"ended\":{\"error\":\"a disk is gone\"}}\n");
+    }
 }

@@ -1,0 +1,152 @@
+//! The volume without a kernel: files are written, committed, read, lost and found again through its own calls,
+//! on directories or behind disks that fail.
+
+mod files;
+mod losses;
+mod tiers;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::config::Config;
+use crate::ids::FileId;
+
+/// A volume on directories of its own.
+pub(super) struct Rig {
+    pub place: tempfile::TempDir,
+    pub config: Config,
+}
+
+impl Rig {
+    pub fn new(disks: usize, policy: &str) -> Rig {
+        let place = tempfile::tempdir().expect("a directory");
+        let mut text = String::from("[volume]\nname = \"test\"\n");
+        for number in 0..disks {
+            let path = place.path().join(format!("d{number}"));
+            std::fs::create_dir(&path).expect("a directory");
+            text += &format!("[[disk]]\npath = {path:?}\n");
+        }
+        text += &format!("[policy]\n{policy}\n[memory]\nwrite = \"32M\"\ncache = \"8M\"\n");
+        let config = Config::parse(&text, Path::new("/test.toml")).expect("a good config");
+        Volume::create(&config).expect("a new volume");
+        Rig { place, config }
+    }
+
+    pub fn open(&self) -> Arc<Volume> {
+        // Threads of a volume that was dropped may hold on to it for a moment.
+        for _ in 0..500 {
+            match Volume::open(&self.config, Mode::ReadWrite) {
+                Err(error) if error.errno() == libc::EBUSY => {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                opened => return opened.expect("the volume opens"),
+            }
+        }
+        panic!("somebody holds on to the volume");
+    }
+
+    pub fn open_with(&self, tiers: Arc<dyn TierSource>) -> Arc<Volume> {
+        let options = VolumeOptions {
+            tiers,
+            ..VolumeOptions::default()
+        };
+        Volume::open_with(&self.config, Mode::ReadWrite, options).expect("the volume opens")
+    }
+
+    pub fn disk(&self, number: usize) -> std::path::PathBuf {
+        self.place.path().join(format!("d{number}"))
+    }
+
+    pub fn take_away(&self, number: usize) {
+        std::fs::rename(
+            self.disk(number),
+            self.place.path().join(format!("away{number}")),
+        )
+        .expect("renamed");
+    }
+
+    pub fn bring_back(&self, number: usize) {
+        std::fs::rename(
+            self.place.path().join(format!("away{number}")),
+            self.disk(number),
+        )
+        .expect("renamed");
+    }
+
+    /// Bytes in segments and manifests on all disks.
+    pub fn occupied(&self) -> u64 {
+        fn walk(path: &Path) -> u64 {
+            let Ok(entries) = std::fs::read_dir(path) else {
+                return 0;
+            };
+            entries
+                .flatten()
+                .map(|entry| match entry.metadata() {
+                    Ok(meta) if meta.is_dir() => walk(&entry.path()),
+                    Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
+                    Err(_) => 0,
+                })
+                .sum()
+        }
+        (0..self.config.disks.len())
+            .map(|number| {
+                walk(&self.disk(number).join("segments"))
+                    + walk(&self.disk(number).join("manifests"))
+            })
+            .sum()
+    }
+}
+
+pub(super) const CALLER: Caller = Caller { uid: 0, gid: 0 };
+
+pub(super) fn create(volume: &Volume, name: &str) -> (FileId, Handle) {
+    let (attributes, opened) = volume
+        .create_file(ROOT, name.as_bytes(), 0o644, libc::O_RDWR, CALLER)
+        .expect("a new file");
+    (attributes.file, opened.handle)
+}
+
+pub(super) fn close(volume: &Volume, handle: Handle) {
+    volume.flush(handle).expect("committed");
+    volume.release(handle);
+}
+
+pub(super) fn write_file(volume: &Volume, name: &str, bytes: &[u8]) -> FileId {
+    let (file, handle) = create(volume, name);
+    for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
+        volume
+            .write(handle, (number << 20) as u64, chunk)
+            .expect("written");
+    }
+    close(volume, handle);
+    file
+}
+
+pub(super) fn read_file(volume: &Volume, name: &str) -> Result<Vec<u8>> {
+    let attributes = volume.lookup(ROOT, name.as_bytes())?;
+    let handle = volume.open_file(attributes.file, libc::O_RDONLY)?.handle;
+    let mut bytes = Vec::new();
+    let result = loop {
+        match volume.read(handle, bytes.len() as u64, 1 << 20) {
+            Ok(more) if more.is_empty() => break Ok(bytes),
+            Ok(more) => bytes.extend(more),
+            Err(error) => break Err(error),
+        }
+    };
+    volume.release(handle);
+    result
+}
+
+/// Bytes that compress by about a half, without runs of zeros.
+pub(super) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..length)
+        .map(|at| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            if at % 2 == 0 { (state >> 32) as u8 } else { 1 }
+        })
+        .collect()
+}

@@ -1,0 +1,257 @@
+//! What is written is read: before a commit, after it, after a remount, and by a model.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn a_large_file_survives_a_remount() {
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let bytes = noise(1, 45 << 20);
+    let volume = rig.open();
+    write_file(&volume, "big", &bytes);
+    assert!(read_file(&volume, "big").expect("readable") == bytes);
+    volume.close().expect("closed");
+    let volume = rig.open();
+    assert!(read_file(&volume, "big").expect("readable") == bytes);
+    let file = volume.lookup(ROOT, b"big").expect("there").file;
+    let found = volume.inspect(file).expect("inspected");
+    assert_eq!(found.state, "protected");
+    assert!(found.windows >= 2 && found.parity_bytes > 0, "{found:?}");
+}
+
+#[test]
+fn what_was_not_committed_is_gone_and_nothing_else() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let old = noise(2, 3 << 20);
+    let file = write_file(&volume, "f", &old);
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    volume
+        .write(handle, 1 << 20, &noise(3, 1 << 20))
+        .expect("written");
+    volume.fsync(handle).expect("synced");
+    let synced = read_file(&volume, "f").expect("readable");
+    volume
+        .write(handle, 0, &noise(4, 2 << 20))
+        .expect("written");
+    // The process dies: nothing is closed.
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "f").expect("readable") == synced);
+}
+
+#[test]
+fn small_files_take_no_segment() {
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let volume = rig.open();
+    for number in 0..50u64 {
+        write_file(
+            &volume,
+            &format!("s{number}"),
+            &noise(number, 1000 + number as usize * 1000),
+        );
+    }
+    volume.close().expect("closed");
+    assert_eq!(rig.occupied(), 0);
+    let volume = rig.open();
+    for number in 0..50u64 {
+        let expected = noise(number, 1000 + number as usize * 1000);
+        assert!(read_file(&volume, &format!("s{number}")).expect("readable") == expected);
+    }
+}
+
+#[test]
+fn many_small_syncs_in_a_large_file_stay_right_and_small() {
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let volume = rig.open();
+    let mut bytes = noise(5, 8 << 20);
+    let file = write_file(&volume, "db", &bytes);
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    for round in 0..300usize {
+        let at = (round * 7919) % 2000 * 4096;
+        let page = noise(round as u64 + 100, 4096);
+        volume.write(handle, at as u64, &page).expect("written");
+        bytes[at..at + 4096].copy_from_slice(&page);
+        volume.fsync(handle).expect("synced");
+    }
+    assert!(read_file(&volume, "db").expect("readable") == bytes);
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "db").expect("readable") == bytes);
+}
+
+#[test]
+fn removing_everything_gives_everything_back() {
+    let rig = Rig::new(4, "critical = \"2+2\"");
+    let volume = rig.open();
+    for number in 0..5 {
+        write_file(&volume, &format!("f{number}"), &noise(number, 5 << 20));
+    }
+    // Written anew again and again, a file keeps only its last bytes.
+    for round in 0..8 {
+        let file = volume.lookup(ROOT, b"f0").expect("there").file;
+        let handle = volume
+            .open_file(file, libc::O_RDWR | libc::O_TRUNC)
+            .expect("open")
+            .handle;
+        volume
+            .write(handle, 0, &noise(round + 50, 5 << 20))
+            .expect("written");
+        close(&volume, handle);
+    }
+    volume.commit_all().expect("committed");
+    volume.sweeper.wait();
+    let most = 5 * 2 * (5 << 20) * 3 / 2;
+    assert!(
+        rig.occupied() < most,
+        "{} bytes are occupied",
+        rig.occupied()
+    );
+    for number in 0..5 {
+        volume
+            .remove(ROOT, format!("f{number}").as_bytes())
+            .expect("removed");
+    }
+    volume.close().expect("closed");
+    assert_eq!(rig.occupied(), 0);
+}
+
+#[test]
+fn an_unlinked_file_lives_as_long_as_it_is_open() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (_, handle) = create(&volume, "f");
+    volume
+        .write(handle, 0, &noise(1, 1 << 20))
+        .expect("written");
+    volume.fsync(handle).expect("synced");
+    volume.remove(ROOT, b"f").expect("removed");
+    volume
+        .write(handle, 1 << 20, &noise(2, 1 << 20))
+        .expect("written");
+    let expected = [noise(1, 1 << 20), noise(2, 1 << 20)].concat();
+    assert!(volume.read(handle, 0, 2 << 20).expect("readable") == expected);
+    volume.sync_names().expect("synced");
+    // A crash now leaves an orphan, which the next mount removes.
+    drop(volume);
+    let volume = rig.open();
+    assert!(volume.lookup(ROOT, b"f").is_err());
+    volume.commit_all().expect("tidy is done");
+    volume.close().expect("closed");
+    assert_eq!(rig.occupied(), 0);
+}
+
+#[test]
+fn a_read_only_mount_changes_nothing() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    write_file(&rig.open(), "f", &noise(1, 1 << 20));
+    let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+    assert!(read_file(&volume, "f").expect("readable") == noise(1, 1 << 20));
+    let refused = volume
+        .create_file(ROOT, b"g", 0o644, libc::O_RDWR, CALLER)
+        .expect_err("refused");
+    assert_eq!(refused.errno(), libc::EROFS);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { at: u64, length: usize, seed: u64 },
+    Zeros { at: u64, length: usize },
+    Resize(u64),
+    Punch { at: u64, length: u64 },
+    Sync,
+    Reopen,
+    Compact,
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = 0u64..1_500_000;
+    prop_oneof![
+        6 => (at.clone(), 1usize..300_000, any::<u64>()).prop_map(|(at, length, seed)| Step::Write { at, length, seed }),
+        3 => (at.clone(), 1usize..5000, any::<u64>()).prop_map(|(at, length, seed)| Step::Write { at, length, seed }),
+        2 => (at.clone(), 1usize..200_000).prop_map(|(at, length)| Step::Zeros { at, length }),
+        1 => at.clone().prop_map(Step::Resize),
+        2 => (at, 1u64..400_000).prop_map(|(at, length)| Step::Punch { at, length }),
+        3 => Just(Step::Sync),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Compact),
+        1 => Just(Step::Crash),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn a_file_equals_an_array_of_bytes(steps in prop::collection::vec(step(), 1..40)) {
+        let rig = Rig::new(5, "critical = \"3+2\"\nblock_size = \"16K\"");
+        let mut volume = rig.open();
+        let (file, mut handle) = create(&volume, "f");
+        volume.fsync(handle).expect("synced");
+        let mut model: Vec<u8> = Vec::new();
+        let mut synced = model.clone();
+        let put = |model: &mut Vec<u8>, at: u64, bytes: &[u8]| {
+            let end = at as usize + bytes.len();
+            if model.len() < end { model.resize(end, 0); }
+            model[at as usize..end].copy_from_slice(bytes);
+        };
+        for step in steps {
+            match step {
+                Step::Write { at, length, seed } => {
+                    let bytes = noise(seed, length);
+                    volume.write(handle, at, &bytes).expect("written");
+                    put(&mut model, at, &bytes);
+                }
+                Step::Zeros { at, length } => {
+                    volume.write(handle, at, &vec![0; length]).expect("written");
+                    put(&mut model, at, &vec![0; length]);
+                }
+                Step::Resize(size) => {
+                    let changes = Changes { size: Some(size), ..Changes::default() };
+                    volume.set_attributes(file, Some(handle), &changes).expect("resized");
+                    model.resize(size as usize, 0);
+                }
+                Step::Punch { at, length } => {
+                    volume.allocate(handle, at, length, Allocate::Punch).expect("punched");
+                    let end = (at + length).min(model.len() as u64) as usize;
+                    if (at as usize) < end { model[at as usize..end].fill(0); }
+                }
+                Step::Sync => {
+                    volume.fsync(handle).expect("synced");
+                    synced = model.clone();
+                }
+                Step::Reopen => {
+                    close(&volume, handle);
+                    synced = model.clone();
+                    volume.close().expect("closed");
+                    drop(volume);
+                    volume = rig.open();
+                    handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+                }
+                Step::Compact => {
+                    let open = volume.use_file(file).expect("in use");
+                    volume.commit(&open, commit::Purpose::Compact).expect("compacted");
+                    synced = model.clone();
+                }
+                Step::Crash => {
+                    drop(volume);
+                    volume = rig.open();
+                    model = synced.clone();
+                    handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+                }
+            }
+            let found = volume.read(handle, 0, 4 << 20).expect("readable");
+            prop_assert_eq!(found.len(), model.len());
+            prop_assert!(found == model, "the bytes differ after {:?}", model.len());
+            // Every hole that is told of reads as zeros.
+            let mut at = 0;
+            while let Ok(hole) = volume.seek(handle, at, false) {
+                if hole as usize >= model.len() { break; }
+                let end = volume.seek(handle, hole, true).unwrap_or(model.len() as u64);
+                prop_assert!(model[hole as usize..end as usize].iter().all(|&byte| byte == 0));
+                at = end;
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Disks that are gone, that fail in the middle, and that come back.
+
+use super::*;
+
+fn check(volume: &Volume, files: usize) {
+    for number in 0..files {
+        let expected = noise(number as u64, 3 << 20);
+        let found = read_file(volume, &format!("f{number}")).expect("readable");
+        assert!(found == expected, "file {number} differs");
+    }
+}
+
+#[test]
+fn every_pair_of_disks_may_be_gone() {
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let volume = rig.open();
+    for number in 0..3 {
+        write_file(&volume, &format!("f{number}"), &noise(number, 3 << 20));
+    }
+    write_file(&volume, "small", b"small");
+    volume.close().expect("closed");
+    drop(volume);
+    for first in 0..6 {
+        for second in first + 1..6 {
+            rig.take_away(first);
+            rig.take_away(second);
+            let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+            check(&volume, 3);
+            assert_eq!(read_file(&volume, "small").expect("readable"), b"small");
+            drop(volume);
+            rig.bring_back(first);
+            rig.bring_back(second);
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_was_away_is_brought_up_to_date() {
+    let rig = Rig::new(4, "critical = \"2+2\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    volume.close().expect("closed");
+    drop(volume);
+    rig.take_away(1);
+    let volume = rig.open();
+    write_file(&volume, "f1", &noise(1, 3 << 20));
+    volume.remove(ROOT, b"f0").expect("removed");
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    volume.close().expect("closed");
+    drop(volume);
+    rig.bring_back(1);
+    // It is here again, and two others go: what it knows has to be the truth.
+    rig.open().close().expect("closed");
+    rig.take_away(0);
+    rig.take_away(2);
+    let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+    check(&volume, 2);
+}
+
+#[test]
+fn a_disk_that_dies_while_a_file_is_written_costs_nothing() {
+    for victims in [vec![1], vec![0, 3]] {
+        let rig = Rig::new(6, "critical = \"4+2\"");
+        let volume = rig.open();
+        let bytes = noise(9, 24 << 20);
+        let (_, handle) = create(&volume, "f");
+        volume
+            .write(handle, 0, &bytes[..10 << 20])
+            .expect("written");
+        for &victim in &victims {
+            // A directory in the place of the segments: nothing can be created or appended there any more.
+            rig.take_away(victim);
+            std::fs::write(rig.disk(victim), b"no directory").expect("written");
+        }
+        for (number, chunk) in bytes.chunks(1 << 20).enumerate().skip(10) {
+            volume
+                .write(handle, (number << 20) as u64, chunk)
+                .expect("written");
+        }
+        close(&volume, handle);
+        assert!(read_file(&volume, "f").expect("readable") == bytes);
+        drop(volume);
+        for &victim in &victims {
+            std::fs::remove_file(rig.disk(victim)).expect("removed");
+        }
+        let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+        assert!(
+            read_file(&volume, "f").expect("readable") == bytes,
+            "after losing {victims:?}"
+        );
+    }
+}
+
+#[test]
+fn with_too_few_disks_nothing_is_accepted() {
+    let rig = Rig::new(4, "critical = \"2+2\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    let pipeline = &volume.pipeline;
+    for id in pipeline.disks.usable_for_writing().into_iter().take(2) {
+        pipeline.disks.mark_faulty(id, "for this test");
+    }
+    let (_, handle) = create(&volume, "g");
+    let refused = volume
+        .write(handle, 0, &noise(1, 1 << 20))
+        .expect_err("refused");
+    assert!(
+        [libc::EIO, libc::ENOSPC].contains(&refused.errno()),
+        "{refused}"
+    );
+    volume.release(handle);
+    check(&volume, 1);
+}
+
+#[test]
+fn flipped_bits_are_found_and_mended() {
+    let rig = Rig::new(4, "critical = \"2+2\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    volume.close().expect("closed");
+    drop(volume);
+    let mut flipped = 0;
+    for number in 0..2 {
+        let mut places = vec![rig.disk(number).join("segments")];
+        while let Some(place) = places.pop() {
+            if place.is_dir() {
+                places.extend(
+                    std::fs::read_dir(&place)
+                        .expect("listed")
+                        .flatten()
+                        .map(|entry| entry.path()),
+                );
+                continue;
+            }
+            let mut bytes =
+                std::fs::read(&place).unwrap_or_else(|error| panic!("{place:?}: {error}"));
+            for at in (0..bytes.len()).step_by(50_000) {
+                bytes[at] ^= 4;
+                flipped += 1;
+            }
+            std::fs::write(&place, bytes).expect("written");
+        }
+    }
+    assert!(flipped > 10);
+    let volume = rig.open();
+    check(&volume, 1);
+    drop(volume);
+    // Mended: now the other two may go.
+    rig.take_away(2);
+    rig.take_away(3);
+    let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+    let found = read_file(&volume, "f0").expect("readable");
+    assert!(found == noise(0, 3 << 20));
+}
+
+#[test]
+fn a_volume_without_databases_is_rescued() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    write_file(&volume, "small", b"small");
+    volume
+        .make_directory(ROOT, b"dir", 0o750, CALLER)
+        .expect("made");
+    volume.close().expect("closed");
+    drop(volume);
+    for number in 0..3 {
+        std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
+    }
+    Volume::rescue(&rig.config).expect("rescued");
+    let volume = rig.open();
+    check(&volume, 1);
+    assert_eq!(read_file(&volume, "small").expect("readable"), b"small");
+    assert_eq!(volume.lookup(ROOT, b"dir").expect("there").mode, 0o750);
+}
+
+#[test]
+fn files_are_found_by_their_manifests_alone() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let directory = volume
+        .make_directory(ROOT, b"dir", 0o755, CALLER)
+        .expect("made")
+        .file;
+    let (attributes, opened) = volume
+        .create_file(directory, b"big", 0o640, libc::O_RDWR, CALLER)
+        .expect("made");
+    let bytes = noise(7, 80 << 20);
+    for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
+        volume
+            .write(opened.handle, (number << 20) as u64, chunk)
+            .expect("written");
+    }
+    close(&volume, opened.handle);
+    let open = volume.use_file(attributes.file).expect("in use");
+    volume
+        .commit(&open, commit::Purpose::Compact)
+        .expect("folded");
+    drop(open);
+    volume.close().expect("closed");
+    drop(volume);
+    for number in 0..3 {
+        std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
+        std::fs::remove_dir_all(rig.disk(number).join("journal")).expect("removed");
+    }
+    let lines = Volume::rescue(&rig.config).expect("rescued");
+    let volume = rig.open();
+    let directory = volume
+        .lookup(ROOT, b"dir")
+        .unwrap_or_else(|error| panic!("{error}: {lines:?}"))
+        .file;
+    let file = volume.lookup(directory, b"big").expect("there");
+    assert_eq!((file.size, file.mode), (bytes.len() as u64, 0o640));
+    let handle = volume
+        .open_file(file.file, libc::O_RDONLY)
+        .expect("open")
+        .handle;
+    for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
+        assert!(
+            volume
+                .read(handle, (number << 20) as u64, 1 << 20)
+                .expect("readable")
+                == chunk
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Settling, with tiers made up: whatever the tier source says, the bytes stay, and exactly what it calls
+//! critical survives the loss of disks.
+
+use std::ops::Range;
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::store::{Lane, Tier};
+
+/// Tiers as the test wants them.
+#[derive(Debug, Default)]
+struct MadeUp {
+    runs: Mutex<Vec<(Range<u64>, Tier)>>,
+    guess: Mutex<Option<Lane>>,
+}
+
+impl TierSource for MadeUp {
+    fn while_writing(&self, _: FileId, _: &Range<u64>, _: &[u8]) -> Lane {
+        self.guess.lock().unwrap_or(Lane::Undecided)
+    }
+
+    fn at_commit(&self, _: FileId, bytes: &dyn FrozenBytes) -> Tiers {
+        let mut first = vec![0; 16.min(bytes.size() as usize)];
+        bytes
+            .read_at(0, &mut first)
+            .expect("the frozen bytes can be read");
+        Tiers::Runs(self.runs.lock().clone())
+    }
+}
+
+/// Every `stride` pages, `length` of them are expendable.
+fn runs(size: u64, stride: u64, length: u64) -> Vec<(Range<u64>, Tier)> {
+    let pages = size / 4096;
+    (0..pages)
+        .step_by(stride as usize)
+        .map(|page| {
+            (
+                page * 4096..((page + length) * 4096).min(size),
+                Tier::Expendable,
+            )
+        })
+        .collect()
+}
+
+fn tier_bytes(volume: &Volume, file: FileId) -> (u64, u64) {
+    let found = volume.inspect(file).expect("inspected");
+    (found.tiers[0].logical, found.tiers[1].logical)
+}
+
+/// With two disks gone every critical byte must be readable; says how many expendable pages were not.
+fn lost_pages(rig: &Rig, bytes: &[u8], runs: &[(Range<u64>, Tier)], gone: [usize; 2]) -> usize {
+    gone.iter().for_each(|&disk| rig.take_away(disk));
+    let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+    let file = volume.lookup(ROOT, b"f").expect("there").file;
+    let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    let mut lost = 0;
+    for (page, expected) in bytes.chunks(4096).enumerate() {
+        let at = (page * 4096) as u64;
+        match volume.read(handle, at, 4096) {
+            Ok(found) => assert!(found == expected, "page {page} is wrong"),
+            Err(error) => {
+                assert!(
+                    runs.iter().any(|(run, _)| run.contains(&at)),
+                    "critical page {page}: {error}"
+                );
+                lost += 1;
+            }
+        }
+    }
+    drop(volume);
+    gone.iter().for_each(|&disk| rig.bring_back(disk));
+    lost
+}
+
+#[test]
+fn exactly_the_critical_pages_survive_whatever_was_guessed() {
+    for guess in [Lane::Undecided, Lane::Critical, Lane::Expendable] {
+        let rig = Rig::new(6, "critical = \"4+2\"");
+        let tiers = Arc::new(MadeUp::default());
+        *tiers.guess.lock() = Some(guess);
+        let size = 12u64 << 20;
+        *tiers.runs.lock() = runs(size, 50, 35);
+        let volume = rig.open_with(tiers.clone());
+        let bytes = noise(11, size as usize);
+        let file = write_file(&volume, "f", &bytes);
+        assert!(
+            read_file(&volume, "f").expect("readable") == bytes,
+            "{guess:?}"
+        );
+        let expendable: u64 = tiers
+            .runs
+            .lock()
+            .iter()
+            .map(|(run, _)| run.end - run.start)
+            .sum();
+        assert_eq!(
+            tier_bytes(&volume, file),
+            (size - expendable, expendable),
+            "{guess:?}"
+        );
+        volume.close().expect("closed");
+        drop(volume);
+        assert!(read_file(&rig.open_with(tiers.clone()), "f").expect("readable") == bytes);
+        let lost = lost_pages(&rig, &bytes, &tiers.runs.lock(), [0, 3]);
+        assert!(
+            lost > 0,
+            "{guess:?}: nothing expendable was on two of six disks"
+        );
+    }
+}
+
+#[test]
+fn tiers_that_change_move_between_commits() {
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let tiers = Arc::new(MadeUp::default());
+    let size = 8u64 << 20;
+    let mut bytes = noise(12, size as usize);
+    let volume = rig.open_with(tiers.clone());
+    let file = write_file(&volume, "f", &bytes);
+    assert_eq!(tier_bytes(&volume, file), (size, 0));
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    for (round, (stride, length)) in [(64, 64), (64, 32), (16, 3), (2048, 1), (64, 0)]
+        .into_iter()
+        .enumerate()
+    {
+        *tiers.runs.lock() = runs(size, stride, length);
+        let page = noise(round as u64, 4096);
+        volume.write(handle, 4096, &page).expect("written");
+        bytes[4096..8192].copy_from_slice(&page);
+        volume.fsync(handle).expect("synced");
+        assert!(volume.read(handle, 0, size as usize).expect("readable") == bytes);
+        let expendable: u64 = tiers
+            .runs
+            .lock()
+            .iter()
+            .map(|(run, _)| run.end - run.start)
+            .sum();
+        let (critical, _) = tier_bytes(&volume, file);
+        assert!(
+            critical >= size - expendable,
+            "round {round}: only {critical} bytes are critical"
+        );
+        volume.sweeper.wait();
+        volume.meta.checkpoint().expect("checkpointed");
+        let snapshot = Rig {
+            place: copy_of(&rig),
+            config: rig.config.clone(),
+        };
+        let moved = moved_config(&snapshot);
+        let lost = lost_pages(&moved, &bytes, &tiers.runs.lock(), [1, 4]);
+        assert!(lost as u64 * 4096 <= expendable, "round {round}");
+        // A large share on two of six disks cannot all be somewhere else.
+        assert!(
+            lost > 0 || expendable < size / 8,
+            "round {round}: nothing was stored once"
+        );
+    }
+    close(&volume, handle);
+}
+
+fn copy_of(rig: &Rig) -> tempfile::TempDir {
+    let place = tempfile::tempdir().expect("a directory");
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(format!("{}/.", rig.place.path().display()))
+        .arg(place.path())
+        .status()
+        .expect("cp runs");
+    assert!(status.success());
+    place
+}
+
+fn moved_config(rig: &Rig) -> Rig {
+    let place = copy_of(rig);
+    let mut config = rig.config.clone();
+    for (number, disk) in config.disks.iter_mut().enumerate() {
+        disk.path = place.path().join(format!("d{number}"));
+    }
+    Rig { place, config }
+}

@@ -25,7 +25,7 @@ naptime = 0.01
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
 
-/// One line a test that fails or does not run, `name: reason`.
+/// One line a test, `name: reason`.
 const KNOWN: &str = include_str!("pjdfstest-known-failures.txt");
 
 #[derive(Debug, Default)]

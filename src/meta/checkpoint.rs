@@ -41,20 +41,25 @@ impl Inner {
         // 1. Everything is in the journals,
         let mut commit = self.commit.lock();
         let mark = self.commit_pending(&mut commit, true)?;
-        let least = if closing {
-            CLOSED_BYTES
-        } else {
-            self.options.journal_bytes
-        };
-        let limit = least.max(2 * commit.image_length);
-        let journal = (commit.length > limit).then_some(commit);
+        let limit = self.options.journal_bytes.max(2 * commit.image_length);
+        let long = commit.length > limit || closing && commit.length > CLOSED_BYTES;
+        let journal = long.then_some(commit);
         // 2. then in the databases; unless a new journal is due others go on with the journals meanwhile,
         self.advance_databases(mark)?;
         *last = Instant::now();
         // 3. and a journal that holds all that the databases hold can make way for an image of them.
         match journal {
+            Some(commit) if commit.length <= limit && !self.is_worn(&commit)? => Ok(()),
             Some(mut commit) if commit.mark == mark => self.begin_journal(&mut commit),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a journal is more than twice as long as what its volume holds now.
+    fn is_worn(&self, commit: &Commit) -> Result<bool> {
+        match self.online().next() {
+            Some(replica) => Ok(commit.length > 2 * replica.database()?.live_bytes()?),
+            None => Ok(false),
         }
     }
 

@@ -69,6 +69,9 @@ impl State {
     }
 }
 
+/// A database larger than this is made smaller at a mount when most of it is empty. Bytes.
+const SHRINK_FROM: u64 = 4 << 20;
+
 pub(super) struct Database {
     disk: String,
     redb: redb::Database,
@@ -130,9 +133,14 @@ impl Database {
             Ok(0) => Ok(None),
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error.into()),
-            Ok(_) => {
+            Ok(length) => {
                 let file = disk.random_access(ObjectName::Database)?;
-                Self::over(disk.name(), Backend(file), cache, check).map(Some)
+                let mut database = Self::over(disk.name(), Backend(file), cache, check)?;
+                // Only at a mount, when nobody reads it yet.
+                if check && length > SHRINK_FROM && database.live_bytes()? * 4 < length {
+                    guarded(disk.name(), "shrink", || database.redb.compact())?;
+                }
+                Ok(Some(database))
             }
         }
     }
@@ -175,6 +183,14 @@ impl Database {
         Ok(Database {
             disk: disk.to_owned(),
             redb,
+        })
+    }
+
+    /// Bytes of keys and values, about.
+    pub(super) fn live_bytes(&self) -> Result<u64> {
+        guarded(&self.disk, "tell its size", || {
+            let stats = self.redb.begin_write()?.stats()?;
+            Ok::<_, redb::Error>(stats.stored_bytes() + stats.metadata_bytes())
         })
     }
 

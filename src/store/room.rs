@@ -65,6 +65,13 @@ impl Room {
         self.state.lock().asked = None;
     }
 
+    /// Room was given back: a disk that was full may have some.
+    pub fn given_back(&self) {
+        let mut state = self.state.lock();
+        state.full.clear();
+        state.asked = None;
+    }
+
     /// A disk refused an append for want of room.
     pub fn mark_full(&self, disk: DiskId) {
         let mut state = self.state.lock();

@@ -306,7 +306,8 @@ impl Volume {
                     .copied()
                     .filter(|set| !folded.sets.contains(set))
                     .collect();
-                head.dead = head.dead.min(folded.dead);
+                head.dead = folded.dead;
+                head.base_dead = folded.dead;
                 frozen.dead_pieces.extend(&folded.dead_pieces);
             }
             None => {
@@ -336,6 +337,7 @@ impl Volume {
                         .collect();
                     head.sets.retain(|set| used.contains(set));
                     head.dead = 0;
+                    head.base_dead = 0;
                 }
                 head.next_delta = next_delta + 1;
                 head.sets.extend(&new_sets);

@@ -37,6 +37,8 @@ impl Volume {
             .filter(|extent| extent.source != Source::Hole)
             .map(|extent| extent.range.end - extent.range.start)
             .sum();
-        state.dead >= below + over
+        // What is dead of the base's bytes since it was written is no longer alive.
+        let since = state.dead.saturating_sub(state.head.base_dead);
+        state.dead >= (below + over).saturating_sub(since)
     }
 }

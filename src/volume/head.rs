@@ -2,7 +2,7 @@
 //! deltas make it up. Knows its own encoding only.
 //!
 //! Little-endian, version first:
-//! `u8 1, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 stored,
+//! `u8 1, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 base dead, u64 stored,
 //! u64 unprotected, u16 sets, u64 set…, u8 has base, base reference…`
 
 use crate::ids::SetId;
@@ -27,6 +27,8 @@ pub struct FileHead {
     pub inline_bytes: u32,
     /// Bytes of blocks that were overwritten or cut off since the last compaction, about.
     pub dead: u64,
+    /// Bytes of them that were dead when the base was written.
+    pub base_dead: u64,
     /// Bytes on the disks, parity included.
     pub stored: u64,
     /// Bytes on the disks in blocks under no parity.
@@ -45,6 +47,7 @@ impl FileHead {
         bytes.extend(self.next_piece.to_le_bytes());
         bytes.extend(self.inline_bytes.to_le_bytes());
         bytes.extend(self.dead.to_le_bytes());
+        bytes.extend(self.base_dead.to_le_bytes());
         bytes.extend(self.stored.to_le_bytes());
         bytes.extend(self.unprotected.to_le_bytes());
         bytes.extend((self.sets.len() as u16).to_le_bytes());
@@ -74,6 +77,7 @@ impl FileHead {
             next_piece: u32::from_le_bytes(take(&mut rest)?),
             inline_bytes: u32::from_le_bytes(take(&mut rest)?),
             dead: u64::from_le_bytes(take(&mut rest)?),
+            base_dead: u64::from_le_bytes(take(&mut rest)?),
             stored: u64::from_le_bytes(take(&mut rest)?),
             unprotected: u64::from_le_bytes(take(&mut rest)?),
             ..FileHead::default()

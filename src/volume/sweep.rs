@@ -149,6 +149,6 @@ impl Volume {
                 tracing::debug!(%error, "punches will be done again");
             }
         }
-        self.pipeline.room.forget();
+        self.pipeline.room.given_back();
     }
 }

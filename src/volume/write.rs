@@ -76,6 +76,9 @@ impl Volume {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
+        if !self.room.lock().take(data.len() as u64) {
+            return None;
+        }
         let permit = self.pipeline.budget.try_acquire(data.len() as u64)?;
         Some(self.write_with(&file, offset, data, permit))
     }
@@ -83,6 +86,7 @@ impl Volume {
     /// Gathers a write; waits for memory.
     pub fn write(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<()> {
         let file = self.writable(handle, offset, data.len() as u64)?;
+        self.check_room(data.len() as u64)?;
         let permit = self.memory(data.len() as u64);
         self.write_with(&file, offset, data, permit)
     }
@@ -127,7 +131,6 @@ impl Volume {
         data: &[u8],
         mut permit: Permit,
     ) -> Result<()> {
-        self.check_room(data.len() as u64)?;
         let mut state = file.state.lock();
         self.put(file, &mut state, offset, data, &mut permit)?;
         self.touch(file, &mut state);
@@ -307,23 +310,31 @@ impl Volume {
 
     /// Refuses what could not be protected: the bytes in hand may all turn out incompressible.
     fn check_room(&self, length: u64) -> Result<()> {
-        let mut room = self.room.lock();
-        if !room.take(length) {
-            self.pipeline.room.forget();
-            let open: u64 = self
-                .files_in_use()
-                .iter()
-                .map(|file| file.open_bytes())
-                .sum();
-            *room = RoomLeft::new(self.data_room(), self.pipeline.unwritten() + open);
-            if !room.take(length) {
-                return Err(VolumeError::new(
-                    libc::ENOSPC,
-                    "no room to store this with the redundancy that the policy asks for; free space or add disks",
-                ));
-            }
+        if self.room.lock().take(length) || self.ask_for_room(length) {
+            return Ok(());
         }
-        Ok(())
+        // What was removed just now is given back aside; that is worth waiting for.
+        self.sweeper.wait();
+        if self.ask_for_room(length) {
+            return Ok(());
+        }
+        Err(VolumeError::new(
+            libc::ENOSPC,
+            "no room to store this with the redundancy that the policy asks for; free space or add disks",
+        ))
+    }
+
+    /// Asks the disks anew, and takes bytes if they are there.
+    fn ask_for_room(&self, length: u64) -> bool {
+        self.pipeline.room.forget();
+        let open: u64 = self
+            .files_in_use()
+            .iter()
+            .map(|file| file.open_bytes())
+            .sum();
+        let mut room = self.room.lock();
+        *room = RoomLeft::new(self.data_room(), self.pipeline.unwritten() + open);
+        room.take(length)
     }
 
     /// Drops what the kernel caches of a range that was written around its cache.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::harness::content;
-use crate::harness::disks::Backing;
+use crate::harness::disks::{Backing, Kind};
 use crate::harness::random::Random;
 use crate::harness::volume::{Shape, Volume};
 
@@ -60,6 +60,15 @@ fn again_and_again(
     }
     volume.remount();
     volume.umount();
+    for disk in &volume.disks {
+        for kind in [Kind::Segment, Kind::Manifest] {
+            assert_eq!(
+                disk.files(kind),
+                Vec::<PathBuf>::new(),
+                "of an empty volume"
+            );
+        }
+    }
     let left = volume.used();
     assert!(
         left < empty + (16 << 20),

@@ -207,13 +207,22 @@ impl Volume {
     /// files for a moment, until it is past its exec; so "in use" is asked again.
     #[track_caller]
     pub fn umount(&mut self) {
+        if let Err(why) = self.try_umount() {
+            panic!("the volume does not unmount: {why}");
+        }
+    }
+
+    /// The same; what went wrong if something did.
+    pub fn try_umount(&mut self) -> Result<(), String> {
         let begin = Instant::now();
         loop {
             let outcome = self.parsfs(["umount".as_ref(), self.mountpoint.as_os_str()]);
             let in_use = !outcome.success() && outcome.stderr.contains("is in use");
             if !in_use || begin.elapsed() > Duration::from_secs(5) {
-                outcome.expect_success("parsfs umount");
-                break;
+                if outcome.success() {
+                    break;
+                }
+                return Err(format!("{}: {}", outcome.status, outcome.stderr));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -223,14 +232,15 @@ impl Volume {
         let Some(status) = ended else {
             let _ = daemon.kill();
             let _ = daemon.wait();
-            panic!("the daemon lives on {PATIENCE:?} after the umount");
+            return Err(format!("the daemon lives on for {PATIENCE:?}"));
         };
-        assert!(
-            status.success(),
-            "the daemon ended with {status}\n{}",
-            self.said()
-        );
-        assert!(!self.is_mounted(), "still mounted after parsfs umount");
+        if !status.success() {
+            return Err(format!("the daemon ended with {status}: {}", self.said()));
+        }
+        if self.is_mounted() {
+            return Err("it is still mounted after parsfs umount".to_owned());
+        }
+        Ok(())
     }
 
     /// Ends the daemon as a crash would, at whatever it is doing.

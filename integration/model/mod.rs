@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use generate::Generator;
+use history::History;
 use operation::Operation;
 use pair::Pair;
 
@@ -50,7 +51,9 @@ fn the_mount_and_a_plain_directory_stay_equal() {
 }
 
 fn check(seed: u64) {
-    if let Err(why) = history::run(seed) {
+    // It is still there when this panics, so that it tells what its daemon said.
+    let mut history = History::new(seed);
+    if let Err(why) = history.run() {
         say(&format!(
             "model: seed {seed} failed; PARSFS_MODEL_SEED={seed} repeats it"
         ));

@@ -60,8 +60,9 @@ impl Pair {
     /// A failure with what led to it.
     pub fn failure(&self, why: &str) -> String {
         let from = self.record.len().saturating_sub(SHOWN);
+        let first = self.record.first().map_or("", String::as_str);
         format!(
-            "{why}\nafter {} steps, the last of which were\n  {}",
+            "{why}\n{first}\nafter {} steps, the last of which were\n  {}",
             self.record.len(),
             self.record[from..].join("\n  ")
         )

@@ -74,7 +74,27 @@ const SHRINK_FROM: u64 = 4 << 20;
 
 pub(super) struct Database {
     disk: String,
-    redb: redb::Database,
+    /// There until it is dropped.
+    redb: Option<redb::Database>,
+}
+
+impl Database {
+    fn redb(&self) -> std::result::Result<&redb::Database, redb::Error> {
+        self.redb.as_ref().ok_or(redb::Error::DatabaseClosed)
+    }
+}
+
+impl Drop for Database {
+    /// A database that was found damaged while it was written panics once more when it is closed.
+    fn drop(&mut self) {
+        let redb = self.redb.take();
+        if catch_unwind(AssertUnwindSafe(move || drop(redb))).is_err() {
+            tracing::warn!(
+                disk = self.disk,
+                "a damaged database was not closed in good order"
+            );
+        }
+    }
 }
 
 impl std::fmt::Debug for Database {
@@ -138,7 +158,12 @@ impl Database {
                 let mut database = Self::over(disk.name(), Backend(file), cache, check)?;
                 // Only at a mount, when nobody reads it yet.
                 if check && length > SHRINK_FROM && database.live_bytes()? * 4 < length {
-                    guarded(disk.name(), "shrink", || database.redb.compact())?;
+                    guarded(disk.name(), "shrink", || {
+                        database
+                            .redb
+                            .as_mut()
+                            .map_or(Ok(false), redb::Database::compact)
+                    })?;
                 }
                 Ok(Some(database))
             }
@@ -182,14 +207,14 @@ impl Database {
         })?;
         Ok(Database {
             disk: disk.to_owned(),
-            redb,
+            redb: Some(redb),
         })
     }
 
     /// Bytes of keys and values, about.
     pub(super) fn live_bytes(&self) -> Result<u64> {
         guarded(&self.disk, "tell its size", || {
-            let stats = self.redb.begin_write()?.stats()?;
+            let stats = self.redb()?.begin_write()?.stats()?;
             Ok::<_, redb::Error>(stats.stored_bytes() + stats.metadata_bytes())
         })
     }
@@ -197,7 +222,7 @@ impl Database {
     /// How far it has come; none if it was never finished.
     pub(super) fn state(&self) -> Result<Option<State>> {
         guarded(&self.disk, "tell its epoch", || {
-            let transaction = self.redb.begin_read()?;
+            let transaction = self.redb()?.begin_read()?;
             let table = match transaction.open_table(STATE) {
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
                 table => table?,
@@ -214,7 +239,7 @@ impl Database {
         state: Option<State>,
     ) -> Result<()> {
         guarded(&self.disk, "take changes", || {
-            let mut transaction = self.redb.begin_write()?;
+            let mut transaction = self.redb()?.begin_write()?;
             if state.is_none() {
                 transaction.set_durability(Durability::None)?;
             }
@@ -247,7 +272,7 @@ impl Database {
     /// A view of the database as it is now, that later changes do not reach.
     pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot> {
         let (transaction, table, state) = guarded(&self.disk, "begin to read", || {
-            let transaction = self.redb.begin_read()?;
+            let transaction = self.redb()?.begin_read()?;
             let table = match transaction.open_table(DATA) {
                 Err(redb::TableError::TableDoesNotExist(_)) => None,
                 table => Some(table?),

@@ -14,7 +14,7 @@ use super::stream::{MAGIC, Stream};
 /// What is known of a file that is being written.
 ///
 /// Every write is shown to it, in the order in which the writes take effect. Whatever the order, the answer of
-/// [`Indexer::finish`] is that of [`index`](super::index) on the finished file: bytes that do not come
+/// [`Indexer::finish`] is that of [`index`](super::index()) on the finished file: bytes that do not come
 /// in the order of the stream only mean that the file's records are read then, and not now.
 #[derive(Clone, Debug)]
 pub struct Indexer {

@@ -1,7 +1,7 @@
 //! What the bytes of a file are: one file a format; every format gives a page map between file ranges and
 //! guest-physical pages. Pure: it reads bytes through a trait and knows no disks.
 //!
-//! A finished file goes through [`index`]; a file that is being written is followed by an [`Indexer`], which
+//! A finished file goes through [`index()`]; a file that is being written is followed by an [`Indexer`], which
 //! is shown every write and gives the same answer at the commit without having to read the pages again. The
 //! answer is a [`Snapshot`]: a [`Format`], and either a [`PageMap`] or the reason why all bytes have
 //! to be kept as they are.

@@ -94,7 +94,7 @@ impl Disk for FaultyDisk {
             self.inner.create(object)
         })?;
         Ok(Box::new(FaultyAppender {
-            disk: self.name().to_owned(),
+            below: Arc::clone(&self.inner),
             object,
             plan: Arc::clone(&self.plan),
             inner,
@@ -108,7 +108,7 @@ impl Disk for FaultyDisk {
             self.inner.resume(object, length)
         })?;
         Ok(Box::new(FaultyAppender {
-            disk: self.name().to_owned(),
+            below: Arc::clone(&self.inner),
             object,
             plan: Arc::clone(&self.plan),
             inner,
@@ -172,6 +172,11 @@ impl Disk for FaultyDisk {
                 self.plan.flip(&mut bytes);
                 self.inner.restore(object, offset, &bytes)
             }
+            Some(Fault::Misdirected) => {
+                let length = self.inner.length(object)?;
+                let elsewhere = self.plan.elsewhere(length, offset, bytes.len() as u64);
+                self.inner.restore(object, elsewhere, bytes)
+            }
             Some(fault) => {
                 if fault == Fault::Torn {
                     let part = self.plan.pick(bytes.len() as u64) as usize;
@@ -224,7 +229,7 @@ impl Disk for FaultyDisk {
 
 #[derive(Debug)]
 struct FaultyAppender {
-    disk: String,
+    below: Arc<dyn Disk>,
     object: ObjectName,
     plan: Arc<FaultPlan>,
     inner: Box<dyn Appender>,
@@ -257,6 +262,15 @@ impl Appender for FaultyAppender {
                 self.plan.flip(&mut bytes);
                 self.pass_on(&[&bytes])?;
             }
+            Some(Fault::Misdirected) => {
+                // Over what is there already; in its own place are zeros once something follows.
+                let elsewhere = self.plan.elsewhere(first, first, length);
+                let bytes = slices.concat();
+                let room = bytes.len().min((first - elsewhere) as usize);
+                let bytes = bytes.get(..room).unwrap_or_default();
+                self.below.restore(self.object, elsewhere, bytes)?;
+                self.owed += length;
+            }
             Some(fault) => {
                 if fault == Fault::Torn {
                     let mut bytes = slices.concat();
@@ -264,7 +278,7 @@ impl Appender for FaultyAppender {
                     self.pass_on(&[&bytes])?;
                 }
                 let object = Some(self.object);
-                return Err(error(&self.disk, Operation::Append, object, fault));
+                return Err(error(self.below.name(), Operation::Append, object, fault));
             }
         }
         self.end += length;
@@ -283,7 +297,7 @@ impl Appender for FaultyAppender {
             Some(Fault::Dropped) => Ok(()),
             Some(fault) => {
                 let object = Some(self.object);
-                Err(error(&self.disk, Operation::Sync, object, fault))
+                Err(error(self.below.name(), Operation::Sync, object, fault))
             }
         }
     }
@@ -476,6 +490,15 @@ mod tests {
         let (first, bytes, _) = after(Fault::BitFlip);
         assert_eq!((first.unwrap(), bytes.len()), (0, 6));
         assert_ne!(bytes, b"abcdef");
+        disk.plan().clear();
+        let mut appender = disk.resume(object, 6).unwrap();
+        disk.plan().add(once(Operation::Append, Fault::Misdirected));
+        assert_eq!(appender.append(&[b"XYZ"]).unwrap(), 6);
+        assert_eq!(appender.append(&[b"g"]).unwrap(), 9);
+        let mut bytes = vec![1; disk.length(object).unwrap() as usize];
+        disk.read_at(object, 0, &mut bytes).unwrap();
+        assert_eq!(bytes[6..], *b"\0\0\0g");
+        assert!(bytes[..6].windows(3).any(|part| part == b"XYZ"));
     }
 
     #[test]

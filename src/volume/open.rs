@@ -14,7 +14,7 @@ use super::recover;
 use super::rescue;
 use super::sweep::Sweeper;
 use super::tiers::{AllCritical, TierSource};
-use crate::config::{CommitMode, Config};
+use crate::config::{CommitMode, Config, DiskConfig};
 use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError};
 use crate::ids::{DiskId, VolumeId};
 use crate::meta::{self, DiskRecord, DiskState, Meta, Records, Timestamp, WriteRecords};
@@ -37,15 +37,19 @@ pub enum Mode {
 pub struct VolumeOptions {
     /// Where tiers come from.
     pub tiers: Arc<dyn TierSource>,
-    /// Puts something between the volume and each disk.
-    pub wrap: fn(Arc<dyn Disk>) -> Arc<dyn Disk>,
+    /// A journal is begun anew when it is longer than this and than twice its image. Bytes.
+    pub journal_bytes: u64,
+    /// So many bytes of changes, and the databases are brought up to the journal.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for VolumeOptions {
     fn default() -> Self {
+        let usual = meta::Options::new(VolumeId(0));
         VolumeOptions {
             tiers: Arc::new(AllCritical),
-            wrap: |disk| disk,
+            journal_bytes: usual.journal_bytes,
+            checkpoint_bytes: usual.checkpoint_bytes,
         }
     }
 }
@@ -60,7 +64,7 @@ const READERS: usize = 8;
 struct Found {
     name: String,
     path: PathBuf,
-    disk: Option<Arc<DirectoryDisk>>,
+    disk: Option<Arc<dyn Disk>>,
     label: Option<Label>,
     /// The label is there and cannot be read.
     damaged: bool,
@@ -70,14 +74,22 @@ struct Found {
 impl Volume {
     /// Makes a new volume on the config's disks.
     pub fn create(config: &Config) -> Result<()> {
+        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        let mut locks = Vec::new();
+        for disk in &config.disks {
+            disks.push(Arc::new(DirectoryDisk::create(&disk.name, &disk.path)?));
+            locks.push(DiskLock::take(&disk.path).map_err(busy)?);
+        }
+        Self::create_on(config, disks)
+    }
+
+    /// Makes a new volume on disks that are in hand, in the order of the config. Nobody locks them.
+    pub fn create_on(config: &Config, media: Vec<Arc<dyn Disk>>) -> Result<()> {
         let volume = VolumeId(random());
         let now = Timestamp::now();
         let mut disks: Vec<(DiskId, Arc<dyn Disk>)> = Vec::new();
-        let mut locks = Vec::new();
-        for (number, disk) in config.disks.iter().enumerate() {
-            let directory = DirectoryDisk::create(&disk.name, &disk.path)?;
-            locks.push(DiskLock::take(&disk.path).map_err(busy)?);
-            match Label::read(&directory) {
+        for ((number, disk), medium) in config.disks.iter().enumerate().zip(media) {
+            match Label::read(medium.as_ref()) {
                 Ok(label) => {
                     return Err(VolumeError::new(
                         libc::EEXIST,
@@ -94,7 +106,7 @@ impl Volume {
                 Err(LabelError::Disk(DiskError::Missing { .. })) => {}
                 Err(error) => return Err(error.into()),
             }
-            disks.push((DiskId(number as u16), Arc::new(directory)));
+            disks.push((DiskId(number as u16), medium));
         }
         let records: Vec<(DiskId, DiskRecord)> = disks
             .iter()
@@ -145,7 +157,29 @@ impl Volume {
 
     /// The same with other options.
     pub fn open_with(config: &Config, mode: Mode, options: VolumeOptions) -> Result<Arc<Volume>> {
-        let opened = Self::open_or_rescue(config, mode, options, None)?;
+        Self::open_found(config, find(config, mode)?, mode, options)
+    }
+
+    /// Opens a volume on disks that are in hand, in the order of the config; `None` for one that is missing.
+    /// Nobody locks them.
+    pub fn open_on(
+        config: &Config,
+        media: Vec<Option<Arc<dyn Disk>>>,
+        mode: Mode,
+        options: VolumeOptions,
+    ) -> Result<Arc<Volume>> {
+        let disks = config.disks.iter().zip(media);
+        let found = disks.map(|(disk, medium)| look(disk, medium));
+        Self::open_found(config, found.collect::<Result<_>>()?, mode, options)
+    }
+
+    fn open_found(
+        config: &Config,
+        found: Vec<Found>,
+        mode: Mode,
+        options: VolumeOptions,
+    ) -> Result<Arc<Volume>> {
+        let opened = Self::open_or_rescue(config, found, mode, options, None)?;
         if !opened.read_only {
             recover::orphans(&opened)?;
             recover::begin(&opened);
@@ -157,6 +191,7 @@ impl Volume {
     pub(super) fn open_for_rescue(config: &Config, lines: &mut Vec<String>) -> Result<Arc<Volume>> {
         Self::open_or_rescue(
             config,
+            find(config, Mode::ReadWrite)?,
             Mode::ReadWrite,
             VolumeOptions::default(),
             Some(lines),
@@ -165,38 +200,38 @@ impl Volume {
 
     fn open_or_rescue(
         config: &Config,
+        mut found: Vec<Found>,
         mode: Mode,
         options: VolumeOptions,
         report: Option<&mut Vec<String>>,
     ) -> Result<Arc<Volume>> {
-        let mut found = find(config, mode)?;
         let volume = identify(config, &found)?;
         let ids = number(&found)?;
-        let wrapped: Vec<(DiskId, Option<Arc<dyn Disk>>)> = found
+        let media: Vec<(DiskId, Option<Arc<dyn Disk>>)> = found
             .iter()
             .zip(&ids)
-            .map(|(found, id)| {
-                let disk = found.disk.clone().map(|disk| (options.wrap)(disk));
-                (*id, disk)
-            })
+            .map(|(found, id)| (*id, found.disk.clone()))
             .collect();
         let registry = Arc::new(Disks::new(mode == Mode::ReadOnly));
-        for ((id, disk), found) in wrapped.iter().zip(&found) {
+        for ((id, disk), found) in media.iter().zip(&found) {
             registry.insert(*id, found.name.clone(), disk.clone());
         }
+        let (journal_bytes, checkpoint_bytes) = (options.journal_bytes, options.checkpoint_bytes);
         let meta = {
             let options = || {
                 let registry = Arc::clone(&registry);
                 meta::Options {
                     read_only: mode == Mode::ReadOnly,
                     force: mode == Mode::Forced,
+                    journal_bytes,
+                    checkpoint_bytes,
                     on_disk_failed: Box::new(move |disk, error| registry.mark_faulty(disk, error)),
                     ..meta::Options::new(volume)
                 }
             };
             match report {
-                None => Meta::open(wrapped.clone(), options())?,
-                Some(lines) => rescue::metadata(config, &wrapped, options, lines)?,
+                None => Meta::open(media.clone(), options())?,
+                Some(lines) => rescue::metadata(config, &media, options, lines)?,
             }
         };
         let opened = Self::assemble(config, volume, meta, registry, &found, &ids, options.tiers)?;
@@ -340,54 +375,64 @@ fn busy(error: LockError) -> VolumeError {
     VolumeError::new(libc::EBUSY, error.to_string())
 }
 
-/// Looks at every disk of the config. One that is not there is not an error here.
+/// Finds every disk of the config. One that is not there is not an error here.
 fn find(config: &Config, mode: Mode) -> Result<Vec<Found>> {
     let mut all = Vec::new();
     for disk in &config.disks {
-        let mut found = Found {
-            name: disk.name.clone(),
-            path: disk.path.clone(),
-            disk: None,
-            label: None,
-            damaged: false,
-            lock: None,
-        };
         let opened = if mode == Mode::ReadOnly {
             DirectoryDisk::open_untouched(&disk.name, &disk.path)
         } else {
             DirectoryDisk::open(&disk.name, &disk.path)
         };
-        match opened {
-            Ok(directory) => {
-                match Label::read(&directory) {
-                    Ok(label) => found.label = Some(label),
-                    Err(LabelError::Damaged { .. }) => found.damaged = true,
-                    Err(error @ LabelError::TooNew { .. }) => return Err(error.into()),
-                    Err(LabelError::Disk(error)) => {
-                        tracing::warn!(disk = disk.name, %error, "no disk of a volume; it counts as missing");
-                        all.push(found);
-                        continue;
-                    }
-                }
-                if mode != Mode::ReadOnly {
-                    match DiskLock::take(&disk.path) {
-                        Ok(lock) => found.lock = Some(lock),
-                        Err(error) => {
-                            if matches!(error, LockError::Held { .. }) {
-                                return Err(busy(error));
-                            }
-                            // A disk that cannot be written to is not lost for reading.
-                            tracing::warn!(disk = disk.name, %error, "cannot be locked");
-                        }
-                    }
-                }
-                found.disk = Some(Arc::new(directory));
+        let medium: Option<Arc<dyn Disk>> = match opened {
+            Ok(directory) => Some(Arc::new(directory)),
+            Err(error) => {
+                tracing::warn!(disk = disk.name, %error, "missing");
+                None
             }
-            Err(error) => tracing::warn!(disk = disk.name, %error, "missing"),
+        };
+        let mut found = look(disk, medium)?;
+        if mode != Mode::ReadOnly && found.disk.is_some() {
+            match DiskLock::take(&disk.path) {
+                Ok(lock) => found.lock = Some(lock),
+                Err(error) => {
+                    if matches!(error, LockError::Held { .. }) {
+                        return Err(busy(error));
+                    }
+                    // A disk that cannot be written to is not lost for reading.
+                    tracing::warn!(disk = disk.name, %error, "cannot be locked");
+                }
+            }
         }
         all.push(found);
     }
     Ok(all)
+}
+
+/// Looks at the label of a disk of the config.
+fn look(disk: &DiskConfig, medium: Option<Arc<dyn Disk>>) -> Result<Found> {
+    let mut found = Found {
+        name: disk.name.clone(),
+        path: disk.path.clone(),
+        disk: None,
+        label: None,
+        damaged: false,
+        lock: None,
+    };
+    let Some(medium) = medium else {
+        return Ok(found);
+    };
+    match Label::read(medium.as_ref()) {
+        Ok(label) => found.label = Some(label),
+        Err(LabelError::Damaged { .. }) => found.damaged = true,
+        Err(error @ LabelError::TooNew { .. }) => return Err(error.into()),
+        Err(LabelError::Disk(error)) => {
+            tracing::warn!(disk = disk.name, %error, "no disk of a volume; it counts as missing");
+            return Ok(found);
+        }
+    }
+    found.disk = Some(medium);
+    Ok(found)
 }
 
 /// The volume that the disks belong to.

@@ -1,0 +1,419 @@
+//! Thousands of schedules of faults: a made-up program runs on a volume whose disks fail, and everything that the
+//! volume answers is compared with a model. With no more than m disks failing nothing may be refused, lost or wrong;
+//! with more, a call may fail, and still no byte may be wrong, and when disks that failed openly are well again,
+//! everything that was answered for is there.
+//!
+//! `PARSFS_FAULT_SCHEDULES` is how many schedules are run, `PARSFS_FAULT_FROM` the first one's seed, and
+//! `PARSFS_FAULT_SEED` repeats one, some dozen times, since threads of a volume may take turns otherwise.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use parsfs::config::Config;
+use parsfs::disk::FaultPlan;
+use parsfs::volume::Volume;
+
+use crate::model::{Loss, Model};
+use crate::operation::{Failure, Sizes, apply, next};
+use crate::random::Random;
+use crate::rig::{Media, Shape, left_over, new_volume, observe, open};
+use crate::schedule::{Regime, Schedule};
+use crate::tiers::MadeUp;
+
+/// After this a schedule stands still.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// After so many failed schedules no more are run.
+const FAILURES: usize = 12;
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is {text}, and not a number")),
+    )
+}
+
+#[test]
+fn whatever_fails_no_byte_is_wrong() {
+    let one = number("PARSFS_FAULT_SEED");
+    let from = one.or_else(|| number("PARSFS_FAULT_FROM")).unwrap_or(0);
+    let count = match one {
+        Some(_) => number("PARSFS_FAULT_SCHEDULES").unwrap_or(36),
+        None => number("PARSFS_FAULT_SCHEDULES").unwrap_or(1000),
+    };
+    if one.is_some() {
+        // What the volume says; each line names its thread, as many volumes speak at once.
+        tracing_subscriber::fmt()
+            .with_env_filter(std::env::var("PARSFS_LOG").unwrap_or_else(|_| "warn".to_owned()))
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    let begun = AtomicU64::new(0);
+    let failed = Mutex::new(Vec::new());
+    let running: Mutex<HashMap<u64, Instant>> = Mutex::default();
+    let done = AtomicBool::new(false);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) + 1;
+    // Panics of a volume's own threads are its business; those of a schedule are told below.
+    std::panic::set_hook(Box::new(|_| {}));
+    std::thread::scope(|scope| {
+        let work = || {
+            loop {
+                let turn = begun.fetch_add(1, Ordering::Relaxed);
+                if turn >= count || failed.lock().expect("failures").len() >= FAILURES {
+                    break;
+                }
+                let seed = if one.is_some() { from } else { from + turn };
+                running.lock().expect("seeds").insert(turn, Instant::now());
+                let mut story = String::new();
+                let run = catch_unwind(AssertUnwindSafe(|| run(seed, &mut story)));
+                running.lock().expect("seeds").remove(&turn);
+                let why = match run {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(why)) => why,
+                    Err(panic) => panic.downcast_ref::<String>().map_or_else(
+                        || "it panicked".to_owned(),
+                        |message| format!("it panicked: {message}"),
+                    ),
+                };
+                let mut failed = failed.lock().expect("failures");
+                failed.push(format!("seed {seed}: {why}\n{story}"));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(50));
+                let late = running.lock().expect("seeds");
+                let late = late.iter().find(|(_, since)| since.elapsed() > PATIENCE);
+                if let Some((turn, _)) = late {
+                    let seed = if one.is_some() { from } else { from + turn };
+                    eprintln!("seed {seed}: it stands still");
+                    std::process::abort();
+                }
+            }
+        });
+        for worker in workers {
+            let _ = worker.join();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let _ = std::panic::take_hook();
+    let failed = failed.into_inner().expect("failures");
+    assert!(
+        failed.is_empty(),
+        "{}\nrepeat one with PARSFS_FAULT_SEED={}",
+        failed.join("\n\n"),
+        failed[0].split([' ', ':']).nth(1).unwrap_or_default()
+    );
+}
+
+/// A run of one seed.
+struct Run {
+    random: Random,
+    shape: Shape,
+    regime: Regime,
+    victims: Vec<usize>,
+    config: Config,
+    media: Media,
+    tiers: Option<Arc<MadeUp>>,
+    loss: Loss,
+    model: Model,
+    plans: Vec<Arc<FaultPlan>>,
+}
+
+fn run(seed: u64, story: &mut String) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let shape = Shape::pick(&mut random);
+    let regime = Regime::pick(&mut random);
+    let victims = regime.victims(&mut random, shape);
+    let with_tiers = random.once_in(3);
+    let config = shape.config();
+    let sizes = *random.pick(&[
+        Sizes {
+            file: 40_000,
+            write: 20_000,
+        },
+        Sizes {
+            file: 200_000,
+            write: 90_000,
+        },
+        Sizes {
+            file: 200_000,
+            write: 90_000,
+        },
+        Sizes {
+            file: 900_000,
+            write: 400_000,
+        },
+    ]);
+    tell(
+        story,
+        format_args!("{shape:?}, {regime:?}, tiers: {with_tiers}, {sizes:?}"),
+    );
+    let mut run = Run {
+        random,
+        shape,
+        regime,
+        victims,
+        media: new_volume(&config),
+        config,
+        tiers: with_tiers.then(Arc::default),
+        loss: if with_tiers {
+            Loss::Expendable
+        } else {
+            Loss::None
+        },
+        model: Model {
+            legal: vec![Default::default()],
+            ..Model::default()
+        },
+        plans: Vec::new(),
+    };
+    let mounts = 1 + run.random.below(4);
+    for _ in 0..mounts {
+        let Some(volume) = run.mount(story)? else {
+            return Ok(());
+        };
+        let well = run.work(&volume, sizes, story)?;
+        run.leave(volume, well, story)?;
+    }
+    run.last_look(story)
+}
+
+fn tell(story: &mut String, line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(story, "   {line}");
+}
+
+impl Run {
+    /// Whether nothing may be refused now.
+    fn must_work(&self) -> bool {
+        // Where a lying disk has lost a byte that was expendable when it was written and is critical now, the commit
+        // that finds it is refused.
+        let may_have_lost = self.tiers.is_some() && self.regime.is_silent();
+        !self.regime.is_beyond()
+            && self.shape.can_write_without(self.victims.len())
+            && !may_have_lost
+    }
+
+    fn may_lose(&self) -> Loss {
+        if self.regime.is_beyond() {
+            Loss::Anything
+        } else {
+            self.loss
+        }
+    }
+
+    /// Mounts with new faults and looks at everything. With too many faults it may not come to that, and then it is
+    /// mounted without any. `None`: the volume is gone, as it may be.
+    fn mount(&mut self, story: &mut String) -> Result<Option<Arc<Volume>>, String> {
+        if !self.regime.is_silent() {
+            self.victims = self.regime.victims(&mut self.random, self.shape);
+        }
+        let schedule = Schedule::pick(&mut self.random, self.regime, &self.victims);
+        tell(story, format_args!("mount, with\n{schedule}"));
+        let (disks, plans) = schedule.over(&self.media, self.random.next());
+        self.plans = plans;
+        // Some faults begin only when the volume is mounted.
+        let late = self.random.once_in(2);
+        if late {
+            self.plans.iter().for_each(|plan| plan.clear());
+        }
+        let opened = open(&self.config, disks, self.tiers.as_ref()).and_then(|volume| {
+            let found = observe(&volume)?;
+            Ok((volume, found))
+        });
+        let loss = if late {
+            self.settled_loss()
+        } else {
+            self.may_lose()
+        };
+        match opened {
+            // With fewer than half of the disks it may be an older state, and says so.
+            Ok((volume, _)) if self.regime.is_beyond() && volume.is_read_only() => {
+                tell(story, format_args!("read-only, as it may be"));
+                self.without_faults(story)
+            }
+            Ok((volume, found)) => {
+                self.model.settle(&found, loss)?;
+                if late {
+                    for (disk, line) in &schedule.rules {
+                        self.plans[*disk].add(line.rule());
+                    }
+                }
+                Ok(Some(volume))
+            }
+            Err(error) if self.regime.is_beyond() && !late => {
+                tell(story, format_args!("refused, as it may be: {error}"));
+                self.without_faults(story)
+            }
+            Err(error) if self.regime == Regime::SilentBeyond => {
+                tell(story, format_args!("the volume is gone: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(format!("the mount failed: {error}")),
+        }
+    }
+
+    /// What may be lost when no disk fails any more.
+    fn settled_loss(&self) -> Loss {
+        match self.regime {
+            // What openly failed is well again.
+            Regime::Loud | Regime::LoudBeyond => self.loss,
+            Regime::Silent => self.loss,
+            Regime::SilentBeyond => Loss::Anything,
+        }
+    }
+
+    fn without_faults(&mut self, story: &mut String) -> Result<Option<Arc<Volume>>, String> {
+        tell(story, format_args!("mount without faults"));
+        self.media = self
+            .media
+            .iter()
+            .map(|disk| Arc::new(disk.after_kill()))
+            .collect();
+        let (disks, plans) = Schedule::default().over(&self.media, 0);
+        self.plans = plans;
+        let opened = open(&self.config, disks, self.tiers.as_ref()).and_then(|volume| {
+            let found = observe(&volume)?;
+            Ok((volume, found))
+        });
+        match opened {
+            Ok((volume, found)) => {
+                self.model.settle(&found, self.settled_loss())?;
+                Ok(Some(volume))
+            }
+            Err(error) if self.regime == Regime::SilentBeyond => {
+                tell(story, format_args!("the volume is gone: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(format!("all disks are well, and the mount failed: {error}")),
+        }
+    }
+
+    /// Some operations; `false` when one was refused, as it may be.
+    fn work(&mut self, volume: &Volume, sizes: Sizes, story: &mut String) -> Result<bool, String> {
+        for _ in 0..4 + self.random.below(22) {
+            if self.random.once_in(12)
+                && let Some(tiers) = &self.tiers
+            {
+                tiers.change();
+            }
+            let operation = next(&mut self.random, &self.model, sizes);
+            tell(story, format_args!("{operation:?}"));
+            match apply(volume, &mut self.model, &operation) {
+                Ok(()) => {}
+                Err(Failure::Wrong(why)) => return Err(why),
+                Err(Failure::Refused(error)) => {
+                    if self.must_work() {
+                        return Err(format!("it was refused: {error}"));
+                    }
+                    tell(story, format_args!("refused, as it may be: {error}"));
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends a mount: in good order, by a kill, or by a loss of power.
+    fn leave(&mut self, volume: Arc<Volume>, well: bool, story: &mut String) -> Result<(), String> {
+        let way = if well {
+            self.random.below(3)
+        } else {
+            1 + self.random.below(2)
+        };
+        match way {
+            0 => {
+                tell(story, format_args!("close"));
+                let open = self.model.open();
+                // Each of the files may be committed when another one fails.
+                let before = self.model.legal.len();
+                for &file in &open {
+                    self.model.committed(file);
+                }
+                match volume.close() {
+                    Ok(()) => self.model.synced(),
+                    Err(error) if self.must_work() => return Err(format!("close: {error}")),
+                    Err(error) => {
+                        tell(story, format_args!("refused, as it may be: {error}"));
+                        self.any_of(before, open.len());
+                    }
+                }
+                drop(volume);
+                self.media = self
+                    .media
+                    .iter()
+                    .map(|disk| Arc::new(disk.after_kill()))
+                    .collect();
+            }
+            1 => {
+                tell(story, format_args!("kill"));
+                self.media = self
+                    .media
+                    .iter()
+                    .map(|disk| Arc::new(disk.after_kill()))
+                    .collect();
+                drop(volume);
+            }
+            _ => {
+                let seed = self.random.next();
+                tell(story, format_args!("power is lost, {seed}"));
+                let disks = self.media.iter().enumerate();
+                self.media = disks
+                    .map(|(n, disk)| Arc::new(disk.after_power_loss(seed ^ n as u64)))
+                    .collect();
+                drop(volume);
+            }
+        }
+        Ok(())
+    }
+
+    /// Files were committed in an order that is not known, and some were not: every mixture is legal.
+    fn any_of(&mut self, before: usize, files: usize) {
+        let states = &self.model.legal;
+        let Some(last) = states.last().cloned() else {
+            return;
+        };
+        let Some(first) = states.get(before.saturating_sub(1)).cloned() else {
+            return;
+        };
+        let changed: Vec<String> = last
+            .iter()
+            .filter(|(name, bytes)| first.get(*name) != Some(bytes))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for choice in 0..1u32 << changed.len().min(files + 1) {
+            let mut state = first.clone();
+            for (n, name) in changed.iter().enumerate() {
+                if choice >> n & 1 == 1 {
+                    state.insert(name.clone(), last[name].clone());
+                }
+            }
+            self.model.legal.push(state);
+        }
+    }
+
+    /// Everything once more without faults, and nothing may be left when all files are removed.
+    fn last_look(&mut self, story: &mut String) -> Result<(), String> {
+        let Some(volume) = self.without_faults(story)? else {
+            return Ok(());
+        };
+        if self.regime.is_silent() {
+            return Ok(());
+        }
+        let left =
+            left_over(&volume, &self.media).map_err(|error| format!("at the end: {error}"))?;
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("left over: {left:?}"))
+        }
+    }
+}

@@ -3,7 +3,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use super::error::SnapshotError;
 
@@ -15,6 +19,13 @@ pub trait ByteSource {
     /// Fills the whole buffer with the bytes from `offset`; holes read as zeros. Fewer bytes there is
     /// `UnexpectedEof`.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// The first range from `offset` on that may hold other bytes than zeros: what lies before it is a hole and need not
+    /// be read. `None` if only a hole follows. A source that does not know its holes calls everything data.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let length = self.length()?;
+        Ok((offset < length).then_some(offset..length))
+    }
 }
 
 impl ByteSource for File {
@@ -24,6 +35,21 @@ impl ByteSource for File {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.read_exact_at(buffer, offset)
+    }
+
+    /// Moves the file's own position, which nothing here uses.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let length = self.length()?;
+        match seek(self, SeekFrom::Data(offset)) {
+            Ok(start) if start >= length => Ok(None),
+            Ok(start) => {
+                let end = seek(self, SeekFrom::Hole(start))?;
+                Ok(Some(start..end.min(length)))
+            }
+            Err(Errno::NXIO) => Ok(None),
+            // A block device, or a file system that does not tell.
+            Err(_) => Ok((offset < length).then_some(offset..length)),
+        }
     }
 }
 
@@ -49,6 +75,10 @@ impl<T: ByteSource + ?Sized> ByteSource for &T {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset, buffer)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        (**self).next_data(offset)
     }
 }
 
@@ -109,5 +139,26 @@ impl<'a> Reader<'a> {
         let mut bytes = vec![0; there as usize];
         self.fill(offset, &mut bytes)?;
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparse_file_tells_its_holes() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(9 << 20).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), None);
+        file.write_all_at(&[1; 4096], 5 << 20).unwrap();
+        let data = file.next_data(0).unwrap().unwrap();
+        // How finely a file system tells is its own affair.
+        assert!(data.start > 0 && data.start <= 5 << 20 && data.end >= (5 << 20) + 4096);
+        assert_eq!(file.next_data(data.end).unwrap(), None);
+        let inside = file.next_data((5 << 20) + 100).unwrap().unwrap();
+        assert_eq!(inside.start, (5 << 20) + 100);
+        assert_eq!(file.next_data(9 << 20).unwrap(), None);
+        assert_eq!([0u8; 10].next_data(3).unwrap(), Some(3..10));
     }
 }

@@ -1,7 +1,9 @@
 //! One pass over the pages of a file, in its own order and on all cores: which hold only zeros, and which may hold
-//! vmcoreinfo. What it remembers is by file offset, so it holds under every layout; a bit a page.
+//! vmcoreinfo. Holes of the file are not read. What it remembers is by file offset, so it holds under every layout; a bit a
+//! page.
 
 use std::io;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -54,16 +56,21 @@ impl Scan {
             notes: Vec::new(),
             empty: 0,
         };
+        let mut holes = Holes::new(source);
         // In batches, so that what the threads hand over stays small beside what is kept.
         let mut first = 0;
         while first < chunks {
             let end = chunks.min(first + BATCH);
+            let stored = holes.stored(first..end, chunk_size, page_size)?;
             let parts: Vec<Part> = (0..(end - first) as usize)
                 .into_par_iter()
                 .with_min_len(SPELL)
                 .map_init(Vec::new, |buffer, chunk| {
                     let start = (first + chunk as u64) * chunk_size;
-                    let part = scan_chunk(map, source, start, buffer);
+                    let part = match stored.get(chunk) {
+                        Some(false) => Ok(scan_hole(map, start)),
+                        _ => scan_chunk(map, source, start, buffer),
+                    };
                     progress(chunk_size.min(map.file_length() - start));
                     part
                 })
@@ -95,6 +102,94 @@ impl Scan {
         };
         self.notes.iter().filter_map(address).collect()
     }
+}
+
+/// Where the source has holes, in rising order.
+struct Holes<'s> {
+    source: &'s (dyn ByteSource + Sync),
+    /// The next range of data, if one is left.
+    data: Option<Range<u64>>,
+    /// Up to where the source was asked.
+    asked: Option<u64>,
+}
+
+impl<'s> Holes<'s> {
+    fn new(source: &'s (dyn ByteSource + Sync)) -> Self {
+        Self {
+            source,
+            data: None,
+            asked: Some(0),
+        }
+    }
+
+    /// Whether there is anything to be read for each of these chunks: in itself or in the page after it, for its last
+    /// page may end there.
+    fn stored(
+        &mut self,
+        chunks: Range<u64>,
+        chunk_size: u64,
+        page_size: u64,
+    ) -> Result<Vec<bool>, SnapshotError> {
+        let mut stored = vec![false; (chunks.end - chunks.start) as usize];
+        let end = chunks
+            .end
+            .saturating_mul(chunk_size)
+            .saturating_add(page_size);
+        loop {
+            if self.data.is_none()
+                && let Some(offset) = self.asked
+            {
+                self.data = self
+                    .source
+                    .next_data(offset)
+                    .map_err(|source| SnapshotError::Read { offset, source })?
+                    // Where a source contradicts itself, nothing is a hole.
+                    .map(|data| match data.end > offset {
+                        true => data.start.max(offset)..data.end,
+                        false => offset..u64::MAX,
+                    });
+                self.asked = self.data.as_ref().map(|data| data.end);
+            }
+            let Some(data) = self.data.as_ref().filter(|data| data.start < end) else {
+                return Ok(stored);
+            };
+            // The page before the data may reach into it.
+            let from = (data.start.saturating_sub(page_size) / chunk_size).max(chunks.start);
+            let to = data.end.div_ceil(chunk_size).min(chunks.end);
+            let touched = stored
+                .get_mut((from - chunks.start) as usize..(to.max(from) - chunks.start) as usize);
+            touched.unwrap_or_default().fill(true);
+            // What goes on in the next chunk is asked for again with it.
+            if data.end > chunks.end.saturating_mul(chunk_size) {
+                return Ok(stored);
+            }
+            self.data = None;
+        }
+    }
+}
+
+/// The pages that begin in one chunk of a hole.
+fn scan_hole(map: &PageMap, start: u64) -> Part {
+    let size = map.page_size();
+    let mut part = Part {
+        zeros: 0,
+        empty: 0,
+        notes: Vec::new(),
+    };
+    for piece in map.pieces(start..map.file_length().min(start + CHUNK * size)) {
+        let range = piece.range;
+        match piece.kind {
+            PieceKind::Framing => {}
+            PieceKind::Dead => part.empty += range.end - range.start,
+            PieceKind::Page(gpa) => {
+                let first = range.start + gpa.0.next_multiple_of(size).saturating_sub(gpa.0);
+                for at in (first..range.end).step_by(size as usize) {
+                    part.zeros |= 1 << ((at - start) / size);
+                }
+            }
+        }
+    }
+    part
 }
 
 /// Looks at the pages that begin in one chunk.
@@ -196,5 +291,126 @@ impl<'a> ZeroWalk<'a> {
             page += size;
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::index;
+
+    /// Bytes, and which parts of them are told to be data. What lies in a hole cannot be read.
+    struct Holey {
+        bytes: Vec<u8>,
+        data: Vec<Range<u64>>,
+        told: bool,
+    }
+
+    impl ByteSource for Holey {
+        fn length(&self) -> io::Result<u64> {
+            self.bytes.length()
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            self.bytes.read_at(offset, buffer)
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+            let whole = 0..self.length()?;
+            let data = if self.told {
+                &self.data[..]
+            } else {
+                std::slice::from_ref(&whole)
+            };
+            let next = data.iter().find(|data| data.end > offset);
+            Ok(next.map(|data| data.start.max(offset)..data.end))
+        }
+    }
+
+    /// A LiME file of 40 MiB, so that no page is aligned, with data here and there.
+    fn holey(seed: u64) -> Holey {
+        let length = 32 + (40 << 20);
+        let mut bytes = vec![0; length];
+        bytes[..4].copy_from_slice(b"EMiL");
+        bytes[4] = 1;
+        bytes[16..24].copy_from_slice(&((40u64 << 20) - 1).to_le_bytes());
+        let mut data = vec![0..4096u64];
+        let (mut at, mut random) = (4096, seed);
+        loop {
+            random = random
+                .wrapping_mul(0x5851_F42D_4C95_7F2D)
+                .wrapping_add(seed);
+            let start = at + (1 + (random >> 33) % 300) * 4096;
+            let end = start + (1 + (random >> 45) % 70) * 4096;
+            if end > length as u64 {
+                break;
+            }
+            // Some of the data is zeros all the same.
+            if random >> 20 & 3 != 0 {
+                bytes[start as usize] = 1;
+                bytes[end as usize - 1] = 1;
+            }
+            data.push(start..end);
+            at = end;
+        }
+        Holey {
+            bytes,
+            data,
+            told: true,
+        }
+    }
+
+    #[test]
+    fn holes_are_the_zeros_that_they_read_as() {
+        for seed in 1..40 {
+            let mut source = holey(seed);
+            let snapshot = index(&source).unwrap();
+            let map = snapshot.map().unwrap();
+            let told = Scan::of(map, &source, &|_| ()).unwrap();
+            source.told = false;
+            let read = Scan::of(map, &source, &|_| ()).unwrap();
+            assert_eq!(told.zeros, read.zeros, "seed {seed}");
+            assert_eq!((told.notes, told.empty), (read.notes, read.empty));
+            assert!(
+                told.zeros.iter().any(|&word| word != 0)
+                    && told.zeros.iter().any(|&word| word != u64::MAX)
+            );
+        }
+    }
+
+    #[test]
+    fn batches_hand_their_ranges_on() {
+        let source = holey(7);
+        let chunk = 64 << 10;
+        let chunks = source.length().unwrap().div_ceil(chunk);
+        let whole = Holes::new(&source).stored(0..chunks, chunk, 4096).unwrap();
+        for step in [1, 2, 3, 17] {
+            let mut holes = Holes::new(&source);
+            let mut parts = Vec::new();
+            for first in (0..chunks).step_by(step) {
+                let end = chunks.min(first + step as u64);
+                parts.extend(holes.stored(first..end, chunk, 4096).unwrap());
+            }
+            assert_eq!(parts, whole, "batches of {step}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_stands_still_keeps_nobody() {
+        struct Still;
+        impl ByteSource for Still {
+            fn length(&self) -> io::Result<u64> {
+                Ok(1 << 20)
+            }
+            fn read_at(&self, _: u64, buffer: &mut [u8]) -> io::Result<()> {
+                buffer.fill(0);
+                Ok(())
+            }
+            fn next_data(&self, _: u64) -> io::Result<Option<Range<u64>>> {
+                Ok(Some(0..4096))
+            }
+        }
+        let snapshot = index(&Still).unwrap();
+        Scan::of(snapshot.map().unwrap(), &Still, &|_| ()).unwrap();
     }
 }

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use guests::image::{self, FILE_SYSTEMS, Kernel};
-use guests::{Scene, Work};
+use guests::image::{self, Kernel};
+use guests::{Scene, Work, health};
 use parsfs::guest::{FlatMemory, Guest, Hints, Layout, PageClass, Tier};
 
 /// How a guest's memory is treated before it goes on.
@@ -106,44 +106,10 @@ fn go_on(scene: &Scene, treatment: Treatment, patience: Duration) -> Vec<String>
 }
 
 fn work(scene: &Scene, memory: &std::path::Path, patience: Duration) -> Vec<String> {
-    let mut machine = match scene.resume(memory) {
-        Ok(machine) => machine,
-        Err(text) => return vec![format!("the guest did not go on: {text}")],
-    };
-    let mut wrong = Vec::new();
-    let mut orders = vec![];
-    for file_system in FILE_SYSTEMS {
-        let at = format!("/m/{file_system}");
-        orders.push(format!("agent touch {at}/touch"));
-        orders.push(format!("agent verify {at}/read"));
-        orders.push(format!("agent verify {at}/written"));
-        orders.push(format!(
-            "{at}/bin/agent verify /run/files && {at}/bin/busybox cmp {at}/bin/busybox /bin/busybox"
-        ));
+    match scene.resume(memory) {
+        Ok(mut machine) => health::complaints(&mut machine.serial, patience),
+        Err(text) => vec![format!("the guest did not go on: {text}")],
     }
-    orders.push("agent verify /m/ext4/dirty && agent verify /m/xfs/dirty".into());
-    // Takes what is free and some of what is cache, so that free pages are handed out and folios are reclaimed.
-    orders.push("agent hog $(($(awk '/MemAvailable/ {print $2}' /proc/meminfo) * 9 / 10))".into());
-    orders.push("touch /run/hold; while [ ! -e /run/hold.done ]; do sleep 1; done; cat /run/hold.done; grep -q right /run/hold.done".into());
-    for file_system in FILE_SYSTEMS {
-        orders.push(format!("agent verify /m/{file_system}/read"));
-        orders.push(format!("umount /m/{file_system}"));
-    }
-    orders.push(
-        "! dmesg | grep -E 'BUG|Oops|WARNING|corruption|Bad page|I/O error|CORRUPTED|pagealloc'"
-            .into(),
-    );
-    for order in orders {
-        match machine.try_run(&order, patience) {
-            Ok((0, _)) => {}
-            Ok((status, text)) => wrong.push(format!("{order}: {status} {text}")),
-            Err(text) => {
-                wrong.push(format!("{order}: the guest fell silent: {text}"));
-                break;
-            }
-        }
-    }
-    wrong
 }
 
 fn proof(kernel: Kernel, work: Work, arguments: &str) {

@@ -4,6 +4,7 @@
 //! A scenario is a module here. What they share is in `harness`: disks that can be taken away, damaged or made to fail,
 //! a volume over them, and a comparer of trees.
 
+mod guests;
 mod harness;
 
 mod bad_disks;
@@ -16,3 +17,4 @@ mod model;
 mod pjdfstest;
 mod programs;
 mod space;
+mod writers;

@@ -246,32 +246,32 @@ impl Archive {
 
 /// The guest's own program, compiled statically with the compiler that compiles the tests.
 fn agent() -> PathBuf {
-    let binary = home().join("agent");
-    let source = here().join("agent.rs");
+    compiled(
+        &here().join("agent.rs"),
+        "agent",
+        &["-C", "target-feature=+crt-static", "-C", "strip=symbols"],
+    )
+}
+
+/// One source file, compiled alone unless what is there is newer.
+pub fn compiled(source: &Path, name: &str, options: &[&str]) -> PathBuf {
+    let binary = home().join(name);
     let newer = |a: &Path, b: &Path| {
         let time = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
         time(a) > time(b)
     };
-    if !newer(&binary, &source) {
+    if !newer(&binary, source) {
         let built = Command::new("rustc")
-            .args([
-                "--edition",
-                "2024",
-                "-O",
-                "-C",
-                "target-feature=+crt-static",
-                "-C",
-                "panic=abort",
-                "-C",
-                "strip=symbols",
-            ])
-            .arg(&source)
+            .args(["--edition", "2024", "-O", "-C", "panic=abort"])
+            .args(options)
+            .arg(source)
             .arg("-o")
             .arg(&binary)
             .status();
         assert!(
             built.is_ok_and(|status| status.success()),
-            "the agent does not compile"
+            "{} does not compile",
+            source.display()
         );
     }
     binary

@@ -6,8 +6,10 @@
     reason = "every test target uses its own part of this module"
 )]
 
+pub mod health;
 pub mod image;
 pub mod machine;
+pub mod serial;
 pub mod synthetic;
 
 use std::fs;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use image::Kernel;
 use machine::{Machine, Setup};
+use serial::Serial;
 
 /// What a guest does before it is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ impl Scene {
             la57,
             dir,
             memory,
+            private: false,
+            environment: Vec::new(),
         };
         Scene { name, setup, work }
     }
@@ -144,6 +149,68 @@ impl Scene {
             .map(|_| machine)
     }
 
+    /// How the guest is started with another memory file. `private`: the file is only read.
+    pub fn setup_with(&self, memory: &Path, private: bool) -> Setup {
+        Setup {
+            memory: memory.to_path_buf(),
+            private,
+            ..self.setup.clone()
+        }
+    }
+
+    /// The same guest after it has gone on and worked, with disks of its own; made when it is absent.
+    pub fn later(&self) -> Scene {
+        let name = format!("{}-later", self.name);
+        let dir = image::home().join("scenes").join(&name);
+        let setup = Setup {
+            memory: dir.join("memory"),
+            dir,
+            ..self.setup.clone()
+        };
+        let later = Scene {
+            name,
+            setup,
+            work: self.work,
+        };
+        let complete = later.setup.dir.join("complete");
+        if !complete.exists() {
+            let _turn = image::exclusive("guest");
+            if !complete.exists() {
+                let _ = fs::remove_dir_all(&later.setup.dir);
+                fs::create_dir_all(&later.setup.dir).expect("the scene's directory");
+                self.work_on(&later);
+                fs::write(&complete, "").expect("the scene's mark");
+            }
+        }
+        later
+    }
+
+    fn work_on(&self, later: &Scene) {
+        let disks = image::FILE_SYSTEMS.map(|name| format!("{name}.img"));
+        for file in disks
+            .iter()
+            .map(String::as_str)
+            .chain(["memory", "out.img"])
+        {
+            let done = std::process::Command::new("cp")
+                .arg("--sparse=always")
+                .args([self.setup.dir.join(file), later.setup.dir.join(file)])
+                .status();
+            assert!(done.is_ok_and(|status| status.success()), "cp {file}");
+        }
+        let mut machine = Machine::wait_for_state(&later.setup, false);
+        machine.begin_load(&machine::Way::state(&self.state()));
+        machine.wait_loaded().expect("the guest is loaded");
+        machine.go_on();
+        machine.run("");
+        machine.run("agent fill /m/ext4/later 6 1000000; agent fill /run/later 4 1000000");
+        machine.run("rm -r /m/btrfs/written && agent fill /m/btrfs/written 5 900000");
+        machine.run("sync; agent read /m/xfs/read; agent hog 60000; sleep 3");
+        machine.stop();
+        machine.save_state(&later.state());
+        machine.quit();
+    }
+
     fn make(&self) {
         let dir = &self.setup.dir;
         image::initramfs(self.setup.kernel);
@@ -159,7 +226,7 @@ impl Scene {
         if self.setup.kernel.is_arm() {
             self.work_alone(&mut machine);
         } else {
-            self.work_on_disks(&mut machine);
+            self.work_on_disks(&mut machine.serial);
         }
         machine.stop();
         machine.save_state(&self.state());
@@ -186,7 +253,8 @@ impl Scene {
         }
     }
 
-    fn work_on_disks(&self, machine: &mut Machine) {
+    /// Has a guest that was just booted with the disks do its work and fall quiet.
+    pub fn work_on_disks(&self, machine: &mut Serial) {
         machine.run("mkdir -p /m/ext4 /m/xfs /m/btrfs");
         for (number, file_system) in image::FILE_SYSTEMS.iter().enumerate() {
             let device = ["vdb", "vdc", "vdd"][number];

@@ -3,7 +3,7 @@
 # directory of their own. Nothing is installed: every suite gets an apt state of its own, with an empty package
 # database, so that nothing of this machine but its mirror takes part, and packages are only unpacked.
 #
-#   packages.sh DIR PART...     PART: qemu tools kernel-5.10 kernel-6.1 kernel-6.12 kernel-new arm64 arm64-16k
+#   packages.sh DIR PART...     PART: qemu tools libvirt kernel-5.10 kernel-6.1 kernel-6.12 kernel-new arm64 arm64-16k
 #
 # A part that is there already is left alone; DIR/PART/.complete says that it is.
 set -eu
@@ -98,6 +98,11 @@ for part in "$@"; do
     tools)
         suite trixie amd64 trixie
         closure "$dir/$part" busybox-static e2fsprogs xfsprogs btrfs-progs
+        ;;
+    libvirt)
+        # A root of its own, with its own QEMU: libvirt has its paths compiled in.
+        suite trixie amd64 trixie
+        closure "$dir/$part" libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios
         ;;
     kernel-5.10) suite bullseye amd64 bullseye && kernel "$dir/$part" linux-image-amd64 ;;
     kernel-6.1) suite bookworm amd64 bookworm && kernel "$dir/$part" linux-image-amd64 ;;

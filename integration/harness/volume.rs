@@ -27,6 +27,7 @@ const SCENARIO: Duration = Duration::from_secs(300);
 pub struct Shape {
     pub disks: usize,
     pub critical: &'static str,
+    pub expendable: &'static str,
     pub compression: &'static str,
     pub backing: Backing,
     /// More lines of the config's `[policy]`.
@@ -38,6 +39,7 @@ impl Default for Shape {
         Shape {
             disks: 6,
             critical: "4+2",
+            expendable: "1+0",
             compression: "zstd:1",
             backing: Backing::Directory,
             more: String::new(),
@@ -104,8 +106,8 @@ impl Volume {
             text += &format!("[[disk]]\npath = \"{}\"\n\n", disk.path.display());
         }
         text += &format!(
-            "[policy]\ncritical = \"{}\"\nexpendable = \"1+0\"\ncompression = \"{}\"\n{}\n\n",
-            shape.critical, shape.compression, shape.more
+            "[policy]\ncritical = \"{}\"\nexpendable = \"{}\"\ncompression = \"{}\"\n{}\n\n",
+            shape.critical, shape.expendable, shape.compression, shape.more
         );
         // Where a daemon in the background writes, which normally is the machine's own log directory.
         text += &format!(

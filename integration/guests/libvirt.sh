@@ -40,4 +40,6 @@ mount -t proc proc "$root/proc"
 mount --rbind "$shared" "$root$shared"
 mount --bind "$saves" "$root/var/lib/libvirt/qemu/save"
 export PATH=/usr/sbin:/usr/bin LC_ALL=C
-exec chroot "$root" /usr/sbin/libvirtd
+chroot "$root" /usr/sbin/libvirtd &
+# This shell is the first process here and buries what others leave behind; libvirtd alone would wait for the dead.
+wait $!

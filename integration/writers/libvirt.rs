@@ -48,7 +48,7 @@ fn libvirt_saves_and_restores_a_guest() {
         assert_holds(&path(name), &memory);
         libvirt.must(&[&["restore", "--paused"], options, &[&to]].concat());
     }
-    libvirt.must(&["managedsave", "--paused", GUEST]);
+    libvirt.must(&["managedsave", "--running", GUEST]);
     let kept = managed.join(format!("{GUEST}.save"));
     assert_holds(&kept, &memory);
     drop(libvirt);
@@ -74,7 +74,7 @@ fn libvirt_saves_and_restores_a_guest() {
 
     // It starts from its managed save, which libvirt then removes, and is saved and restored by hand.
     let libvirt = Libvirt::start(root.path(), &shared, &managed);
-    libvirt.must(&["start", "--running", GUEST]);
+    libvirt.must(&["start", GUEST]);
     assert!(!saves[3].exists(), "the managed save is still there");
     let mut serial = libvirt.serial();
     serial.try_run("", PATIENCE).expect("the guest goes on");

@@ -7,7 +7,8 @@
 //! `PARSFS_FAULT_SEED` repeats one, some dozen times, since threads of a volume may take turns otherwise.
 
 use std::collections::HashMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -82,8 +83,10 @@ fn whatever_fails_no_byte_is_wrong() {
                         |message| format!("it panicked: {message}"),
                     ),
                 };
-                let mut failed = failed.lock().expect("failures");
-                failed.push(format!("seed {seed}: {why}\n{story}"));
+                let story = format!("seed {seed}: {why}\n{story}");
+                // At once, in case that something stands still later.
+                let _ = writeln!(std::io::stderr(), "{story}");
+                failed.lock().expect("failures").push(story);
             }
         };
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();

@@ -36,6 +36,19 @@ impl VolumeError {
         self.errno
     }
 
+    /// Whether bytes that were stored once are lost, and nothing else is wrong.
+    pub(super) fn is_lost_copy(&self) -> bool {
+        let source = self.source.as_ref();
+        let read = source.and_then(|source| source.downcast_ref::<ReadError>());
+        matches!(read, Some(ReadError::Lost { .. }))
+    }
+
+    /// Whether disks did not take what was to be written, or are too few.
+    pub(super) fn is_of_writing(&self) -> bool {
+        let source = self.source.as_ref();
+        source.is_some_and(|source| source.is::<WriteError>() || source.is::<NoWindow>())
+    }
+
     fn wrap(errno: i32, error: impl Error + Send + Sync + 'static) -> Self {
         VolumeError {
             errno,

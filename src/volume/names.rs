@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use super::attributes::{Attributes, Caller, Changes, Entry};
 use super::commit::Purpose;
 use super::error::{Result, VolumeError};
@@ -212,16 +214,11 @@ impl Volume {
         let files = self.files.lock();
         let removed = self.meta.update(|update| {
             update.unlink(parent, name, Timestamp::now(), &|file| {
-                files.contains_key(&file)
+                files.contains_key(&file) || self.has_content(file)
             })
         })?;
-        if let Some(open) = files.get(&removed.file)
-            && removed.inode.links == 0
-        {
-            open.unlinked.store(true, Ordering::Release);
-        }
-        drop(files);
-        self.removed(&removed)
+        self.removed(files, &removed);
+        Ok(())
     }
 
     /// Removes an empty directory.
@@ -231,7 +228,8 @@ impl Volume {
         let removed = self
             .meta
             .update(|update| update.rmdir(parent, name, now, &|_| false))?;
-        self.removed(&removed)
+        self.removed(self.files.lock(), &removed);
+        Ok(())
     }
 
     /// Moves a name. `flags`: `libc::RENAME_NOREPLACE` or `libc::RENAME_EXCHANGE`.
@@ -259,29 +257,39 @@ impl Volume {
         let replaced = self.meta.update(|update| {
             let now = Timestamp::now();
             update.rename((parent, name), (to_parent, to_name), how, now, &|file| {
-                files.contains_key(&file)
+                files.contains_key(&file) || self.has_content(file)
             })
         })?;
-        if let Some(removed) = &replaced
-            && removed.inode.links == 0
-            && let Some(open) = files.get(&removed.file)
-        {
-            open.unlinked.store(true, Ordering::Release);
-        }
-        drop(files);
-        replaced
-            .iter()
-            .try_for_each(|removed| self.removed(removed))
-    }
-
-    fn removed(&self, removed: &Removed) -> Result<()> {
-        if removed.gone {
-            self.inodes.fetch_sub(1, Ordering::Relaxed);
-        }
-        if removed.gone && removed.inode.kind == FileKind::Regular {
-            self.drop_content(removed.file)?;
+        if let Some(removed) = &replaced {
+            self.removed(files, removed);
         }
         Ok(())
+    }
+
+    /// Whether a file has something that is to be given back when it goes. Such a file is an orphan until that is done,
+    /// so that a crash in between leaves it to the next mount.
+    fn has_content(&self, file: FileId) -> bool {
+        // What cannot be read is left to the next mount too.
+        !matches!(self.meta.view().manifest(file), Ok(None))
+    }
+
+    /// A name is gone; with the last one the file goes, unless somebody has it open.
+    fn removed(&self, files: MutexGuard<'_, Table>, removed: &Removed) {
+        if removed.gone {
+            self.inodes.fetch_sub(1, Ordering::Relaxed);
+        } else if removed.inode.links == 0 {
+            match files.get(&removed.file) {
+                Some(open) => open.unlinked.store(true, Ordering::Release),
+                None => {
+                    drop(files);
+                    // Whoever is the last to let go of it gives back what it is made of.
+                    if let Err(error) = self.use_file(removed.file) {
+                        let file = removed.file;
+                        tracing::error!(%file, %error, "a removed file is left to the next mount");
+                    }
+                }
+            }
+        }
     }
 
     /// Begins a listing.

@@ -101,21 +101,20 @@ impl Volume {
         );
         if unlinked {
             self.inodes.fetch_sub(1, Ordering::Relaxed);
-            let gone = self.meta.update(|update| update.remove_orphan(file.id));
-            if let Err(error) = gone
-                .map_err(VolumeError::from)
-                .and_then(|()| self.drop_content(file.id))
-            {
+            if let Err(error) = self.drop_content(file.id) {
                 tracing::error!(file = %file.id, %error, "a removed file is left to the next mount");
             }
         }
     }
 
-    /// Removes what a file that is gone was made of.
+    /// Removes an orphan and what it was made of, in one change: a crash leaves all of it or nothing.
     pub(super) fn drop_content(&self, file: FileId) -> Result<()> {
         let view = self.meta.view();
         let Some(bytes) = view.manifest(file)? else {
-            self.meta.update(|update| update.drop_content(file))?;
+            self.meta.update(|update| -> Result<()> {
+                update.remove_orphan(file)?;
+                Ok(update.drop_content(file)?)
+            })?;
             return Ok(());
         };
         let head = FileHead::decode(&bytes).ok_or_else(|| damaged(file))?;
@@ -141,6 +140,7 @@ impl Volume {
             for set in &sweep.sets {
                 self.drop_set_reference(update, *set)?;
             }
+            update.remove_orphan(file)?;
             update.drop_content(file)?;
             Ok(())
         })?;

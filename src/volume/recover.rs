@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::error::Result;
@@ -12,15 +13,17 @@ use super::rescue::KEEP_BELOW;
 use super::sweep::Sweep;
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, ManifestId, SetId};
-use crate::meta::Records;
+use crate::meta::{Key, Read, Records, Table};
 use crate::store::manifest::ManifestRef;
 
 /// Removes the files that were unlinked while they were open.
 pub(super) fn orphans(volume: &Volume) -> Result<()> {
     for file in volume.meta.view().orphans()? {
-        volume.meta.update(|update| update.remove_orphan(file))?;
-        if let Err(error) = volume.drop_content(file) {
-            tracing::warn!(%file, %error, "a removed file is not given back");
+        match volume.drop_content(file) {
+            Ok(()) => {
+                volume.inodes.fetch_sub(1, Ordering::Relaxed);
+            }
+            Err(error) => tracing::warn!(%file, %error, "a removed file is not given back"),
         }
     }
     Ok(())
@@ -48,11 +51,9 @@ impl Volume {
         let punches = view.punches()?;
         let sets: HashSet<SetId> = view.sets()?.into_iter().map(|(set, _)| set).collect();
         let mut bases: BTreeMap<ManifestId, ManifestRef> = BTreeMap::new();
-        for found in view.files() {
-            let (file, _) = found?;
-            let Some(bytes) = view.manifest(file)? else {
-                continue;
-            };
+        // Of files too that have lost their last name: their base is read once more to know what they let go of.
+        for found in view.scan(&Key::table_prefix(Table::Manifest)) {
+            let (_, bytes) = found?;
             if let Some(base) = FileHead::decode(&bytes).and_then(|head| head.base) {
                 bases.insert(base.id, base);
             }
@@ -121,12 +122,11 @@ impl Volume {
         let current = |id: ManifestId| -> Result<bool> {
             // A file that was committed anew meanwhile has no use for the copy.
             let view = self.meta.view();
-            for found in view.files() {
-                let (file, _) = found?;
-                if let Some(bytes) = view.manifest(file)?
-                    && FileHead::decode(&bytes)
-                        .and_then(|head| head.base)
-                        .is_some_and(|base| base.id == id)
+            for found in view.scan(&Key::table_prefix(Table::Manifest)) {
+                let (_, bytes) = found?;
+                if FileHead::decode(&bytes)
+                    .and_then(|head| head.base)
+                    .is_some_and(|base| base.id == id)
                 {
                     return Ok(true);
                 }

@@ -15,7 +15,7 @@ use super::fold::{parity_punches, punch_ranges};
 use super::gather::{Gatherer, Told};
 use super::tiers::{FrozenBytes, Tiers};
 use crate::ids::{BlockId, DiskId, SetId, WindowNo};
-use crate::store::{Extent, Lane, SetWriter, Source, Tier, WindowRecord};
+use crate::store::{Extent, Lane, ReadError, SetWriter, Source, Tier, WindowRecord};
 
 /// What a block's live bytes are of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,14 +127,32 @@ impl Volume {
                 },
             )?;
         }
-        if !changing.is_empty() {
-            let alive = self.alive_blocks(file, &changing)?;
-            let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, self.next_set());
-            for (record, protect) in &changing {
-                let alive = alive.get(&record.no).cloned().unwrap_or_default();
-                self.protect(file, frozen, &writer, record, (protect, &alive))?;
+        if changing.is_empty() {
+            return Ok(());
+        }
+        let alive = self.alive_blocks(file, &changing)?;
+        let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, self.next_set());
+        let mut refused: HashSet<WindowNo> = HashSet::new();
+        for (record, protect) in &changing {
+            let alive = alive.get(&record.no).cloned().unwrap_or_default();
+            if let Err(error) = self.protect(file, frozen, &writer, record, (protect, &alive)) {
+                if !error.is_of_writing() {
+                    return Err(error);
+                }
+                // Too few disks are left for the window as it is: its bytes go into narrower ones.
+                tracing::warn!(file = %file.id, window = %record.no, %error, "no new parity here; its bytes are moved");
+                refused.insert(record.no);
             }
-            self.finish_set(file, writer);
+        }
+        self.finish_set(file, writer);
+        if !refused.is_empty() {
+            self.repack(
+                file,
+                &|source| matches!(source, Source::Block { block, .. } if refused.contains(&block.window)),
+                &|extent, piece| {
+                    tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)))
+                },
+            )?;
         }
         Ok(())
     }
@@ -189,13 +207,19 @@ impl Volume {
             let block = &mut new.blocks[index];
             block.protected = protect.get(index).copied().unwrap_or(true);
             if block.protected {
+                let stored = match self.reader.read_stored(file.id, record, index as u16) {
+                    Ok(stored) => stored,
+                    Err(ReadError::Lost { .. }) => {
+                        // It was stored once, and its disk does not give it: nothing can protect it now. It stays
+                        // where it is, in case the disk comes back.
+                        block.protected = false;
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 let column = usize::from(block.column);
                 block.column_offset = lengths[column];
                 lengths[column] += block.stored;
-                let stored = self
-                    .reader
-                    .read_stored(file.id, record, index as u16)
-                    .map_err(VolumeError::from)?;
                 columns[column].push(stored.to_vec());
             } else if !alive.contains(&(index as u16)) {
                 let range = block.offset..block.offset + u64::from(block.stored);
@@ -300,10 +324,33 @@ impl Volume {
                 },
             );
         })?;
+        let mut left: BTreeSet<WindowNo> = BTreeSet::new();
+        self.frozen_view(file).each(|extent| {
+            if let Source::Block { block, .. } = extent.source
+                && windows.contains_key(&block.window)
+            {
+                left.insert(block.window);
+            }
+            Ok(())
+        })?;
         let mut state = file.state.lock();
         for no in windows.keys() {
-            state.map.windows.remove(no);
-            state.uncommitted.remove(no);
+            if !left.contains(no) {
+                state.map.windows.remove(no);
+                state.uncommitted.remove(no);
+            } else if let Some(record) = state.map.record(*no)? {
+                // Only what was stored once, and is lost, was not moved. No parity holds it.
+                let mut bare = WindowRecord::clone(&record);
+                bare.parity.clear();
+                bare.parity_length = 0;
+                bare.parity_set = bare.set;
+                for block in &mut bare.blocks {
+                    block.protected = false;
+                }
+                state.uncommitted.insert(*no);
+                let bare = Window::Made(Arc::new(bare));
+                state.map.windows.insert(*no, bare);
+            }
         }
         Ok(())
     }
@@ -401,7 +448,15 @@ impl Volume {
                 let mut at = range.start;
                 while at < range.end {
                     let end = (at + PIECE).min(range.end);
-                    let bytes = self.read_frozen(file, at..end)?;
+                    let bytes = match self.read_frozen(file, at..end) {
+                        Ok(bytes) => bytes,
+                        // It was stored once and is lost: it stays where it is, in case its disk comes back.
+                        Err(error) if error.is_lost_copy() => {
+                            at = end;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    };
                     let mut permit = self.pipeline.budget.force(bytes.len() as u64);
                     gatherer
                         .append(

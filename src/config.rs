@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 pub use error::ConfigError;
-pub use parse::code as parse_code;
+pub use parse::{code as parse_code, size as parse_size};
 
 use crate::store::compression::Compression;
 use crate::store::{BLOCK_MAX, Code};

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use crate::mount::options::MountOptions;
 
-pub(super) const COMMANDS: [&str; 8] = [
-    "init", "mount", "umount", "status", "inspect", "rescue", "classify", "help",
+pub(super) const COMMANDS: [&str; 9] = [
+    "init", "mount", "umount", "status", "inspect", "rescue", "classify", "plan", "help",
 ];
 
 /// Gives the arguments as the command line has them; `None` if there is nothing to do (`mount -f`). Arguments that are

@@ -8,6 +8,7 @@ mod init;
 mod inspect;
 mod log;
 mod mount;
+mod plan;
 mod rescue;
 mod status;
 mod table;
@@ -50,6 +51,7 @@ enum Command {
     Status(status::Status),
     Inspect(inspect::Inspect),
     Rescue(rescue::Rescue),
+    Plan(plan::Plan),
     Classify(classify::Classify),
 }
 
@@ -79,6 +81,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Rescue(command) => command.run(),
+        Command::Plan(command) => command.run(),
         Command::Classify(command) => command.run(),
     };
     match result {

@@ -6,10 +6,11 @@ use crate::store::{Code, SHARDS_MAX};
 /// The result of reading one value: what is wrong with it and what is possible, if it cannot be read.
 pub type Parsed<T> = std::result::Result<T, String>;
 
-/// A number of bytes: `4096`, `128K`, `64M`, `2G` (powers of 1024; `KiB`, `MiB` and `GiB` say the same).
+/// A number of bytes: `4096`, `128K`, `64M`, `2G`, `1T` (powers of 1024; `KiB`, `MiB` and so on say the same).
 pub fn size(text: &str) -> Parsed<u64> {
     let wrong = || {
-        "write a number of bytes, with K, M or G for KiB, MiB or GiB, such as \"64M\"".to_string()
+        "write a number of bytes, with K, M, G or T for KiB, MiB and so on, such as \"64M\""
+            .to_string()
     };
     let text = text.trim();
     let digits = text
@@ -21,6 +22,7 @@ pub fn size(text: &str) -> Parsed<u64> {
         "K" | "KiB" => 10,
         "M" | "MiB" => 20,
         "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
         _ => return Err(wrong()),
     };
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -77,6 +79,7 @@ mod tests {
         assert_eq!(size("128K"), Ok(128 << 10));
         assert_eq!(size(" 64 MiB "), Ok(64 << 20));
         assert_eq!(size("2G"), Ok(2 << 30));
+        assert_eq!(size("3T"), Ok(3 << 40));
         for wrong in [
             "",
             "K",

@@ -10,12 +10,13 @@
 //! volume                                what a file is: names, handles, extents, commits, reading
 //! snapshot   guest   store   meta       formats | pages | where bytes rest | what is committed
 //! disk       config                     one backing store that can fail alone | the TOML
-//! ids                                   the newtypes that rooms hand to each other
+//! ids   sys                             the newtypes that rooms hand to each other | the only unsafe code
 //! ```
 //!
 //! `docs/architecture.md` tells how they work together and why.
 
 #![warn(missing_docs)]
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod config;
@@ -26,4 +27,5 @@ pub mod meta;
 pub mod mount;
 pub mod snapshot;
 pub mod store;
+mod sys;
 pub mod volume;

@@ -1,5 +1,7 @@
 //! Starts the command line; nothing else.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

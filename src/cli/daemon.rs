@@ -1,6 +1,6 @@
 //! Starts the daemon of a mount: this program again, in a session of its own, with its log for stderr and a pipe for
 //! stdout, on which it tells one line: that the mount serves, or why it does not. A fork would do the same, but must
-//! come before any thread and cannot be had without unsafe code.
+//! come before any thread, and has no safe wrapper.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -18,7 +18,8 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 
 use self::open_files::OpenFiles;
-use super::{Appender, Disk, DiskError, ObjectName, RandomAccess, Result, Space, sys};
+use super::{Appender, Disk, DiskError, ObjectName, RandomAccess, Result, Space};
+use crate::sys;
 
 /// Linux takes at most this many slices in one write.
 const SLICES_MAX: usize = 1024;

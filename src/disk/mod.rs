@@ -8,7 +8,6 @@ mod faulty;
 mod label;
 mod lock;
 mod memory;
-mod sys;
 
 use std::fmt;
 use std::ops::Range;

@@ -5,6 +5,7 @@
 
 mod attributes;
 mod cached;
+mod confine;
 pub mod control;
 mod errno;
 mod error;
@@ -17,7 +18,6 @@ pub mod options;
 mod privileges;
 pub mod serve;
 mod session;
-mod sys;
 mod workers;
 
 pub use error::MountError;

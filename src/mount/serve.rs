@@ -15,8 +15,9 @@ use super::control::server::Server;
 use super::error::MountError;
 use super::options::MountOptions;
 use super::session::{Mounted, clear_dead_mount};
-use super::{mountinfo, sys};
+use super::{confine, mountinfo};
 use crate::config::Config;
+use crate::sys;
 use crate::volume::{Mode, Volume};
 
 /// Signals so close together are one wish: some programs signal a process and then its group.
@@ -35,6 +36,7 @@ pub fn serve(
     // The kernel must not wait for us to write while it finds memory for us. It needs a capability; without it the
     // daemon works, as most FUSE daemons do.
     let _ = rustix::process::configure_io_flusher_behavior(true);
+    confine::give_up_privileges().map_err(|error| io_error("give up privileges", error.into()))?;
 
     let mountpoint = check_mountpoint(mountpoint)?;
     let mode = match (options.read_only, options.force) {

@@ -1,9 +1,12 @@
-//! The system calls of this room that have no safe wrapper: waiting for signals.
+//! The system calls that have no safe wrapper. This is the only room with unsafe code (`integration/test style` sees to
+//! it); everything else is denied it.
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 
 /// The signals that ask the daemon to end.
 const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -23,7 +26,7 @@ fn ending() -> libc::sigset_t {
 
 /// Keeps the ending signals back for `wait_for_signal`, in this thread and all that it starts afterwards. Programs
 /// started by `std::process` are not affected: it gives them an empty mask.
-pub(super) fn hold_back_signals() -> io::Result<()> {
+pub(crate) fn hold_back_signals() -> io::Result<()> {
     let set = ending();
     // SAFETY: the set is valid, and no old one is asked for.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
@@ -33,12 +36,28 @@ pub(super) fn hold_back_signals() -> io::Result<()> {
 }
 
 /// Waits for one of the signals that were held back; gives its number.
-pub(super) fn wait_for_signal() -> io::Result<i32> {
+pub(crate) fn wait_for_signal() -> io::Result<i32> {
     let set = ending();
     let mut signal = 0;
     // SAFETY: both pointers are to values that outlive the call.
     match unsafe { libc::sigwait(&set, &mut signal) } {
         0 => Ok(signal),
         error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Begins to write down a range of a file and does not wait. A hint: what comes of it is told by the sync.
+pub(crate) fn start_write_back(file: &File, offset: u64, length: u64) {
+    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
+        return;
+    };
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and the call takes no pointer.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            offset,
+            length,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
     }
 }

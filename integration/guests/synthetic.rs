@@ -17,7 +17,8 @@ const TABLES: u64 = 0x1000;
 const TEXT: u64 = 0x1_0000;
 const UTS: u64 = 0x2_0000;
 const ROOTS: u64 = 0x2_1000;
-const SECTIONS: u64 = 0x2_2000;
+/// Where its sections lie, 16 bytes each, one for every 4 MiB.
+pub const SECTIONS: u64 = 0x2_2000;
 const BTF: u64 = 0x4_0000;
 /// The lists of free pages of its one processor.
 pub const LISTS: u64 = 0x9_3000;

@@ -150,6 +150,10 @@ impl<'g> Cache<'g> {
             (true, _) => return Err(Reason::OtherPrivate),
         };
         let at = folio.va.wrapping_add(pages.shape.flags as u64);
+        if page.flags & flags.in_step != 0 {
+            clear_bit(guest, at, flags.in_step, edits.as_deref_mut())
+                .ok_or(Reason::NoStructPage)?;
+        }
         clear_bit(guest, at, flags.uptodate, edits).ok_or(Reason::NoStructPage)?;
         Ok(reason)
     }
@@ -180,7 +184,7 @@ impl<'g> Cache<'g> {
         if follow(host, shape.i_mapping)? != va {
             return Err(broken);
         }
-        if flags & shape.forbidden != 0 {
+        if flags & !shape.harmless != 0 {
             return Err(Reason::MappingFlags);
         }
         if let Some(at) = shape.write_error

@@ -23,6 +23,12 @@ pub enum GuestError {
     /// The running kernel's name is not the one that vmcoreinfo tells.
     #[error("the kernel's release differs from vmcoreinfo's")]
     ReleaseContradicts,
+    /// A kernel that ran before a reboot is still whole, or a crash kernel runs beside the one that crashed.
+    #[error("more than one kernel passes the checks, and which one runs is not known")]
+    TwoKernels,
+    /// The kernel has memory that the file does not hold in any layout, or several layouts fit it.
+    #[error("how the guest's memory is laid out in the file is not certain")]
+    LayoutUnsure,
     /// The sections of memory could not be read or describe no memory of this guest.
     #[error("no memory map was found")]
     NoMemmap,
@@ -45,7 +51,18 @@ impl GuestError {
             GuestError::ReleaseContradicts => 2,
             GuestError::MissingKey(_) | GuestError::ImpossibleValue(_) => 3,
             GuestError::NoMemmap => 4,
-            GuestError::MemmapContradicts { .. } => 5,
+            GuestError::LayoutUnsure => 5,
+            GuestError::MemmapContradicts { .. } => 6,
+            GuestError::TwoKernels => 7,
+        }
+    }
+
+    /// Of two the one that came further; of equals this one.
+    pub(super) fn further(self, other: GuestError) -> GuestError {
+        if self.progress() >= other.progress() {
+            self
+        } else {
+            other
         }
     }
 }

@@ -5,6 +5,7 @@
 use super::btf::Btf;
 use super::error::GuestError;
 use super::kernel::Kernel;
+use super::paging::Arch;
 
 /// Masks of single flags; zero where the kernel does not have one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,13 +38,15 @@ pub struct Flags {
     pub has_hwpoisoned: u64,
     /// What clean page cache may have set, `private` apart.
     pub harmless: u64,
+    /// arm64's note that the instruction cache is in step with the page. Harmless, but not true any more once other bytes
+    /// are read into it.
+    pub in_step: u64,
     /// All flags of the kernel. The bits above hold zone, node and section.
     pub known: u64,
 }
 
-/// Flags that say nothing against fetching a page again: they guide reclaim and readahead. `arch_1` is arm64's note that
-/// the instruction cache is in step, and is set again when the page is mapped.
-const HARMLESS: [&str; 11] = [
+/// Flags that say nothing against fetching a page again: they guide reclaim and readahead.
+const HARMLESS: [&str; 10] = [
     "PG_referenced",
     "PG_uptodate",
     "PG_lru",
@@ -54,7 +57,6 @@ const HARMLESS: [&str; 11] = [
     "PG_mappedtodisk",
     "PG_young",
     "PG_idle",
-    "PG_arch_1",
 ];
 
 impl Flags {
@@ -89,15 +91,16 @@ impl Flags {
             hwpoison: bit("PG_hwpoison"),
             has_hwpoisoned: 0,
             harmless: 0,
+            in_step: 0,
             known: (1 << (swapbacked + 2).min(40)) - 1,
         };
         if let Some(btf) = btf {
-            flags.take(btf);
+            flags.take(btf, kernel.arch());
         }
         Ok(flags)
     }
 
-    fn take(&mut self, btf: &Btf) {
+    fn take(&mut self, btf: &Btf, arch: Arch) {
         let values = btf.values("pageflags");
         let bit = |name: &str| {
             values
@@ -129,6 +132,16 @@ impl Flags {
             .fold(0, |all, one| all | one);
         // Since 6.12 the bit of mappedtodisk is named after its owner.
         self.harmless |= bit("PG_owner_2");
+        // Elsewhere the bit has other meanings.
+        if arch == Arch::Arm64 {
+            self.in_step = bit("PG_arch_1");
+            self.harmless |= self.in_step;
+        }
+    }
+
+    /// What no free page has set: the allocator takes none that does.
+    pub fn never_free(&self) -> u64 {
+        self.lru | self.reserved | self.hwpoison | self.slab | self.head | self.private
     }
 
     /// Whether a page of the file cache could be proved recoverable at all.

@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 
 use super::memmap::Memmap;
-use super::memory::u32_at;
+use super::memory::{u32_at, u64_at};
 use super::paging::Translations;
 use super::shape::{ListsShape, PageShape};
 
@@ -30,6 +30,8 @@ pub(super) struct Lists<'a, 'm> {
     pub page: &'a PageShape,
     pub shape: &'a ListsShape,
     pub guest: Translations<'m>,
+    /// Flags that no free page has.
+    pub never: u64,
     pub steps: u64,
 }
 
@@ -39,12 +41,14 @@ impl<'a, 'm> Lists<'a, 'm> {
         page: &'a PageShape,
         shape: &'a ListsShape,
         guest: Translations<'m>,
+        never: u64,
     ) -> Lists<'a, 'm> {
         Lists {
             memmap,
             page,
             shape,
             guest,
+            never,
             steps: 0,
         }
     }
@@ -102,7 +106,7 @@ impl<'a, 'm> Lists<'a, 'm> {
                     .frame(entry.wrapping_sub(self.page.lru as u64))?;
                 if self.guest.u64(entry.checked_add(8)?)? != before
                     || pfn % (1 << order) != 0
-                    || !self.is_idle(entry)
+                    || !self.is_idle(entry, order)
                 {
                     return None;
                 }
@@ -117,15 +121,20 @@ impl<'a, 'm> Lists<'a, 'm> {
         (pages == count).then_some(runs)
     }
 
-    /// No references, no mappings, no type.
-    fn is_idle(&mut self, entry: u64) -> bool {
+    /// No references, no mappings, no type, and no flag that a free page never has: all pages of the run.
+    fn is_idle(&mut self, entry: u64, order: u32) -> bool {
         let mut bytes = [0u8; 256];
-        let page = entry.wrapping_sub(self.page.lru as u64);
+        let first = entry.wrapping_sub(self.page.lru as u64);
         let Some(bytes) = bytes.get_mut(..self.page.size) else {
             return false;
         };
-        self.guest.read(page, bytes)
-            && u32_at(bytes, self.page.refcount) == Some(0)
-            && u32_at(bytes, self.page.mapcount) == Some(u32::MAX)
+        self.steps += (1 << order) - 1;
+        (0..1u64 << order).all(|number| {
+            let page = first.wrapping_add(number * self.page.size as u64);
+            self.guest.read(page, bytes)
+                && u32_at(bytes, self.page.refcount) == Some(0)
+                && u32_at(bytes, self.page.mapcount) == Some(u32::MAX)
+                && u64_at(bytes, self.page.flags).is_some_and(|flags| flags & self.never == 0)
+        })
     }
 }

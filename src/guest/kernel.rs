@@ -37,36 +37,53 @@ pub struct Kernel {
     pub tables: PageTables,
     /// The guest-physical address of `_stext`.
     pub text: u64,
+    /// The guest-physical address of the copy of vmcoreinfo that it was found by.
+    pub note: u64,
 }
 
 impl Kernel {
-    /// Tries the hinted places, then every page of memory.
+    /// Tries the hinted places, then every page of memory. A reboot may leave a kernel behind that is whole, and nothing
+    /// tells which of two is the running one: then there is none.
     pub(super) fn find(memory: &dyn GuestMemory, hints: &Hints) -> Result<Kernel, GuestError> {
-        let mut failure = GuestError::NoVmcoreinfo;
-        let mut attempt = |gpa: u64| {
-            let info = Vmcoreinfo::read(memory, gpa)?;
-            match Kernel::verify(memory, info) {
-                Ok(kernel) => Some(kernel),
-                Err(error) => {
-                    if error.progress() >= failure.progress() {
-                        failure = error;
-                    }
-                    None
-                }
+        match Kernel::only_one(memory, &hints.vmcoreinfo) {
+            Err(error) if error != GuestError::TwoKernels && !hints.only_hinted => {
+                let searched = Kernel::only_one(memory, &vmcoreinfo::search(memory));
+                searched.map_err(|other| other.further(error))
             }
-        };
-        if let Some(kernel) = hints.vmcoreinfo.iter().find_map(|&gpa| attempt(gpa)) {
-            return Ok(kernel);
+            found => found,
         }
-        if !hints.only_hinted
-            && let Some(kernel) = vmcoreinfo::search(memory).into_iter().find_map(attempt)
-        {
-            return Ok(kernel);
-        }
-        Err(failure)
     }
 
-    fn verify(memory: &dyn GuestMemory, info: Vmcoreinfo) -> Result<Kernel, GuestError> {
+    /// The kernel that all copies at these places are of, if they pass the checks.
+    fn only_one(memory: &dyn GuestMemory, places: &[u64]) -> Result<Kernel, GuestError> {
+        let mut found: Option<Kernel> = None;
+        let mut failure = GuestError::NoVmcoreinfo;
+        for &gpa in places {
+            let Some(info) = Vmcoreinfo::read(memory, gpa) else {
+                continue;
+            };
+            match (Kernel::verify(memory, info, gpa), &found) {
+                (Ok(kernel), None) => found = Some(kernel),
+                (Ok(kernel), Some(other)) if !kernel.is(other) => {
+                    return Err(GuestError::TwoKernels);
+                }
+                (Ok(_), Some(_)) => {}
+                (Err(error), _) => failure = error.further(failure),
+            }
+        }
+        found.ok_or(failure)
+    }
+
+    /// Whether two copies of vmcoreinfo are of one kernel and one boot.
+    pub(super) fn is(&self, other: &Kernel) -> bool {
+        let place = |kernel: &Kernel| {
+            let sections = kernel.info.symbol("mem_section");
+            (kernel.text, kernel.tables, sections, kernel.release.clone())
+        };
+        place(self) == place(other)
+    }
+
+    fn verify(memory: &dyn GuestMemory, info: Vmcoreinfo, note: u64) -> Result<Kernel, GuestError> {
         let page_shift = info.page_shift()?;
         let text_va = info
             .symbol("_stext")
@@ -114,6 +131,7 @@ impl Kernel {
             page_shift,
             tables,
             text,
+            note,
         })
     }
 

@@ -27,6 +27,11 @@ pub struct Section {
     pub map: u64,
 }
 
+/// Roots behind which sections are looked for, and sections looked at, when all that the kernel knows are wanted: more
+/// than 64 TiB of guest have.
+const ROOTS_MAX: usize = 1 << 19;
+const ENTRIES_MAX: u64 = 1 << 22;
+
 /// All sections that are online and hold memory of this guest, ascending.
 #[derive(Clone, Debug)]
 pub struct Memmap {
@@ -43,38 +48,9 @@ impl Memmap {
         memory: &dyn GuestMemory,
         page_size: usize,
     ) -> Result<Memmap, GuestError> {
-        let info = &kernel.info;
-        let table = info
-            .symbol("mem_section")
-            .ok_or(GuestError::MissingKey("SYMBOL(mem_section)"))?;
-        let roots = info
-            .length("mem_section")
-            .ok_or(GuestError::MissingKey("LENGTH(mem_section)"))? as u64;
-        let entry = info.size("mem_section").filter(|n| (8..=4096).contains(n));
-        let entry = entry.ok_or(GuestError::MissingKey("SIZE(mem_section)"))? as u64;
-        let map_at = info
-            .offset("mem_section.section_mem_map")
-            .filter(|&n| n < 4096)
-            .unwrap_or(0) as u64;
-        // 27 on x86_64, 27 to 30 on arm64. A section's struct pages are read at once, so a lie must not make it large.
-        let bits = info
-            .number("SECTION_SIZE_BITS")
-            .filter(|bits| (20..=30).contains(bits));
-        let bits = bits.ok_or(GuestError::MissingKey("NUMBER(SECTION_SIZE_BITS)"))? as u32;
-        let physical = info
-            .number("MAX_PHYSMEM_BITS")
-            .filter(|n| (u64::from(bits)..=56).contains(n))
-            .unwrap_or(52);
-
+        let table = Table::of(kernel)?;
+        let bits = table.bits;
         let pages = 1usize << (bits - kernel.page_shift.min(bits));
-        // SPARSEMEM_EXTREME has a page of sections behind each root; otherwise the roots are the sections.
-        let extreme = roots < 1 << (physical - u64::from(bits));
-        let per_root = if extreme {
-            (1u64 << kernel.page_shift) / entry
-        } else {
-            1
-        };
-
         let mut translations = Translations::new(memory, kernel.tables);
         let mut sections = Vec::new();
         let mut last = None;
@@ -84,27 +60,12 @@ impl Memmap {
                     continue;
                 }
                 last = Some(number);
-                let (root, index) = (number / per_root, number % per_root);
-                if root >= roots || sections.len() >= SECTIONS_MAX {
+                if number / table.per_root >= table.roots || sections.len() >= SECTIONS_MAX {
                     break;
                 }
-                let array = if extreme {
-                    match table
-                        .checked_add(root * 8)
-                        .and_then(|va| translations.u64(va))
-                    {
-                        None | Some(0) => continue,
-                        Some(array) => array.wrapping_add(index * entry),
-                    }
-                } else {
-                    table.wrapping_add(root * entry)
-                };
-                let Some(encoded) = translations.u64(array.wrapping_add(map_at)) else {
+                let Some(encoded) = table.section(&mut translations, number) else {
                     continue;
                 };
-                if encoded & USABLE != USABLE {
-                    continue;
-                }
                 // The kernel keeps the map as if it began with page frame 0.
                 let first = number << (bits - kernel.page_shift);
                 let map = (encoded & !MAP_FLAGS).wrapping_add(first.wrapping_mul(page_size as u64));
@@ -144,6 +105,13 @@ impl Memmap {
             }
         }
         bytes
+    }
+
+    /// The first page frame behind all sections.
+    pub(super) fn end(&self) -> u64 {
+        self.sections
+            .last()
+            .map_or(0, |section| section.first + section.pages as u64)
     }
 
     /// The section of a page frame.
@@ -212,4 +180,150 @@ impl Memmap {
         }
         absent
     }
+}
+
+/// The kernel's table of sections.
+struct Table {
+    /// Virtual address of the roots.
+    roots_at: u64,
+    roots: u64,
+    /// SPARSEMEM_EXTREME has a page of sections behind each root; otherwise the roots are the sections.
+    extreme: bool,
+    /// Sections behind a root.
+    per_root: u64,
+    /// Bytes of a section's entry, and where in it the map is.
+    entry: u64,
+    map_at: u64,
+    /// Log2 of the bytes of memory that a section has.
+    bits: u32,
+}
+
+impl Table {
+    fn of(kernel: &Kernel) -> Result<Table, GuestError> {
+        let info = &kernel.info;
+        let roots_at = info
+            .symbol("mem_section")
+            .ok_or(GuestError::MissingKey("SYMBOL(mem_section)"))?;
+        let roots = info
+            .length("mem_section")
+            .ok_or(GuestError::MissingKey("LENGTH(mem_section)"))? as u64;
+        let entry = info.size("mem_section").filter(|n| (8..=4096).contains(n));
+        let entry = entry.ok_or(GuestError::MissingKey("SIZE(mem_section)"))? as u64;
+        let map_at = info
+            .offset("mem_section.section_mem_map")
+            .filter(|&n| n < 4096)
+            .unwrap_or(0) as u64;
+        // 27 on x86_64, 27 to 30 on arm64. A section's struct pages are read at once, so a lie must not make it large.
+        let bits = info
+            .number("SECTION_SIZE_BITS")
+            .filter(|bits| (20..=30).contains(bits));
+        let bits = bits.ok_or(GuestError::MissingKey("NUMBER(SECTION_SIZE_BITS)"))? as u32;
+        let physical = info
+            .number("MAX_PHYSMEM_BITS")
+            .filter(|n| (u64::from(bits)..=56).contains(n))
+            .unwrap_or(52);
+        let extreme = roots < 1 << (physical - u64::from(bits));
+        let per_root = if extreme {
+            (1u64 << kernel.page_shift) / entry
+        } else {
+            1
+        };
+        Ok(Table {
+            roots_at,
+            roots,
+            extreme,
+            per_root,
+            entry,
+            map_at,
+            bits,
+        })
+    }
+
+    /// Virtual address of the sections behind a root; none if there are none.
+    fn array(&self, guest: &mut Translations<'_>, root: u64) -> Option<u64> {
+        if self.extreme {
+            let array = guest.u64(self.roots_at.checked_add(root.checked_mul(8)?)?)?;
+            (array != 0).then_some(array)
+        } else {
+            self.roots_at.checked_add(root.checked_mul(self.entry)?)
+        }
+    }
+
+    /// All roots that have sections, with the address of those. Most have none, so they are read many at a time.
+    /// None if the roots cannot be read.
+    fn arrays(&self, guest: &mut Translations<'_>) -> Option<Vec<(u64, u64)>> {
+        if !self.extreme {
+            let array = |root| Some((root, self.array(guest, root)?));
+            return (0..self.roots).map(array).collect();
+        }
+        let mut found = Vec::new();
+        let mut bytes = [0; 4096];
+        for first in (0..self.roots).step_by(bytes.len() / 8) {
+            let len = bytes.len().min(8 * (self.roots - first) as usize);
+            let part = bytes.get_mut(..len)?;
+            if !guest.read(self.roots_at.wrapping_add(8 * first), part) {
+                return None;
+            }
+            let arrays = part
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|word| u64::from_le_bytes(*word));
+            found.extend((first..).zip(arrays).filter(|&(_, array)| array != 0));
+        }
+        Some(found)
+    }
+
+    /// A section's word, if the section is online.
+    fn section(&self, guest: &mut Translations<'_>, number: u64) -> Option<u64> {
+        let (root, index) = (number / self.per_root, number % self.per_root);
+        let array = self.array(guest, root)?;
+        self.entry_of(guest, array, index)
+    }
+
+    fn entry_of(&self, guest: &mut Translations<'_>, array: u64, index: u64) -> Option<u64> {
+        let at = array
+            .wrapping_add(index * self.entry)
+            .wrapping_add(self.map_at);
+        guest.u64(at).filter(|encoded| encoded & USABLE == USABLE)
+    }
+}
+
+/// Whether the kernel has a section online in which the guest, laid out like this, has no memory at all: then this is not
+/// how it is laid out, or part of it is elsewhere. So is a table that cannot be looked through.
+pub(super) fn knows_more(kernel: &Kernel, memory: &dyn GuestMemory) -> bool {
+    let Ok(table) = Table::of(kernel) else {
+        return true;
+    };
+    if table.roots > ROOTS_MAX as u64 {
+        return true;
+    }
+    let mut guest = Translations::new(memory, kernel.tables);
+    let mut looked_at = 0;
+    let Some(arrays) = table.arrays(&mut guest) else {
+        return true;
+    };
+    for (root, array) in arrays {
+        looked_at += table.per_root;
+        if looked_at > ENTRIES_MAX {
+            return true;
+        }
+        for index in 0..table.per_root {
+            if table.entry_of(&mut guest, array, index).is_none() {
+                continue;
+            }
+            let number = root * table.per_root + index;
+            let (Some(start), Some(end)) = (
+                number.checked_mul(1 << table.bits),
+                (number + 1).checked_mul(1 << table.bits),
+            ) else {
+                return true;
+            };
+            let is_there = |range: &Range<u64>| range.start < end && start < range.end;
+            if !memory.ranges().iter().any(is_there) {
+                return true;
+            }
+        }
+    }
+    false
 }

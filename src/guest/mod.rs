@@ -2,7 +2,7 @@
 //! memory through a trait and knows no files, no disks, no FUSE.
 //!
 //! ```text
-//! memory → vmcoreinfo → kernel (paging, self-checks) → btf, flags, shape
+//! memory → vmcoreinfo → kernel (paging, self-checks) → candidate → btf, flags, shape
 //!                                                    → memmap → classify (cache, freelist) → mend
 //! ```
 //!
@@ -12,6 +12,7 @@
 
 mod btf;
 mod cache;
+mod candidate;
 mod class;
 mod classify;
 mod error;
@@ -38,6 +39,7 @@ use std::fmt;
 use rayon::prelude::*;
 
 use btf::Btf;
+use candidate::Candidate;
 use classify::{Judge, Judged};
 use flags::{Flags, Types};
 use freelist::Lists;
@@ -53,9 +55,6 @@ pub use mend::{Edit, Fill, Mend};
 pub use paging::Arch;
 pub use reason::Reason;
 pub use vmcoreinfo::{Vmcoreinfo, is_candidate};
-
-/// A layout is right beyond doubt when the kernel knows this much of it, in percent. The rest may be offline.
-const KNOWN_ENOUGH: u64 = 97;
 
 /// A kernel that was found in a guest's memory and passed all checks.
 pub struct Guest<'m> {
@@ -105,16 +104,15 @@ impl<'m> Guest<'m> {
     /// Looks for a kernel in one view of memory. Where the layout is not known, each candidate is a view of its own and
     /// the right one is that in which a kernel is found: [`Guest::find_among`].
     pub fn find(memory: &'m dyn GuestMemory, hints: &Hints) -> Result<Guest<'m>, GuestError> {
-        let kernel = Kernel::find(memory, hints)?;
-        let btf = Btf::search(memory, kernel.text, shape::WANTED);
-        Guest::with_types(memory, kernel, btf.as_ref())
+        Candidate::of(memory, hints)?.understood()
     }
 
-    fn with_types(
-        memory: &'m dyn GuestMemory,
-        kernel: Kernel,
-        btf: Option<&Btf>,
-    ) -> Result<Guest<'m>, GuestError> {
+    fn with_types(candidate: Candidate<'m>, btf: Option<&Btf>) -> Result<Guest<'m>, GuestError> {
+        let Candidate {
+            memory,
+            kernel,
+            memmap,
+        } = candidate;
         let shape = PageShape::of(&kernel, btf)?;
         let flags = Flags::of(&kernel, btf)?;
         Ok(Guest {
@@ -122,7 +120,7 @@ impl<'m> Guest<'m> {
             types: Types::of(&kernel, btf),
             cache: btf.and_then(CacheShape::of),
             lists: btf.and_then(|btf| ListsShape::of(&kernel, btf)),
-            memmap: Memmap::find(&kernel, memory, shape.size)?,
+            memmap,
             free_orders: kernel
                 .info
                 .length("zone.free_area")
@@ -134,39 +132,14 @@ impl<'m> Guest<'m> {
         })
     }
 
-    /// The view of one memory, of several, in which a kernel is found that knows nearly all of it, and its place among them. A
-    /// kernel whose own structures lie low can be found in a wrong layout, too, but it has no struct pages for what lies
-    /// in the wrong place. If no view has a kernel, the error that came furthest.
+    /// The view of one memory, of several, that is laid out as the kernel in it knows its memory, and its place among them.
+    /// See [`candidate`].
     pub fn find_among(
         views: impl IntoIterator<Item = &'m dyn GuestMemory>,
         hints: &Hints,
     ) -> Result<(usize, Guest<'m>), GuestError> {
-        let mut failure = GuestError::NoVmcoreinfo;
-        let mut best: Option<(u64, usize, Guest<'m>)> = None;
-        for (place, view) in views.into_iter().enumerate() {
-            match Guest::find(view, hints) {
-                Ok(guest) => {
-                    let known = guest.known_percent();
-                    if known >= KNOWN_ENOUGH {
-                        return Ok((place, guest));
-                    }
-                    if best.as_ref().is_none_or(|(other, ..)| known > *other) {
-                        best = Some((known, place, guest));
-                    }
-                }
-                Err(error) if error.progress() >= failure.progress() => failure = error,
-                Err(_) => {}
-            }
-        }
-        best.map(|(_, place, guest)| (place, guest)).ok_or(failure)
-    }
-
-    /// The part of the guest's memory, in percent, that lies in a section that the kernel knows.
-    fn known_percent(&self) -> u64 {
-        let known = self
-            .memmap
-            .bytes_within(self.memory.ranges(), self.page_shift());
-        known.saturating_mul(100) / self.memory_bytes().max(1)
+        let (place, candidate) = Candidate::among(views, hints)?;
+        Ok((place, candidate.understood()?))
     }
 
     /// The kernel.
@@ -237,7 +210,8 @@ impl<'m> Guest<'m> {
             heads.sort_unstable();
             heads.dedup();
             let guest = Translations::new(self.memory, self.kernel.tables);
-            let mut lists = Lists::new(&self.memmap, &self.shape, shape, guest);
+            let never = self.flags.never_free();
+            let mut lists = Lists::new(&self.memmap, &self.shape, shape, guest, never);
             for (first, order) in lists.free(&heads) {
                 let frames = first..first.saturating_add(1 << order);
                 if frames

@@ -22,7 +22,7 @@ impl std::fmt::Display for Arch {
 }
 
 /// The kernel's page tables.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageTables {
     arch: Arch,
     /// Guest-physical address of the top table.

@@ -131,8 +131,8 @@ pub struct CacheShape {
     pub s_type: usize,
     /// `file_system_type`: a pointer to its name.
     pub name: usize,
-    /// Flags that an address space must not have.
-    pub forbidden: u64,
+    /// All flags that an address space may have: one that a future kernel invents keeps its pages.
+    pub harmless: u64,
     /// How a mapping says which folios it knows.
     pub large: LargeFolios,
     /// Buffer heads, if they are understood.
@@ -186,8 +186,26 @@ pub struct IomapShape {
     pub has_dirty: bool,
 }
 
+/// Flags of address spaces that say nothing against fetching a page again: how they are written back, and which folios
+/// they know.
+const HARMLESS_MAPPING: [&str; 5] = [
+    "AS_NO_WRITEBACK_TAGS",
+    "AS_STABLE_WRITES",
+    "AS_RELEASE_ALWAYS",
+    "AS_LARGE_FOLIO_SUPPORT",
+    "AS_THP_SUPPORT",
+];
+
 impl CacheShape {
     pub(super) fn of(btf: &Btf) -> Option<CacheShape> {
+        // Such kernels read page cache without holding a reference, if only a little is read. A processor that was stopped
+        // in the middle of that would go on with bytes that are lost, and nothing would tell.
+        if btf
+            .member("address_space", "i_pages_delete_seqcnt")
+            .is_some()
+        {
+            return None;
+        }
         let flags = btf.values("mapping_flags");
         let mask = |name: &str| {
             flags
@@ -202,10 +220,22 @@ impl CacheShape {
                 flag => LargeFolios::Flag(flag),
             },
         };
-        let unevictable = mask("AS_UNEVICTABLE");
-        if unevictable == 0 {
+        if mask("AS_UNEVICTABLE") == 0 {
             return None;
         }
+        let named = HARMLESS_MAPPING
+            .iter()
+            .fold(0, |all, name| all | mask(name));
+        // Two fields of five bits, the smallest order and the largest.
+        let orders = match large {
+            LargeFolios::MaxOrder(at) => {
+                let first = flags
+                    .get("AS_FOLIO_ORDER_MIN")
+                    .map_or(at, |&min| min as u32);
+                31 << at | 31u64.checked_shl(first).unwrap_or(0)
+            }
+            _ => 0,
+        };
         Some(CacheShape {
             host: btf.offset("address_space", "host")?,
             a_ops: btf.offset("address_space", "a_ops")?,
@@ -220,11 +250,7 @@ impl CacheShape {
             i_sb: btf.offset("inode", "i_sb")?,
             s_type: btf.offset("super_block", "s_type")?,
             name: btf.offset("file_system_type", "name")?,
-            forbidden: unevictable
-                | mask("AS_EXITING")
-                | mask("AS_INACCESSIBLE")
-                | mask("AS_EIO")
-                | mask("AS_ENOSPC"),
+            harmless: named | orders,
             large,
             buffers: BufferShape::of(btf),
             iomap: IomapShape::of(btf),
@@ -277,7 +303,7 @@ pub struct ListsShape {
     pub lists: usize,
     /// How many there are.
     pub count_of_lists: usize,
-    /// The lists hold several orders, from 5.14: three migration types an order.
+    /// The lists hold several orders, from 5.14: three migration types an order. Before, there were three in all.
     pub orders: bool,
     /// The order of huge pages, which the last lists hold.
     pub huge_order: u32,
@@ -286,13 +312,14 @@ pub struct ListsShape {
 impl ListsShape {
     pub(super) fn of(kernel: &Kernel, btf: &Btf) -> Option<ListsShape> {
         let lists = btf.member("per_cpu_pages", "lists")?;
+        let count_of_lists = btf
+            .array_len(lists.type_id)
+            .filter(|n| (1..=64).contains(n))?;
         Some(ListsShape {
             count: btf.offset("per_cpu_pages", "count")?,
             lists: lists.offset,
-            count_of_lists: btf
-                .array_len(lists.type_id)
-                .filter(|n| (1..=64).contains(n))?,
-            orders: kernel.since(5, 14),
+            count_of_lists,
+            orders: count_of_lists > 3,
             huge_order: kernel.page_shift - 3,
         })
     }

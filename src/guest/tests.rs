@@ -1,6 +1,6 @@
 //! The rules of the judgement, each tried alone on a guest made by hand.
 
-use super::synthetic::{BASE, LISTS, Synthetic, flag, word};
+use super::synthetic::{BASE, LISTS, MEMMAP, SECTIONS, Synthetic, VMCOREINFO, flag, word};
 use super::*;
 
 fn look<T>(guest: &Synthetic, ask: impl FnOnce(&Guest<'_>, &Classes) -> T) -> T {
@@ -61,6 +61,80 @@ fn of_two_layouts_that_have_a_kernel_the_one_that_it_knows_is_right() {
     let views: [&dyn GuestMemory; 2] = [&wrong, &right];
     let (place, _) = Guest::find_among(views, &Hints::default()).expect("a kernel");
     assert_eq!(place, 1);
+}
+
+#[test]
+fn a_layout_without_memory_that_the_kernel_has_is_not_right() {
+    let find = |guest: &Synthetic, layouts: &[Layout]| {
+        let view = |layout| FlatMemory::new(&guest.bytes, layout);
+        let views: Vec<FlatMemory<'_>> = layouts.iter().map(view).collect();
+        let views = views.iter().map(|view| view as &dyn GuestMemory);
+        Guest::find_among(views, &Hints::default()).err()
+    };
+    let mut guest = Synthetic::new();
+    let layouts = Layout::candidates(guest.bytes.len() as u64);
+    // The kernel has a section behind all that the file holds.
+    guest.put(SECTIONS + 16 * 3, (BASE + MEMMAP) | 0b111);
+    assert_eq!(find(&guest, &layouts), Some(GuestError::LayoutUnsure));
+    // A file that says itself where its memory lies may be a part of it.
+    assert_eq!(find(&guest, &layouts[..1]), None);
+    // An offline section is no memory.
+    guest.put(SECTIONS + 16 * 3, (BASE + MEMMAP) | 0b011);
+    assert_eq!(find(&guest, &layouts), None);
+}
+
+#[test]
+fn of_two_layouts_that_fit_alike_none_is_right() {
+    let mut guest = Synthetic::new();
+    guest.bytes.resize(12 << 20, 0);
+    // Section 2 is the kernel's; the file holds three, and which is the second and which the third is not known.
+    guest.put(SECTIONS + 16 * 2, (BASE + MEMMAP) | 0b111);
+    guest.put(8 << 20, 1);
+    let section = |from: u64, to: u64| from << 22..to << 22;
+    let gap = Layout {
+        ranges: vec![section(0, 1), section(2, 4)],
+    };
+    let whole = Layout {
+        ranges: vec![section(0, 3)],
+    };
+    let (one, other) = (
+        FlatMemory::new(&guest.bytes, &gap),
+        FlatMemory::new(&guest.bytes, &whole),
+    );
+    for views in [[&one as &dyn GuestMemory, &other], [&other, &one]] {
+        assert_eq!(
+            Guest::find_among(views, &Hints::default()).err(),
+            Some(GuestError::LayoutUnsure)
+        );
+    }
+}
+
+#[test]
+fn a_kernel_that_an_earlier_boot_left_whole_makes_both_doubtful() {
+    let mut guest = Synthetic::new();
+    let text = guest.bytes[VMCOREINFO as usize..][..4096].to_vec();
+    let copy = (VMCOREINFO + 0x1000) as usize;
+    guest.bytes[copy..copy + 4096].copy_from_slice(&text);
+    let find = |guest: &Synthetic| {
+        let layouts = Layout::candidates(guest.bytes.len() as u64);
+        let memory = FlatMemory::new(&guest.bytes, &layouts[0]);
+        let views: [&dyn GuestMemory; 1] = [&memory];
+        let hints = Hints::default();
+        (
+            Guest::find(&memory, &hints).err(),
+            Guest::find_among(views, &hints).err(),
+        )
+    };
+    // A second copy of the same is what every guest has.
+    assert_eq!(find(&guest), (None, None));
+    // Another table of sections: another boot.
+    let other = String::from_utf8_lossy(&text).replace(
+        &format!("SYMBOL(mem_section)={:x}", BASE + 0x2_1000),
+        &format!("SYMBOL(mem_section)={:x}", BASE + 0x2_1008),
+    );
+    guest.bytes[copy..copy + 4096].copy_from_slice(other.as_bytes());
+    let twice = Some(GuestError::TwoKernels);
+    assert_eq!(find(&guest), (twice.clone(), twice));
 }
 
 #[test]
@@ -163,9 +237,17 @@ fn lists_of_free_pages_count_only_if_they_add_up() {
     circle.put(Synthetic::page(0x303) + word::LRU, first);
     assert_eq!(class(&circle, 0x300).0, PageClass::Unknown);
 
-    let mut in_use = guest;
-    in_use.put32(Synthetic::page(0x305) + word::REFCOUNT, 1);
-    assert_eq!(class(&in_use, 0x300).0, PageClass::Unknown);
+    // Any page of a run, and not only its first.
+    for (pfn, at, value) in [
+        (0x305, word::REFCOUNT, 1),
+        (0x311, word::REFCOUNT, 1),
+        (0x311, word::FLAGS, flag::HWPOISON as u32),
+        (0x303, word::FLAGS, flag::LRU as u32),
+    ] {
+        let mut in_use = guest.clone();
+        in_use.put32(Synthetic::page(pfn) + at, value);
+        assert_eq!(class(&in_use, 0x300).0, PageClass::Unknown, "{pfn:#x}");
+    }
 }
 
 #[test]
@@ -229,6 +311,18 @@ fn clean_cache_is_recoverable_and_every_doubt_keeps_it() {
             "unevictable address space",
             file.mapping + 16,
             9 << 21 | 1 << 3,
+            PageClass::CacheKept,
+        ),
+        (
+            "a flag of its address space that nobody knows",
+            file.mapping + 16,
+            9 << 21 | 1 << 11,
+            PageClass::CacheKept,
+        ),
+        (
+            "a flag that means something else on arm64",
+            page,
+            base | 1 << 12,
             PageClass::CacheKept,
         ),
         (

@@ -62,8 +62,8 @@ pub struct Found {
     pub memory: u64,
     /// Whether the kernel carries BTF; without, page cache is never expendable.
     pub has_btf: bool,
-    /// Where vmcoreinfo may be, so that the guest is found again at once.
-    notes: Vec<u64>,
+    /// Where vmcoreinfo is, so that the guest is found again at once.
+    note: u64,
 }
 
 /// A file that was looked into.
@@ -233,7 +233,7 @@ impl Look {
         };
         let view = View::new(map.clone(), source);
         let hints = Hints {
-            vmcoreinfo: found.notes.clone(),
+            vmcoreinfo: vec![found.note],
             only_hinted: true,
         };
         let guest = Guest::find(&view, &hints).ok()?;
@@ -269,7 +269,7 @@ fn find(
         page_shift: guest.page_shift(),
         memory: guest.memory_bytes(),
         has_btf: guest.has_btf(),
-        notes: hints.vmcoreinfo.clone(),
+        note: guest.kernel().note,
     };
     let map = views
         .get(place)

@@ -1,16 +1,14 @@
 //! One saved guest in several formats: whatever it is wrapped in, its pages are the same, so their classes are; and the
 //! command tells the same as the library.
 
-mod guests;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use guests::image::Kernel;
-use guests::synthetic::Synthetic;
-use guests::{Format, Scene, Work};
+use crate::guests::image::Kernel;
+use crate::guests::synthetic::Synthetic;
+use crate::guests::{Format, Scene, Work};
 use parsfs::guest::{PageClass, Tier};
 use parsfs::snapshot::Gpa;
 use parsfs::volume::Tiers;

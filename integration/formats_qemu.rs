@@ -3,20 +3,17 @@
 //! QEMU comes from the distribution (`integration/guests/packages.sh`) or from `PARSFS_QEMU`. No guest OS is needed:
 //! the memory is a pattern in a file, and where it has to change, a boot sector does it.
 
-mod guests;
-mod qemu;
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::qemu::Machine;
 use parsfs::snapshot::{
     ByteSource, Content, Format, Gpa, Indexer, Layout, NotePlace, Opaque, PageMap, PieceKind,
     Place, Snapshot, index, is_zero,
 };
-use qemu::Machine;
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;

@@ -1,12 +1,10 @@
 //! Guests for tests can be made from nothing, and saved in every format that QEMU has without changing them.
 
-mod guests;
-
 use std::fs;
 use std::io::Read;
 
-use guests::image::Kernel;
-use guests::{Format, Scene, Work};
+use crate::guests::image::Kernel;
+use crate::guests::{Format, Scene, Work};
 
 #[test]
 fn a_guest_is_saved_in_every_format() {

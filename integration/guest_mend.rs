@@ -2,14 +2,12 @@
 //! guest goes on. It then reads all its files against what they must hold, touches files in every way for the first
 //! time, takes all the memory that it can get and finishes its programs. Without the mend it must fail.
 
-mod guests;
-
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use guests::image::{self, Kernel};
-use guests::{Scene, Work, health};
+use crate::guests::image::{self, Kernel};
+use crate::guests::{Scene, Work, health};
 use parsfs::guest::{FlatMemory, Guest, Hints, Layout, PageClass, Tier};
 
 /// How a guest's memory is treated before it goes on.
@@ -107,6 +105,9 @@ fn go_on(scene: &Scene, treatment: Treatment, patience: Duration) -> Vec<String>
 
 fn work(scene: &Scene, memory: &std::path::Path, patience: Duration) -> Vec<String> {
     match scene.resume(memory) {
+        Ok(mut machine) if scene.setup.kernel.is_arm() => {
+            health::complaints_without_agent(&mut machine.serial, patience)
+        }
         Ok(mut machine) => health::complaints(&mut machine.serial, patience),
         Err(text) => vec![format!("the guest did not go on: {text}")],
     }
@@ -136,6 +137,30 @@ fn a_6_12_guest_goes_on() {
 #[test]
 fn a_guest_of_the_newest_kernel_goes_on() {
     proof(Kernel::Newest, Work::Mixed, "");
+}
+
+#[test]
+fn guests_of_kernels_in_between_go_on() {
+    for kernel in Kernel::between() {
+        proof(kernel, Work::Mixed, "");
+    }
+}
+
+#[test]
+fn an_arm64_guest_goes_on() {
+    proof(Kernel::Arm64, Work::Idle, "");
+}
+
+#[test]
+fn an_arm64_guest_with_pages_of_16_kib_goes_on() {
+    proof(Kernel::Arm64Pages16K, Work::Idle, "");
+}
+
+#[test]
+fn without_the_mend_an_arm64_guest_fails() {
+    let scene = Scene::new(Kernel::Arm64, Work::Idle, "").ready();
+    let wrong = go_on(&scene, Treatment::Unmended, PATIENCE);
+    assert!(!wrong.is_empty(), "lost page cache went unnoticed");
 }
 
 #[test]

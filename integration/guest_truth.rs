@@ -1,13 +1,11 @@
 //! The classes against the guest's own word: `/proc/kpageflags` and `/proc/kpagecount` of a quiet guest, taken just before it
 //! was stopped.
 
-mod guests;
-
 use std::fs;
 
-use guests::image::Kernel;
-use guests::{Scene, Work};
-use parsfs::guest::{Classes, FlatMemory, Guest, Hints, Layout, PageClass, Tier};
+use crate::guests::image::Kernel;
+use crate::guests::{Scene, Work};
+use parsfs::guest::{Classes, FlatMemory, Guest, GuestError, Hints, Layout, PageClass, Tier};
 
 /// `include/uapi/linux/kernel-page-flags.h` and `include/linux/kernel-page-flags.h`.
 const FLAGS: [(u32, &str); 12] = [
@@ -155,9 +153,47 @@ fn classes_of_a_guest_full_of_programs_agree_with_its_own_word() {
 }
 
 #[test]
+fn classes_of_kernels_in_between_agree_with_their_own_word() {
+    for kernel in Kernel::between() {
+        compare(&Scene::new(kernel, Work::Mixed, "").ready(), 20);
+    }
+}
+
+#[test]
+fn a_rebooted_guest_is_not_taken_for_its_earlier_self() {
+    let scene = Scene::new(Kernel::V6_12, Work::Rebooted, "").ready();
+    let bytes = fs::read(&scene.setup.memory).expect("the guest's memory");
+    let layouts = Layout::candidates(bytes.len() as u64);
+    let views: Vec<FlatMemory<'_>> = layouts
+        .iter()
+        .map(|layout| FlatMemory::new(&bytes, layout))
+        .collect();
+    let views = views.iter().map(|view| view as _);
+    match Guest::find_among(views, &Hints::default()) {
+        // What the first boot left is whole: all is critical.
+        Err(error) => assert_eq!(error, GuestError::TwoKernels),
+        Ok(_) => {
+            compare(&scene, 20);
+        }
+    }
+}
+
+/// The program that copies what the guest says is gone when the guest is stopped: its own pages differ.
+const AGENTLESS: usize = 400;
+
+#[test]
 fn classes_of_an_arm64_guest_agree_with_its_own_word() {
-    // The program that copies what the guest says is gone when the guest is stopped: its own pages differ.
-    compare(&Scene::new(Kernel::Arm64, Work::Idle, "").ready(), 400);
+    compare(
+        &Scene::new(Kernel::Arm64, Work::Idle, "").ready(),
+        AGENTLESS,
+    );
+}
+
+#[test]
+fn classes_of_an_arm64_guest_with_pages_of_16_kib_agree_with_its_own_word() {
+    let scene = Scene::new(Kernel::Arm64Pages16K, Work::Idle, "").ready();
+    let (classes, _) = compare(&scene, AGENTLESS);
+    assert_eq!(classes.page_shift(), 14);
 }
 
 #[test]

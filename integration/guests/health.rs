@@ -9,8 +9,34 @@ use super::serial::Serial;
 
 /// What is wrong with the guest; it may take so long for each order.
 pub fn complaints(guest: &mut Serial, patience: Duration) -> Vec<String> {
+    ask(guest, orders(), patience)
+}
+
+/// The same of a guest that has no agent: busybox alone looks at one file system and at memory.
+pub fn complaints_without_agent(guest: &mut Serial, patience: Duration) -> Vec<String> {
+    let orders = [
+        "cd /m/ext4 && md5sum -cs sums",
+        "cd /m/ext4 && md5sum -cs /run/written",
+        "cd /run && md5sum -cs sums",
+        "cd /m/ext4 && printf over | dd of=f03 bs=1 seek=100001 conv=notrunc 2>/dev/null && echo more >>f04",
+        "sync; echo 3 >/proc/sys/vm/drop_caches; cd /m/ext4 && test $(md5sum -c sums 2>/dev/null | grep -c FAILED) = 2",
+        "mkdir /hog && mount -t tmpfs -o size=100% tmpfs /hog",
+        "dd if=/dev/zero of=/hog/all bs=1k count=$(($(awk '/MemAvailable/ {print $2}' /proc/meminfo) * 9 / 10)) 2>/dev/null",
+        "test -z \"$(tr -d '\\0' </hog/all | head -c 1)\" && umount /hog",
+        "cd /m/ext4 && md5sum -cs /run/written; cd / && umount /m/ext4",
+        CALM,
+    ];
+    ask(guest, orders.map(str::to_string).to_vec(), patience)
+}
+
+/// What the kernel must not have said.
+const CALM: &str =
+    "! dmesg | grep -E 'BUG|Oops|WARNING|corruption|Bad page|I/O error|CORRUPTED|pagealloc'";
+
+/// Gives orders one by one; what is wrong is those that fail.
+fn ask(guest: &mut Serial, orders: Vec<String>, patience: Duration) -> Vec<String> {
     let mut wrong = Vec::new();
-    for order in orders() {
+    for order in orders {
         match guest.try_run(&order, patience) {
             Ok((0, _)) => {}
             Ok((status, text)) => wrong.push(format!("{order}: {status} {text}")),
@@ -42,9 +68,6 @@ fn orders() -> Vec<String> {
         orders.push(format!("agent verify /m/{file_system}/read"));
         orders.push(format!("umount /m/{file_system}"));
     }
-    orders.push(
-        "! dmesg | grep -E 'BUG|Oops|WARNING|corruption|Bad page|I/O error|CORRUPTED|pagealloc'"
-            .into(),
-    );
+    orders.push(CALM.into());
     orders
 }

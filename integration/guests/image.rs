@@ -87,6 +87,8 @@ pub enum Kernel {
     V5_10,
     V6_1,
     V6_12,
+    /// One that lies between those in age: major and minor number.
+    Between(u32, u32),
     Newest,
     Arm64,
     /// The same with pages of 16 KiB.
@@ -96,15 +98,30 @@ pub enum Kernel {
 impl Kernel {
     pub const X86: [Kernel; 4] = [Kernel::V5_10, Kernel::V6_1, Kernel::V6_12, Kernel::Newest];
 
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Kernel::V5_10 => "kernel-5.10",
-            Kernel::V6_1 => "kernel-6.1",
-            Kernel::V6_12 => "kernel-6.12",
-            Kernel::Newest => "kernel-new",
-            Kernel::Arm64 => "arm64",
-            Kernel::Arm64Pages16K => "arm64-16k",
+            Kernel::V5_10 => "kernel-5.10".into(),
+            Kernel::V6_1 => "kernel-6.1".into(),
+            Kernel::V6_12 => "kernel-6.12".into(),
+            Kernel::Between(major, minor) => format!("kernel-{major}.{minor}"),
+            Kernel::Newest => "kernel-new".into(),
+            Kernel::Arm64 => "arm64".into(),
+            Kernel::Arm64Pages16K => "arm64-16k".into(),
         }
+    }
+
+    /// All kernels that the distribution's backports offer beside those above.
+    pub fn between() -> Vec<Kernel> {
+        let list = fs::read_to_string(part("between").join("list")).expect("a list of kernels");
+        let kernels: Vec<Kernel> = list
+            .lines()
+            .filter_map(|line| {
+                let (major, minor) = line.split_once('.')?;
+                Some(Kernel::Between(major.parse().ok()?, minor.parse().ok()?))
+            })
+            .collect();
+        assert!(!kernels.is_empty(), "backports offer no kernel");
+        kernels
     }
 
     pub fn is_arm(self) -> bool {
@@ -112,7 +129,7 @@ impl Kernel {
     }
 
     pub fn image(self) -> PathBuf {
-        let dir = part(self.name());
+        let dir = part(&self.name());
         walk(&dir)
             .into_iter()
             .find(|path| {
@@ -155,7 +172,7 @@ const WANTED: [&str; 10] = [
 /// The wanted modules of a kernel and what they need, in the order of loading, as they lie in the package, unpacked.
 fn modules(kernel: Kernel) -> Vec<(String, Vec<u8>)> {
     let mut by_name = BTreeMap::new();
-    for path in walk(&part(kernel.name())) {
+    for path in walk(&part(&kernel.name())) {
         let file = path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
@@ -280,11 +297,11 @@ pub fn compiled(source: &Path, name: &str, options: &[&str]) -> PathBuf {
 /// The initramfs of a kernel's guests.
 pub fn initramfs(kernel: Kernel) -> PathBuf {
     let path = home().join(format!("{}.cpio", kernel.name()));
-    let tools = part(if kernel == Kernel::Arm64 {
-        "arm64"
+    let tools = if kernel.is_arm() {
+        part(&kernel.name())
     } else {
-        "tools"
-    });
+        part("tools")
+    };
     let mut archive = Archive::default();
     for dir in ["bin", "dev", "proc", "sys", "modules"] {
         archive.add(dir, 0o040_755, &[]);
@@ -318,8 +335,33 @@ pub fn initramfs(kernel: Kernel) -> PathBuf {
 /// The file systems of a guest's disks, in the order of the disks. Features that 5.10 does not know are left out.
 pub const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
+/// Makes an ext4 disk with files on it, and the sums of all of them in the file `sums`: for a guest that has no agent.
+pub fn filled_disk(path: &Path) {
+    let files = tempfile::tempdir().expect("a directory for files");
+    let mut random = 0x2545_F491_4F6C_DD1Du64;
+    for number in 0..24 {
+        let mut bytes = Vec::new();
+        for _ in 0..20_000 + 9_000 * number {
+            random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            bytes.extend_from_slice(&(random >> 16).to_le_bytes()[..6]);
+        }
+        fs::write(files.path().join(format!("f{number:02}")), bytes).expect("a file");
+    }
+    let sums = output(
+        Command::new("sh")
+            .args(["-c", "md5sum f*"])
+            .current_dir(files.path()),
+    );
+    fs::write(files.path().join("sums"), sums).expect("the sums");
+    disk_with(path, "ext4", &["-d", &files.path().display().to_string()]);
+}
+
 /// Makes a disk with a fresh file system.
 pub fn disk(path: &Path, file_system: &str) {
+    disk_with(path, file_system, &[]);
+}
+
+fn disk_with(path: &Path, file_system: &str, more: &[&str]) {
     let file = fs::File::create(path).expect("a disk image");
     file.set_len(if file_system == "xfs" {
         320 << 20
@@ -352,6 +394,7 @@ pub fn disk(path: &Path, file_system: &str) {
     }
     let done = command
         .args(options)
+        .args(more)
         .arg(path)
         .stdout(Stdio::null())
         .status();

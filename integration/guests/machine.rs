@@ -91,6 +91,12 @@ impl Machine {
         machine
     }
 
+    /// Boots the guest again: its memory keeps what the new kernel does not write over.
+    pub fn reboot(&mut self) {
+        self.serial.send("reboot -f");
+        self.serial.wait_ready();
+    }
+
     /// Goes on from a saved device state and the memory file of `setup`. Disks are left as they are.
     pub fn resume(setup: &Setup, state: &Path) -> Machine {
         let mut machine = Machine::load(setup, state);
@@ -206,7 +212,9 @@ impl Machine {
             ),
         ]);
         let mut disks = vec!["out".to_string()];
-        if !arm {
+        if arm {
+            disks.push("ext4".to_string());
+        } else {
             disks.extend(image::FILE_SYSTEMS.map(str::to_string));
         }
         for disk in disks {

@@ -6,6 +6,7 @@
     reason = "every test target uses its own part of this module"
 )]
 
+pub mod core;
 pub mod health;
 pub mod image;
 pub mod machine;
@@ -30,6 +31,8 @@ pub enum Work {
     Anonymous,
     /// Nothing but booting.
     Idle,
+    /// Booting, and booting again without losing its memory.
+    Rebooted,
 }
 
 /// A format in which QEMU saves a guest.
@@ -100,6 +103,19 @@ impl Scene {
         text.lines()
             .filter_map(|line| number(line, "pages free").or_else(|| number(line, "count:")))
             .collect()
+    }
+
+    /// What the guest's processors count as free and keep for themselves.
+    pub fn kept_by_processors(&self) -> u64 {
+        let text = fs::read_to_string(self.setup.dir.join("zoneinfo")).expect("zoneinfo");
+        let number = |line: &str| {
+            line.trim()
+                .strip_prefix("count:")?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        };
+        text.lines().filter_map(number).sum()
     }
 
     /// The same guest, saved in another format; made when it is absent. The raw memory is `setup.memory`.
@@ -216,12 +232,17 @@ impl Scene {
         image::initramfs(self.setup.kernel);
         let out = fs::File::create(dir.join("out.img")).expect("a disk");
         out.set_len(33 << 20).expect("a disk");
-        if !self.setup.kernel.is_arm() {
+        if self.setup.kernel.is_arm() {
+            image::filled_disk(&dir.join("ext4.img"));
+        } else {
             for file_system in image::FILE_SYSTEMS {
                 image::disk(&dir.join(format!("{file_system}.img")), file_system);
             }
         }
         let mut machine = Machine::boot(&self.setup);
+        if self.work == Work::Rebooted {
+            machine.reboot();
+        }
         fs::write(dir.join("release"), machine.run("uname -r").trim()).expect("the release");
         if self.setup.kernel.is_arm() {
             self.work_alone(&mut machine);
@@ -244,7 +265,11 @@ impl Scene {
     /// A guest without the agent: busybox alone works and tells. What tells is gone when the guest is stopped, so its own
     /// pages differ.
     fn work_alone(&self, machine: &mut Machine) {
-        machine.run("dd if=/dev/urandom of=/run/file bs=1M count=20 2>/dev/null; sync; sleep 3");
+        machine.run("mkdir -p /m/ext4 && mount -t ext4 /dev/vdb /m/ext4");
+        machine.run("cd /m/ext4 && md5sum -cs sums");
+        machine.run("cd /m/ext4 && for n in 1 2 3 4 5 6; do dd if=/dev/urandom of=written$n bs=150k count=7 2>/dev/null; done");
+        machine.run("cd /m/ext4 && md5sum written* >/run/written && cp f0* /run/ && cd /run && md5sum f0* >/run/sums");
+        machine.run("cd /; sync; sleep 3");
         for (file, at) in [("zoneinfo", 512), ("kpagecount", 256), ("kpageflags", 0)] {
             let options = format!("bs=64k oflag=direct seek={at} conv=notrunc,sync");
             machine.run(&format!(
@@ -266,7 +291,7 @@ impl Scene {
             Work::Mixed => (24, 48),
             Work::Cache => (60, 8),
             Work::Anonymous => (6, 220),
-            Work::Idle => (1, 1),
+            Work::Idle | Work::Rebooted => (1, 1),
         };
         for file_system in image::FILE_SYSTEMS {
             let at = format!("/m/{file_system}");

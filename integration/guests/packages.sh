@@ -3,8 +3,10 @@
 # directory of their own. Nothing is installed: every suite gets an apt state of its own, with an empty package
 # database, so that nothing of this machine but its mirror takes part, and packages are only unpacked.
 #
-#   packages.sh DIR PART...     PART: qemu tools libvirt kernel-5.10 kernel-6.1 kernel-6.12 kernel-new arm64 arm64-16k
+#   packages.sh DIR PART...     PART: qemu tools dumps libvirt kernel-5.10 kernel-6.1 kernel-6.12 kernel-new
+#                                     between kernel-N.M arm64 arm64-16k
 #
+# `between` only lists the kernels that backports offer, one N.M a line, in DIR/between/list; `kernel-N.M` brings one.
 # A part that is there already is left alone; DIR/PART/.complete says that it is.
 set -eu
 
@@ -86,6 +88,23 @@ kernel() {
     unpack "$1" "$image" $parts
 }
 
+# backports: the newest kernel of each N.M that the current suite's backports to trixie have, as "N.M package". Where
+# the image is only a name, its binary and its modules must be there as well.
+backports() {
+    APT_CONFIG=$options apt-cache search --names-only '^linux-(image|binary|modules)-[0-9.]+\+deb13-amd64$' |
+        cut -d ' ' -f 1 | sort -V | awk -F '-' '
+            { has[$2 "-" $3] = 1; if ($2 == "image") images[++count] = $0 }
+            END {
+                for (at = 1; at <= count; at++) {
+                    split(images[at], word, "-")
+                    if (has["binary-" word[3]] && !has["modules-" word[3]]) continue
+                    split(word[3], number, ".")
+                    newest[number[1] "." number[2]] = images[at]
+                }
+                for (kernel in newest) print kernel, newest[kernel]
+            }' | sort -V
+}
+
 for part in "$@"; do
     [ -e "$dir/$part/.complete" ] && continue
     rm -rf "${dir:?}/$part"
@@ -104,6 +123,15 @@ for part in "$@"; do
         suite trixie amd64 trixie
         closure "$dir/$part" libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 seabios
         ;;
+    dumps)
+        suite forky amd64 forky
+        closure "$dir/$part" makedumpfile
+        ;;
+    between)
+        suite trixie-backports amd64 trixie trixie-backports
+        mkdir -p "$dir/$part"
+        backports | cut -d ' ' -f 1 | grep -vx 6.12 >"$dir/$part/list"
+        ;;
     kernel-5.10) suite bullseye amd64 bullseye && kernel "$dir/$part" linux-image-amd64 ;;
     kernel-6.1) suite bookworm amd64 bookworm && kernel "$dir/$part" linux-image-amd64 ;;
     kernel-6.12) suite trixie amd64 trixie && kernel "$dir/$part" linux-image-amd64 ;;
@@ -117,6 +145,12 @@ for part in "$@"; do
         suite trixie-arm64 arm64 trixie
         kernel "$dir/$part" linux-image-arm64-16k
         unpack "$dir/$part" busybox-static
+        ;;
+    kernel-[0-9]*)
+        suite trixie-backports amd64 trixie trixie-backports
+        image=$(backports | sed -n "s/^${part#kernel-} //p")
+        [ -n "$image" ] || { echo "backports have no $part" >&2; exit 1; }
+        unpack "$dir/$part" "$image" $(depends "$image" | grep -E '^linux-(binary|modules)-' || true)
         ;;
     *)
         echo "unknown part $part" >&2

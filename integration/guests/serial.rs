@@ -22,6 +22,12 @@ impl Serial {
         }
     }
 
+    /// Gives an order that has no answer.
+    pub fn send(&mut self, line: &str) {
+        let written = self.0.get_mut().write_all(format!("{line}\n").as_bytes());
+        written.expect("the serial port");
+    }
+
     /// What comes over the serial port until a text, or what had come by then.
     fn try_answer(&mut self, end: &str, patience: Duration) -> Result<String, String> {
         let since = Instant::now();

@@ -81,6 +81,67 @@ classes! {
     Unmanaged = 15, "unmanaged", Critical;
 }
 
+/// Some of the classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClassSet(u32);
+
+impl ClassSet {
+    /// The classes that a guest can be mended to do without. No other may be called expendable.
+    pub const MENDABLE: ClassSet = ClassSet(
+        1 << PageClass::Free as u32
+            | 1 << PageClass::Offline as u32
+            | 1 << PageClass::CacheClean as u32,
+    );
+
+    /// None at all.
+    pub const EMPTY: ClassSet = ClassSet(0);
+
+    /// Whether a class is among them.
+    pub fn contains(self, class: PageClass) -> bool {
+        self.0 >> (class as u32) & 1 != 0
+    }
+
+    /// These and one more.
+    pub fn with(self, class: PageClass) -> ClassSet {
+        ClassSet(self.0 | 1 << class as u32)
+    }
+
+    /// These without one.
+    pub fn without(self, class: PageClass) -> ClassSet {
+        ClassSet(self.0 & !(1 << class as u32))
+    }
+
+    /// The classes, in the order of their numbers.
+    pub fn iter(self) -> impl Iterator<Item = PageClass> {
+        let all = PageClass::ALL.iter().copied();
+        all.filter(move |&class| self.contains(class))
+    }
+
+    /// A bit for each class, the one of its number.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The set of these bits; nothing if one stands for no class.
+    pub fn from_bits(bits: u32) -> Option<ClassSet> {
+        let set = ClassSet(bits);
+        let known = set.iter().fold(ClassSet::EMPTY, ClassSet::with);
+        (known == set).then_some(set)
+    }
+}
+
+impl fmt::Display for ClassSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, class) in self.iter().enumerate() {
+            if at > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(class.name())?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for PageClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -218,6 +279,34 @@ impl Classes {
         self.ranges
             .iter()
             .flat_map(|(frames, at)| frames.clone().zip(self.numbers.iter().skip(*at).copied()))
+    }
+
+    /// The classes of all frames, range after range.
+    pub fn numbers(&self) -> &[PageClass] {
+        &self.numbers
+    }
+
+    /// A table that was taken apart into [`Classes::frames`] and [`Classes::numbers`]; nothing if they do not belong together.
+    pub fn restore(
+        page_shift: u32,
+        frames: Vec<Range<u64>>,
+        numbers: Vec<PageClass>,
+    ) -> Option<Classes> {
+        let mut ranges: Vec<(Range<u64>, usize)> = Vec::with_capacity(frames.len());
+        let mut at = 0usize;
+        for frames in frames {
+            let apart = ranges
+                .last()
+                .is_none_or(|(before, _)| before.end <= frames.start);
+            let length = frames.end.checked_sub(frames.start).filter(|_| apart)?;
+            ranges.push((frames, at));
+            at = at.checked_add(usize::try_from(length).ok()?)?;
+        }
+        (at == numbers.len() && (10..=16).contains(&page_shift)).then_some(Classes {
+            page_shift,
+            ranges,
+            numbers,
+        })
     }
 
     /// Runs of consecutive page frames of one class, ascending.

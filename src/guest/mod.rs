@@ -47,7 +47,7 @@ use memmap::Memmap;
 use paging::Translations;
 use shape::{CacheShape, ListsShape, PageShape};
 
-pub use class::{Classes, PageClass, Tier};
+pub use class::{ClassSet, Classes, PageClass, Tier};
 pub use error::{GuestError, MendError};
 pub use kernel::{Hints, Kernel};
 pub use memory::{FlatMemory, GuestMemory, Layout};

@@ -85,7 +85,8 @@ impl Indexer {
         }
     }
 
-    fn lose(&mut self) {
+    /// Bytes changed in a way that was not shown: what the file is made of is read when it is finished.
+    pub fn lose(&mut self) {
         self.follows = false;
         // Its memory is of no use any more.
         self.stream = Stream::new(self.limit);

@@ -1,10 +1,13 @@
 //! The header that libvirt puts before a QEMU stream: `virsh save` and `managedsave`. From libvirt's
 //! `src/qemu/qemu_saveimage.h`. Knows the 92 bytes and nothing of what follows.
 
+use std::io;
+
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::error::Opaque;
+use super::source::ByteSource;
 
 /// The header in the byte order of the host that wrote it, which is little-endian wherever KVM matters here.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -65,4 +68,31 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Result<Image, Opaque>> {
             "libvirt save image format {other}"
         ))),
     })
+}
+
+/// An image as it will be once libvirt declares it whole, which it does by writing the header anew when all else is there.
+#[derive(Clone, Copy)]
+pub struct Declared<'a>(pub &'a (dyn ByteSource + Sync));
+
+impl ByteSource for Declared<'_> {
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buffer)?;
+        if offset == 0
+            && let Some(magic) = buffer.first_chunk_mut()
+            && magic == PARTIAL
+        {
+            *magic = *SAVED;
+        }
+        Ok(())
+    }
+}
+
+/// Where QEMU's stream begins in an image with this header, if there is one that can be looked at. Bytes before are libvirt's own:
+/// they tell nothing of the guest's pages.
+pub fn payload(head: &[u8]) -> Option<u64> {
+    parse(head)?.ok().map(|image| image.payload)
 }

@@ -227,6 +227,10 @@ impl PageMap {
         (place, Some(run))
     }
 
+    pub(super) fn deltas(&self) -> &[Delta] {
+        &self.inner.deltas
+    }
+
     fn deltas_of(&self, page: u64) -> &[Delta] {
         let deltas = &self.inner.deltas;
         let from = deltas.partition_point(|delta| delta.page < page);

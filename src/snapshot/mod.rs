@@ -13,6 +13,7 @@
 //!   raw                no header at all                       kdump, foreign   known and opaque
 //! runs                 what the file is made of, in file order, run by run
 //! supersede            what a later record of a live save replaces
+//! kept                 the map as bytes, to be kept with the file
 //! index, pieces, map   the questions: address to place, file range to pieces, pages by address
 //! layout, ram_blocks   candidates for where RAM is in the guest, to be confirmed by the guest
 //! ```
@@ -38,6 +39,7 @@ mod foreign;
 mod index;
 mod indexer;
 mod kdump;
+mod kept;
 mod layout;
 mod libvirt;
 mod lime;
@@ -62,10 +64,12 @@ pub use address::Gpa;
 pub use error::{Opaque, SnapshotError};
 pub use indexer::Indexer;
 pub use layout::{Layout, RamRange};
+pub use libvirt::{Declared, payload as libvirt_payload};
 pub use map::{AddressRun, Addresses, Block, Content, Counts, PageMap, Place};
 pub use pieces::{Piece, PieceKind, Pieces};
 pub use recognise::{
-    Architecture, Contents, Format, Hints, MAP_LIMIT, NotePlace, Snapshot, index, index_within,
+    Architecture, Contents, Format, HEAD, Hints, MAP_LIMIT, NotePlace, Snapshot, index,
+    index_within, may_have_pages,
 };
 pub use source::ByteSource;
 pub use zero::is_zero;

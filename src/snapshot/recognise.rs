@@ -50,6 +50,29 @@ pub enum Format {
     Unknown,
 }
 
+impl Format {
+    /// All formats. A format's place here is its number wherever it is kept, so new ones come last.
+    pub const ALL: [Format; 17] = [
+        Format::Raw,
+        Format::QemuStream,
+        Format::QemuMappedRam,
+        Format::LibvirtStream,
+        Format::LibvirtMappedRam,
+        Format::Libvirt,
+        Format::ElfCore,
+        Format::Lime,
+        Format::Avml,
+        Format::Kdump,
+        Format::Vmware,
+        Format::VirtualBox,
+        Format::Xen,
+        Format::Compressed,
+        Format::Encrypted,
+        Format::DiskImage,
+        Format::Unknown,
+    ];
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -175,7 +198,7 @@ impl Snapshot {
 pub const MAP_LIMIT: u64 = 1 << 30;
 
 /// The first bytes that decide on the format.
-const HEAD: usize = 4096;
+pub const HEAD: usize = 4096;
 
 /// Looks through a finished file.
 pub fn index(source: &dyn ByteSource) -> Result<Snapshot, SnapshotError> {
@@ -216,6 +239,18 @@ pub fn index_within(source: &dyn ByteSource, limit: u64) -> Result<Snapshot, Sna
         Some(map) => Snapshot::of(Format::Raw, Ok((map, Hints::default()))),
         None => Snapshot::opaque(Format::Unknown, Opaque::Unknown),
     })
+}
+
+/// Whether a file that begins with these bytes (4 KiB of them, or all) and has this length in bytes may have a page map.
+/// What may not is whole and critical whatever the rest of it is, so nobody needs to look.
+pub fn may_have_pages(head: &[u8], length: u64) -> bool {
+    if is_qemu(head) || elf::is_elf(head) || lime::is_lime(head) {
+        return true;
+    }
+    raw::may_be(length)
+        && !lime::is_avml(head)
+        && kdump::recognise(head).is_none()
+        && foreign::recognise(head).is_none()
 }
 
 /// Whether QEMU or libvirt wrote the file.

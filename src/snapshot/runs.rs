@@ -358,6 +358,54 @@ impl RunLog {
     }
 }
 
+/// One step of an encoded row of runs.
+pub(super) enum Token {
+    /// So many units of a kind.
+    Run(Kind, u64),
+    /// The page number changes by so many.
+    Jump(i64),
+}
+
+/// Adds a run to a row of runs that lie one behind the other; `page` is the decoder's page number.
+pub(super) fn encode_run(bytes: &mut Vec<u8>, run: &Run, page: &mut u64) {
+    if run.kind != Kind::Framing && *page != run.page {
+        let distance = run.page.wrapping_sub(*page) as i64;
+        let zigzag = (distance << 1) ^ (distance >> 63);
+        encode(bytes, JUMP, zigzag as u64);
+    }
+    encode(bytes, run.kind.code(), run.count.saturating_sub(1));
+    if run.kind != Kind::Framing {
+        *page = run.page.saturating_add(run.count);
+    }
+}
+
+/// The next step of a row of runs; nothing if it is none.
+pub(super) fn decode_token(rest: &mut &[u8]) -> Option<Token> {
+    let (&first, mut after) = rest.split_first()?;
+    let mut value = u64::from(first >> 3);
+    if value == 31 {
+        let mut shift = 0;
+        loop {
+            let (&byte, next) = after.split_first()?;
+            after = next;
+            let part = u64::from(byte & 0x7f);
+            if shift > 63 || part.leading_zeros() < shift {
+                return None;
+            }
+            value = value.checked_add(part << shift)?;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+    }
+    *rest = after;
+    Some(match Kind::from_code(first & 7) {
+        Some(kind) => Token::Run(kind, value.checked_add(1)?),
+        None => Token::Jump((value >> 1) as i64 ^ -((value & 1) as i64)),
+    })
+}
+
 fn encode(bytes: &mut Vec<u8>, kind: u8, value: u64) {
     if value < 31 {
         bytes.push(kind | (value as u8) << 3);

@@ -6,6 +6,10 @@ use std::ops::Range;
 
 use crate::ids::{BlockId, DiskId, SetId, WindowNo};
 
+/// Offsets from here on belong to no byte that a file can have. What is kept with a file beside its bytes lies there, in extents like
+/// all others.
+pub const BEYOND: u64 = 1 << 60;
+
 /// The most bytes of a file that one block gathers.
 pub const BLOCK_MAX: usize = 128 << 10;
 

@@ -19,6 +19,7 @@ use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
 use super::fold::{Folded, punches_of};
+use super::follow::Followed;
 use super::head::FileHead;
 use super::overlay::Overlay;
 use super::sweep::Sweep;
@@ -65,6 +66,8 @@ pub(super) struct Frozen {
     pub ctime: Option<Timestamp>,
     pub pieces: Vec<u32>,
     pub writer: Option<Arc<SetWriter>>,
+    /// What went by of the bytes; nothing when no bytes become true.
+    pub followed: Option<Followed>,
     pub dead: u64,
     /// All inline pieces are to become blocks.
     pub unpack_pieces: bool,
@@ -111,6 +114,9 @@ impl Volume {
                 state.mtime = state.mtime.or(frozen.mtime);
                 state.ctime = state.ctime.or(frozen.ctime);
                 state.new_pieces.extend(frozen.pieces);
+                if let Some(followed) = &frozen.followed {
+                    state.follow.thaw(followed);
+                }
                 drop(state);
                 tracing::error!(file = %file.id, %error, "a commit failed");
                 Err(error)
@@ -158,6 +164,7 @@ impl Volume {
             ctime: state.ctime.take(),
             pieces: std::mem::take(&mut state.new_pieces),
             writer,
+            followed: (purpose != Purpose::Spill).then(|| state.follow.freeze()),
             dead: state.dead,
             unpack_pieces,
             sweep: Sweep::default(),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::filemap::FileMap;
+use super::follow::Follow;
 use super::gather::Gatherer;
 use super::head::FileHead;
 use crate::ids::{FileId, SetId, WindowNo};
@@ -76,6 +77,8 @@ pub struct FileState {
     pub map: FileMap,
     /// The open blocks.
     pub gatherer: Gatherer,
+    /// What goes by as the file is written.
+    pub follow: Follow,
     /// The length that programs see.
     pub size: u64,
     /// The length that is committed.

@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Volume;
+use super::annex::ANNEX;
 use super::commit::{Frozen, sums};
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::{FileMap, Window};
-use super::overlay::Overlay;
 use super::sweep::Sweep;
 use crate::disk::{Appender, ObjectName};
 use crate::ids::{DiskId, SetId, WindowNo};
 use crate::meta::PunchKey;
 use crate::store::manifest::{Manifest, ManifestRef, ManifestWriter, Totals};
 use crate::store::parity::PARITY_HEADER;
-use crate::store::{Extent, Source, WindowRecord};
+use crate::store::{BEYOND, Extent, Source, WindowRecord};
 
 /// Bytes of a file whose extents are looked at together.
 pub(super) const STEP: u64 = 256 << 20;
@@ -209,10 +209,13 @@ impl Volume {
             .iter()
             .filter(|(no, _)| !is_newer(&state.map, **no));
         FrozenMap {
-            end: state
-                .size
-                .max(state.committed_size)
-                .max(state.map.frozen.as_ref().map_or(0, Overlay::end)),
+            end: state.size.max(state.committed_size).max(
+                state
+                    .map
+                    .frozen
+                    .as_ref()
+                    .map_or(0, |frozen| frozen.end_below(BEYOND)),
+            ),
             map: FileMap {
                 base: state.map.base.clone(),
                 settled: state.map.settled.clone(),
@@ -237,7 +240,7 @@ pub(super) struct FrozenMap {
 }
 
 impl FrozenMap {
-    /// Every extent in rising order, holes included.
+    /// Every extent in rising order, holes included; then those of the annex.
     pub fn each(&self, mut extent: impl FnMut(Extent) -> Result<()>) -> Result<()> {
         let mut at = 0;
         while at < self.end {
@@ -246,6 +249,11 @@ impl FrozenMap {
                 extent(found)?;
             }
             at = step;
+        }
+        for found in self.map.resolve_frozen(ANNEX)? {
+            if found.source != Source::Hole {
+                extent(found)?;
+            }
         }
         Ok(())
     }

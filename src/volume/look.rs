@@ -6,19 +6,22 @@
 //! the guest, looked for in each layout that memory may have; its classes. In doubt a byte is critical: without a
 //! page map, without a guest, or with one that contradicts itself, nothing but zeros is worth less.
 
+mod insight;
 mod layouts;
 mod scan;
 mod uses;
 mod view;
 
-use std::fmt;
+use std::{fmt, io};
 
+pub(super) use self::insight::INSIGHT_MAX;
+pub use self::insight::{Circumstances, Insight, ReadKept};
 use self::scan::{Scan, ZeroWalk};
 pub use self::uses::{FileUse, Uses};
 use self::view::View;
 use super::tiers::Tiers;
 use crate::guest::{
-    Arch, Classes, Guest, GuestError, GuestMemory, Hints, PageClass, Tier as Worth,
+    Arch, ClassSet, Classes, Guest, GuestError, GuestMemory, Hints, PageClass, Tier as Worth,
 };
 use crate::snapshot::{
     self, ByteSource, Format, NotePlace, Opaque, PageMap, Snapshot, SnapshotError, cloud_hypervisor,
@@ -47,6 +50,9 @@ pub enum NoGuest {
     /// No kernel was found that passes the checks.
     #[error(transparent)]
     NotFound(#[from] GuestError),
+    /// An earlier look found none, and this was why.
+    #[error("{0}")]
+    Kept(String),
 }
 
 /// What is known of a guest that was found.
@@ -81,13 +87,26 @@ pub struct Look {
 /// one with the name `memory-ranges`.
 pub fn recognise(source: &dyn ByteSource, state: Option<&[u8]>) -> Result<Snapshot, SnapshotError> {
     let mut snapshot = snapshot::index(source)?;
+    place(&mut snapshot, state);
+    Ok(snapshot)
+}
+
+/// Puts memory where Cloud Hypervisor's `state.json` says that it is.
+pub(super) fn place(snapshot: &mut Snapshot, state: Option<&[u8]>) {
     if let (Format::Raw, snapshot::Contents::Mapped(map), Some(state)) =
         (snapshot.format, &mut snapshot.contents, state)
         && let Some(layout) = cloud_hypervisor::layout(state, map.file_length())
     {
         *map = map.with_likely_layout(layout);
     }
-    Ok(snapshot)
+}
+
+/// What is known of a file's pages without reading them.
+pub struct Known<'k> {
+    /// File offsets where a page with vmcoreinfo may begin.
+    pub places: &'k [u64],
+    /// Calls the function for every range of the file that is a hole, in rising order and apart from each other.
+    pub holes: &'k dyn Fn(&mut dyn FnMut(std::ops::Range<u64>)) -> io::Result<()>,
 }
 
 impl Look {
@@ -96,6 +115,23 @@ impl Look {
         snapshot: Snapshot,
         source: &(dyn ByteSource + Sync),
         progress: Progress<'_>,
+    ) -> Result<Look, SnapshotError> {
+        Look::with(snapshot, source, |map| Scan::of(map, source, progress))
+    }
+
+    /// The same for a file whose pages went by when they were written: none is read but those that describe the others.
+    pub fn knowing(
+        snapshot: Snapshot,
+        source: &(dyn ByteSource + Sync),
+        known: &Known<'_>,
+    ) -> Result<Look, SnapshotError> {
+        Look::with(snapshot, source, |map| Scan::knowing(map, known))
+    }
+
+    fn with(
+        snapshot: Snapshot,
+        source: &(dyn ByteSource + Sync),
+        scan: impl FnOnce(&PageMap) -> Result<Scan, SnapshotError>,
     ) -> Result<Look, SnapshotError> {
         let map = match &snapshot.contents {
             snapshot::Contents::Opaque(reason) => {
@@ -119,7 +155,7 @@ impl Look {
                 empty: 0,
             });
         }
-        let scan = Scan::of(&map, source, progress)?;
+        let scan = scan(&map)?;
         let (map, guest, mut classes) = match find(&map, &scan, source, &snapshot) {
             Ok((map, found, classes)) => (map, Ok(found), classes),
             Err(error) => {
@@ -206,14 +242,25 @@ impl Look {
 
     /// The tiers of the file as a commit wants them. Zeros are stored as holes whatever their tier; here they go with what
     /// stands before them, so that there are fewer runs.
-    pub fn tiers(&self) -> Tiers {
+    pub fn tiers(&self, expendable: ClassSet) -> Tiers {
         if self.guest.is_err() {
             return Tiers::All(Tier::Critical);
         }
+        let tier = |used| match used {
+            FileUse::Page(class) if self.tier(used) == Some(Tier::Expendable) => {
+                let listed = expendable.contains(class);
+                Some(if listed {
+                    Tier::Expendable
+                } else {
+                    Tier::Critical
+                })
+            }
+            _ => self.tier(used),
+        };
         let mut runs: Vec<(std::ops::Range<u64>, Tier)> = Vec::new();
         for (range, used) in self.uses() {
             let open = runs.last_mut().filter(|(run, _)| run.end == range.start);
-            match (self.tier(used), open) {
+            match (tier(used), open) {
                 (Some(Tier::Expendable) | None, Some((run, _))) => run.end = range.end,
                 (Some(Tier::Expendable), None) => runs.push((range, Tier::Expendable)),
                 (Some(Tier::Critical), _) | (None, None) => {}

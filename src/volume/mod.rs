@@ -1,6 +1,7 @@
 //! What a file is: names, attributes, handles, gathering, extent maps, commits and reading. The only room
 //! that brings guests, snapshots, the store and the metadata together.
 
+mod annex;
 mod attributes;
 mod commit;
 mod compact;
@@ -9,7 +10,9 @@ mod error;
 mod file;
 mod filemap;
 mod fold;
+mod follow;
 mod gather;
+mod guests;
 mod handles;
 mod head;
 pub mod look;
@@ -38,12 +41,14 @@ use parking_lot::{Mutex, RwLock};
 
 pub use attributes::{Attributes, Caller, Capacity, Changes, Entry, SetTime};
 pub use error::{Result, VolumeError};
+pub use follow::Followed;
+pub use guests::Guests;
 pub use handles::{Handle, Opened};
 pub use open::{Mode, VolumeOptions};
 pub use status::{
     DiskShare, DiskStatus, FileCounts, Inspection, Owed, Status, TierBytes, WindowLine,
 };
-pub use tiers::{AllCritical, FrozenBytes, TierSource, Tiers};
+pub use tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
 pub use write::Allocate;
 
 pub use crate::meta::{FileKind, ROOT, Timestamp};

@@ -8,12 +8,13 @@ use parking_lot::{Mutex, RwLock};
 
 use super::Volume;
 use super::error::{Result, VolumeError};
+use super::guests::Guests;
 use super::handles::Handles;
 use super::names;
 use super::recover;
 use super::rescue;
 use super::sweep::Sweeper;
-use super::tiers::{AllCritical, TierSource};
+use super::tiers::TierSource;
 use crate::config::{CommitMode, Config, DiskConfig};
 use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError};
 use crate::ids::{DiskId, VolumeId};
@@ -47,7 +48,7 @@ impl Default for VolumeOptions {
     fn default() -> Self {
         let usual = meta::Options::new(VolumeId(0));
         VolumeOptions {
-            tiers: Arc::new(AllCritical),
+            tiers: Arc::new(Guests),
             journal_bytes: usual.journal_bytes,
             checkpoint_bytes: usual.checkpoint_bytes,
         }

@@ -13,6 +13,7 @@ use super::commit::Purpose;
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::{FileMap, Window};
+use super::follow::Follow;
 use super::gather::Gatherer;
 use super::handles::{Handle, OpenHandle, Opened};
 use super::head::FileHead;
@@ -222,6 +223,11 @@ impl Volume {
         let state = FileState {
             map,
             gatherer,
+            follow: if inode.size == 0 {
+                Follow::new()
+            } else {
+                Follow::committed()
+            },
             size: inode.size,
             committed_size: inode.size,
             spilled: false,

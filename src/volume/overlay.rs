@@ -78,9 +78,10 @@ impl Overlay {
         }
     }
 
-    /// Where the last run ends; 0 without any.
-    pub fn end(&self) -> u64 {
-        self.map.last_key_value().map_or(0, |(_, (end, _))| *end)
+    /// Where the last run that begins before the limit ends, the limit at most; 0 without any.
+    pub fn end_below(&self, limit: u64) -> u64 {
+        let last = self.map.range(..limit).next_back();
+        last.map_or(0, |(_, (end, _))| (*end).min(limit))
     }
 
     /// All runs in rising order.

@@ -13,8 +13,9 @@ use super::file::OpenFile;
 use super::filemap::Window;
 use super::fold::{parity_punches, punch_ranges};
 use super::gather::{Gatherer, Told};
-use super::tiers::{FrozenBytes, Tiers};
-use crate::ids::{BlockId, DiskId, SetId, WindowNo};
+use super::tiers::{Finished, FrozenBytes, Kept, Tiers};
+use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
+use crate::meta::{FileKind, Names, Records};
 use crate::store::{Extent, Lane, ReadError, SetWriter, Source, Tier, WindowRecord};
 
 /// What a block's live bytes are of.
@@ -32,6 +33,9 @@ const BATCH: usize = 50_000;
 
 /// The most bytes that are moved in one piece.
 const PIECE: u64 = 1 << 20;
+
+/// The largest file that is read because it lies beside another, in bytes.
+const BESIDE_MAX: usize = 16 << 20;
 
 /// The frozen bytes of a file, for the tier source.
 struct View<'a> {
@@ -52,20 +56,63 @@ impl FrozenBytes for View<'_> {
         buffer.copy_from_slice(&bytes);
         Ok(())
     }
+
+    fn holes(&self, hole: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        let mut open: Option<Range<u64>> = None;
+        self.volume.frozen_view(self.file).each(|extent| {
+            let range = extent.range.start.min(self.size)..extent.range.end.min(self.size);
+            if extent.source != Source::Hole || range.is_empty() {
+                return Ok(());
+            }
+            match &mut open {
+                Some(before) if before.end == range.start => before.end = range.end,
+                _ => {
+                    if let Some(before) = open.replace(range) {
+                        hole(before);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        if let Some(last) = open {
+            hole(last);
+        }
+        Ok(())
+    }
 }
 
 impl Volume {
     /// Gives every block of the file the tier that the tier source tells.
     pub(super) fn settle(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
-        let tiers = self.tiers.at_commit(
-            file.id,
-            &View {
-                volume: self,
-                file,
-                size: frozen.size,
-            },
-        );
-        if tiers == Tiers::All(Tier::Critical) && !self.has_unprotected(file)? {
+        let Some(followed) = frozen.followed.take().filter(|seen| seen.changed.is_some()) else {
+            return Ok(());
+        };
+        let bytes = View {
+            volume: self,
+            file,
+            size: frozen.size,
+        };
+        let judged = self.tiers.at_commit(&Finished {
+            file: file.id,
+            bytes: &bytes,
+            followed: &followed,
+            before: &|| self.insight(file).ok().flatten(),
+            beside: &|name| self.read_beside(file.id, name),
+        });
+        frozen.followed = Some(followed);
+        match &judged.kept {
+            Kept::Same => {}
+            Kept::Nothing => self.write_annex(file, frozen, None)?,
+            Kept::Bytes(bytes) => self.write_annex(file, frozen, Some(bytes))?,
+        }
+        match judged.tiers {
+            Some(tiers) => self.give_tiers(file, frozen, &tiers),
+            None => Ok(()),
+        }
+    }
+
+    fn give_tiers(&self, file: &Arc<OpenFile>, frozen: &mut Frozen, tiers: &Tiers) -> Result<()> {
+        if *tiers == Tiers::All(Tier::Critical) && !self.has_unprotected(file)? {
             return Ok(());
         }
         let view = self.frozen_view(file);
@@ -155,6 +202,22 @@ impl Volume {
             )?;
         }
         Ok(())
+    }
+
+    /// The bytes of another file in a directory of this one.
+    fn read_beside(&self, file: FileId, name: &str) -> Option<Vec<u8>> {
+        let view = self.meta.view();
+        let (directory, _) = view.names(file).ok()?.into_iter().next()?;
+        let (other, inode) = view.lookup(directory, name.as_bytes()).ok()?;
+        if other == file || inode.kind != FileKind::Regular {
+            return None;
+        }
+        let other = self.use_file(other).ok()?;
+        let size = other.state.lock().size;
+        let length = usize::try_from(size)
+            .ok()
+            .filter(|&size| size <= BESIDE_MAX)?;
+        self.read_file(&other, 0, length).ok()
     }
 
     fn has_unprotected(&self, file: &OpenFile) -> Result<bool> {
@@ -494,7 +557,7 @@ impl Volume {
 }
 
 /// Points the frozen map at blocks whose bytes can be had.
-fn enter(file: &OpenFile, gatherer: &mut Gatherer, moved: &mut Vec<Extent>) {
+pub(super) fn enter(file: &OpenFile, gatherer: &mut Gatherer, moved: &mut Vec<Extent>) {
     gatherer.seal_all();
     let mut state = file.state.lock();
     let frozen = state.map.frozen.get_or_insert_default();

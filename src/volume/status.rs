@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::Volume;
+use super::annex::ANNEX;
 use super::error::Result;
 use super::file::{FileCondition, OpenFile};
 use crate::ids::{DiskId, FileId};
@@ -115,6 +116,8 @@ pub struct Inspection {
     pub inline_bytes: u64,
     /// Bytes of the file that are holes.
     pub hole_bytes: u64,
+    /// Bytes of what is known of the file's guest, kept with it.
+    pub insight_bytes: u64,
     /// Bytes by tier.
     pub tiers: Vec<TierBytes>,
     /// Bytes of parity on the disks.
@@ -344,6 +347,10 @@ impl Volume {
         let mut live: BTreeMap<(u32, u16), u64> = BTreeMap::new();
         view.each(|extent| {
             let length = extent.range.end - extent.range.start;
+            if extent.range.start >= ANNEX.start {
+                found.insight_bytes += length;
+                return Ok(());
+            }
             match extent.source {
                 Source::Hole => found.hole_bytes += length,
                 Source::Inline { .. } => {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::Range;
 
 use super::error::Result;
+use super::follow::Followed;
+use super::look::Insight;
 use crate::ids::FileId;
 use crate::store::{Lane, Tier};
 
@@ -14,6 +16,8 @@ pub trait FrozenBytes: Sync {
     fn size(&self) -> u64;
     /// Fills the buffer from the offset; what lies behind the end is zeros.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+    /// Calls the function for every hole of the file, in rising order and apart from each other.
+    fn holes(&self, hole: &mut dyn FnMut(Range<u64>)) -> Result<()>;
 }
 
 /// The tiers of a whole file.
@@ -52,27 +56,57 @@ impl Tiers {
     }
 }
 
+/// A file whose commit has begun.
+pub struct Finished<'a> {
+    /// Which one.
+    pub file: FileId,
+    /// Its bytes.
+    pub bytes: &'a dyn FrozenBytes,
+    /// What went by while they were written.
+    pub followed: &'a Followed,
+    /// What was seen when it was committed before, if that was kept.
+    pub before: &'a dyn Fn() -> Option<Insight>,
+    /// Reads another file of the same directory, if there is one of that name and it is not too large.
+    pub beside: &'a dyn Fn(&str) -> Option<Vec<u8>>,
+}
+
+/// What a commit is to do.
+#[derive(Debug)]
+pub struct Judged {
+    /// The tiers of the file; none where they are what they were.
+    pub tiers: Option<Tiers>,
+    /// What is kept with the file.
+    pub kept: Kept,
+}
+
+/// What is kept with a file of what was seen in it.
+#[derive(Debug)]
+pub enum Kept {
+    /// What was kept before still holds.
+    Same,
+    /// Nothing.
+    Nothing,
+    /// These bytes: [`super::look::Look::keep`].
+    Bytes(Vec<u8>),
+}
+
+impl Judged {
+    /// All of it critical, and nothing known.
+    pub fn critical() -> Judged {
+        Judged {
+            tiers: Some(Tiers::All(Tier::Critical)),
+            kept: Kept::Nothing,
+        }
+    }
+}
+
 /// Says which tier the ranges of a file are of.
 pub trait TierSource: Send + Sync + fmt::Debug {
     /// A guess while the range is written: only what is certain is more than `Undecided`.
     fn while_writing(&self, file: FileId, range: &Range<u64>, bytes: &[u8]) -> Lane;
 
-    /// The tiers of the finished file.
-    fn at_commit(&self, file: FileId, bytes: &dyn FrozenBytes) -> Tiers;
-}
-
-/// Every byte is critical: right for all that is no guest's memory.
-#[derive(Clone, Copy, Debug)]
-pub struct AllCritical;
-
-impl TierSource for AllCritical {
-    fn while_writing(&self, _: FileId, _: &Range<u64>, _: &[u8]) -> Lane {
-        Lane::Critical
-    }
-
-    fn at_commit(&self, _: FileId, _: &dyn FrozenBytes) -> Tiers {
-        Tiers::All(Tier::Critical)
-    }
+    /// The tiers of the finished file. Not asked when no byte has changed since it was asked before.
+    fn at_commit(&self, finished: &Finished<'_>) -> Judged;
 }
 
 #[cfg(test)]

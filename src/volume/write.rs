@@ -14,10 +14,10 @@ use super::gather::Told;
 use super::zeros;
 use super::{Handle, Volume};
 use crate::meta::Timestamp;
-use crate::store::{Extent, Permit, Source};
+use crate::store::{BEYOND, Extent, Permit, Source};
 
 /// The largest file.
-pub const SIZE_MAX: u64 = 1 << 60;
+pub const SIZE_MAX: u64 = BEYOND;
 
 /// Runs in the newest layer, or windows in memory, at which an uncommitted base is written so that memory
 /// does not grow with the file.
@@ -159,7 +159,20 @@ impl Volume {
         data: &[u8],
         permit: &mut Permit,
     ) -> Result<()> {
-        zeros::split(data, |piece, zero| {
+        // A page may lie in two writes: zeros at the end of the one before and at the beginning of this one are one run.
+        let before = state.follow.zeros_before(offset);
+        let mut first = 0;
+        if before > 0 {
+            first = zeros::leading(data);
+            if before + first >= zeros::RUN {
+                let start = offset - before as u64;
+                self.put_hole(state, start..offset + first as u64)?;
+            } else {
+                first = 0;
+            }
+        }
+        zeros::split(&data[first..], |piece, zero| {
+            let piece = first + piece.start..first + piece.end;
             let range = offset + piece.start as u64..offset + piece.end as u64;
             if zero {
                 self.put_hole(state, range)
@@ -167,6 +180,8 @@ impl Volume {
                 self.put_data(file, state, range, &data[piece], permit)
             }
         })?;
+        state.follow.wrote(offset, data);
+        state.follow.ended_in_zeros(zeros::trailing(data));
         state.size = state.size.max(offset + data.len() as u64);
         Ok(())
     }
@@ -263,6 +278,8 @@ impl Volume {
             ));
         }
         let mut state = file.state.lock();
+        let before = state.size;
+        state.follow.resized(before, size);
         if size < state.size {
             let cut = size..state.size.max(state.committed_size);
             self.put_hole(&mut state, cut)?;
@@ -288,6 +305,8 @@ impl Volume {
                 if end <= state.size {
                     return Ok(());
                 }
+                let before = state.size;
+                state.follow.resized(before, end);
                 state.size = end;
             }
             Allocate::ReserveKeepSize => return Ok(()),
@@ -295,10 +314,12 @@ impl Volume {
                 let end = end.min(state.size);
                 if offset < end {
                     self.put_hole(&mut state, offset..end)?;
+                    state.follow.emptied(offset..end);
                 }
             }
             Allocate::Zero => {
                 self.put_hole(&mut state, offset..end)?;
+                state.follow.emptied(offset..end);
                 state.size = state.size.max(end);
             }
         }

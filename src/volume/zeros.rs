@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// The shortest run that becomes a hole: a page, the unit that guests leave empty.
-const RUN: usize = 4096;
+pub const RUN: usize = 4096;
 
 /// Every run of `RUN` zeros contains one of these, aligned to the start of the slice.
 const PROBE: usize = RUN / 2;
@@ -45,6 +45,23 @@ pub fn split<E>(
         piece(data..bytes.len(), false)?;
     }
     Ok(())
+}
+
+/// How many zeros stand at the beginning.
+pub fn leading(bytes: &[u8]) -> usize {
+    let whole = bytes
+        .chunks_exact(64)
+        .take_while(|part| is_zero(part))
+        .count()
+        * 64;
+    let rest = bytes[whole..].iter().take_while(|&&byte| byte == 0);
+    whole + rest.count()
+}
+
+/// How many zeros stand at the end, counted up to one less than make a run.
+pub fn trailing(bytes: &[u8]) -> usize {
+    let zeros = bytes.iter().rev().take_while(|&&byte| byte == 0);
+    zeros.take(RUN - 1).count()
 }
 
 /// Whether all bytes are zero.

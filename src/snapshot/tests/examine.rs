@@ -1,6 +1,6 @@
 //! What must be true of any answer about any bytes.
 
-use super::snapshot::{Gpa, Indexer, PieceKind, Place, Snapshot, index_within};
+use super::snapshot::{Gpa, Indexer, PageMap, PieceKind, Place, Snapshot, index_within};
 
 /// The map may take this many bytes.
 const LIMIT: u64 = 1 << 20;
@@ -70,5 +70,19 @@ fn check(snapshot: &Snapshot, length: u64) {
             }
         }
         assert_eq!(by_address, in_pieces, "pages by address and by offset");
+        let kept = PageMap::decode(&map.encode()).expect("a map that was encoded");
+        assert!(kept.pieces(0..u64::MAX).eq(map.pieces(0..u64::MAX)));
+        let whole = || Gpa(0)..Gpa(1 << 52);
+        assert!(kept.addresses(whole()).eq(map.addresses(whole())));
+        assert_eq!(kept.blocks(), map.blocks());
+        assert_eq!(kept.layout(), map.layout());
+        assert_eq!(kept.counts(), map.counts());
+    }
+    let bytes = map.encode();
+    for length in (0..bytes.len()).step_by(1 + bytes.len() / 40) {
+        // Whatever is cut off, what is left is a map or none.
+        if let Some(map) = PageMap::decode(&bytes[..length]) {
+            assert!(map.pieces(0..u64::MAX).count() > 0 || map.file_length() == 0);
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::{ManifestRef, SetUse};
 use crate::disk::DiskError;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId, WindowNo};
 use crate::store::parity::PARITY_HEADER;
-use crate::store::records::{Extent, Source, WindowRecord};
+use crate::store::records::{BEYOND, Extent, Source, WindowRecord};
 use crate::store::window_form::{BadWindow, put_window};
 
 /// Pages that are gathered before they are handed on.
@@ -54,6 +54,8 @@ pub struct ManifestWriter<'a> {
     sections: [Section; SectionKind::ALL.len()],
     totals: Totals,
     behind: u64,
+    /// Where the last extent of the file's own bytes ends.
+    end: u64,
     extent_fences: Vec<u64>,
     last_window: Option<WindowNo>,
     window_fences: Vec<(WindowNo, u64)>,
@@ -78,6 +80,7 @@ impl<'a> ManifestWriter<'a> {
             sections: Default::default(),
             totals: Totals::default(),
             behind: 0,
+            end: 0,
             extent_fences: Vec::new(),
             last_window: None,
             window_fences: Vec::new(),
@@ -104,6 +107,9 @@ impl<'a> ManifestWriter<'a> {
         self.record.clear();
         put_extent(&mut self.record, extent).ok_or_else(|| self.content("an impossible extent"))?;
         self.behind = extent.range.end;
+        if extent.range.start < BEYOND {
+            self.end = extent.range.end;
+        }
         self.totals.logical += extent.range.end - extent.range.start;
         if self.entry()? {
             self.extent_fences.push(extent.range.start);
@@ -159,7 +165,7 @@ impl<'a> ManifestWriter<'a> {
         totals: Totals,
         description: &[u8],
     ) -> Result<ManifestRef, ManifestWriteError> {
-        if self.behind > totals.file_size {
+        if self.end > totals.file_size {
             return Err(self.content("an extent beyond the end of the file"));
         }
         if description.len() as u64 > DESCRIPTION_MAX {

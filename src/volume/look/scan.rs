@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Progress;
+use super::{Known, Progress};
 use crate::guest::is_candidate;
 use crate::snapshot::{
     AddressRun, Addresses, ByteSource, Gpa, PageMap, PieceKind, Place, SnapshotError, is_zero,
@@ -83,6 +83,49 @@ impl Scan {
             }
             first = end;
         }
+        Ok(scan)
+    }
+
+    /// What the pass would find, from what is known already: pages within holes are zero.
+    pub(super) fn knowing(map: &PageMap, known: &Known<'_>) -> Result<Scan, SnapshotError> {
+        let size = map.page_size();
+        let words = map.file_length().div_ceil(CHUNK * size) as usize;
+        let mut scan = Scan {
+            page_size: size,
+            zeros: vec![0; words],
+            empty: 0,
+            notes: known.places.to_vec(),
+        };
+        let aligned = |&offset: &u64| match map
+            .pieces(offset..offset + 1)
+            .next()
+            .map(|piece| piece.kind)
+        {
+            Some(PieceKind::Page(gpa)) => gpa.0.is_multiple_of(size),
+            Some(PieceKind::Framing | PieceKind::Dead) | None => false,
+        };
+        scan.notes.retain(aligned);
+        scan.notes.sort_unstable();
+        scan.notes.truncate(NOTES_MAX);
+        let mut hole = |hole: Range<u64>| {
+            for piece in map.pieces(hole) {
+                let PieceKind::Page(gpa) = piece.kind else {
+                    if piece.kind == PieceKind::Dead {
+                        scan.empty += piece.range.end - piece.range.start;
+                    }
+                    continue;
+                };
+                let mut at = piece.range.start + (gpa.0.next_multiple_of(size) - gpa.0);
+                while at + size <= piece.range.end {
+                    let bit = at / size;
+                    if let Some(word) = scan.zeros.get_mut((bit / 64) as usize) {
+                        *word |= 1 << (bit % 64);
+                    }
+                    at += size;
+                }
+            }
+        };
+        (known.holes)(&mut hole).map_err(|source| SnapshotError::Read { offset: 0, source })?;
         Ok(scan)
     }
 

@@ -20,12 +20,16 @@ impl TierSource for MadeUp {
         self.guess.lock().unwrap_or(Lane::Undecided)
     }
 
-    fn at_commit(&self, _: FileId, bytes: &dyn FrozenBytes) -> Tiers {
-        let mut first = vec![0; 16.min(bytes.size() as usize)];
-        bytes
+    fn at_commit(&self, finished: &Finished<'_>) -> Judged {
+        let mut first = vec![0; 16.min(finished.bytes.size() as usize)];
+        finished
+            .bytes
             .read_at(0, &mut first)
             .expect("the frozen bytes can be read");
-        Tiers::Runs(self.runs.lock().clone())
+        Judged {
+            tiers: Some(Tiers::Runs(self.runs.lock().clone())),
+            kept: Kept::Nothing,
+        }
     }
 }
 

@@ -1,0 +1,218 @@
+//! Guests saved into the mount: what a guest does without is stored once, all else survives the loss of disks, and what is
+//! read is what was written, byte for byte.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use parsfs::guest::ClassSet;
+use parsfs::volume::Tiers;
+use parsfs::volume::look::{Look, recognise};
+use rustix::fs::SeekFrom;
+use serde_json::Value;
+
+use crate::guests::image::Kernel;
+use crate::guests::{Format, Scene, Work};
+use crate::harness::volume::Volume;
+
+fn scene() -> Scene {
+    Scene::new(Kernel::V6_12, Work::Mixed, "").ready()
+}
+
+/// What may be lost of a file, as a look at the finished file on an ordinary disk tells.
+fn expendable(path: &Path) -> Vec<Range<u64>> {
+    let file = File::open(path).expect("the snapshot");
+    let snapshot = recognise(&file, None).expect("a readable file");
+    let look = Look::into(snapshot, &file, &|_| ()).expect("a readable file");
+    match look.tiers(ClassSet::MENDABLE) {
+        Tiers::Runs(runs) => runs.into_iter().map(|(range, _)| range).collect(),
+        Tiers::All(tier) => panic!("all of it is {tier:?}: {:?}", look.guest()),
+    }
+}
+
+/// Copies in writes of odd lengths, so that pages lie in them at every phase.
+pub fn copy(from: &Path, to: &Path, step: usize) {
+    let from = File::open(from).expect("the snapshot");
+    let length = from.metadata().expect("the snapshot").len();
+    let to = File::create(to).expect("a file in the mount");
+    let mut buffer = vec![0; step];
+    let mut at = 0;
+    while at < length {
+        let part = &mut buffer[..(length - at).min(step as u64) as usize];
+        from.read_exact_at(part, at).expect("the snapshot");
+        to.write_all_at(part, at).expect("written");
+        at += part.len() as u64;
+    }
+}
+
+/// Where a file in the mount has data.
+fn data(path: &Path) -> Vec<Range<u64>> {
+    let file = File::open(path).expect("the file");
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while let Ok(start) = rustix::fs::seek(file.as_fd(), SeekFrom::Data(at)) {
+        at = rustix::fs::seek(file.as_fd(), SeekFrom::Hole(start)).expect("the end of the data");
+        ranges.push(start..at);
+    }
+    ranges
+}
+
+fn overlap(one: &[Range<u64>], other: &[Range<u64>]) -> u64 {
+    let mut bytes = 0;
+    for range in one {
+        let first = other.partition_point(|other| other.end <= range.start);
+        for other in &other[first..] {
+            if other.start >= range.end {
+                break;
+            }
+            bytes += range.end.min(other.end) - range.start.max(other.start);
+        }
+    }
+    bytes
+}
+
+pub fn inspect(volume: &Volume, name: &str) -> Value {
+    let path = volume.path(name);
+    let outcome = volume.parsfs(["inspect".as_ref(), path.as_os_str(), "--json".as_ref()]);
+    let outcome = outcome.expect_success("parsfs inspect --json");
+    serde_json::from_str(&outcome.stdout).expect("JSON from parsfs inspect --json")
+}
+
+/// The file's bytes of a tier, holes left out.
+fn logical(inspected: &Value, tier: &str) -> u64 {
+    let tiers = inspected["tiers"].as_array().expect("tiers");
+    let found = tiers.iter().find(|found| found["tier"] == tier);
+    found.expect("the tier")["logical"].as_u64().expect("bytes")
+}
+
+/// Whether two files hold the same; where they first differ if not.
+fn same(one: &Path, other: &Path) -> Result<(), String> {
+    let (mut one, mut other) = (
+        File::open(one).expect("one"),
+        File::open(other).expect("other"),
+    );
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut at = 0;
+    loop {
+        let n = one
+            .read(&mut a)
+            .map_err(|error| format!("at {at}: {error}"))?;
+        if n == 0 {
+            let more = other.read(&mut b).expect("other");
+            return if more == 0 {
+                Ok(())
+            } else {
+                Err(format!("one ends at {at}"))
+            };
+        }
+        other.read_exact(&mut b[..n]).expect("other");
+        if a[..n] != b[..n] {
+            let place = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or(n);
+            return Err(format!("they differ at {}", at + place));
+        }
+        at += n;
+    }
+}
+
+/// With two disks gone every byte that may not be lost is there; tells how many of the others are not.
+fn lost(path: &Path, original: &Path, expendable: &[Range<u64>]) -> u64 {
+    let (file, original) = (
+        File::open(path).expect("the file"),
+        File::open(original).expect("it"),
+    );
+    let length = original.metadata().expect("it").len();
+    let (mut found, mut wanted) = (vec![0; 4096], vec![0; 4096]);
+    let (mut at, mut lost) = (0, 0);
+    while at < length {
+        let run = expendable.partition_point(|run| run.end <= at);
+        let inside = expendable.get(run).is_some_and(|run| run.contains(&at));
+        // Up to the next page, and not across the end of a run.
+        let edge = expendable
+            .get(run)
+            .map_or(length, |run| if inside { run.end } else { run.start });
+        let end = length.min(edge).min(at + 4096);
+        let n = (end - at) as usize;
+        original
+            .read_exact_at(&mut wanted[..n], at)
+            .expect("the original");
+        match file.read_exact_at(&mut found[..n], at) {
+            Ok(()) => assert!(found[..n] == wanted[..n], "wrong bytes at {at}"),
+            Err(error) if inside => {
+                assert_eq!(error.raw_os_error(), Some(5), "at {at}");
+                lost += n as u64;
+            }
+            Err(error) => panic!("critical bytes at {at}: {error}"),
+        }
+        at = end;
+    }
+    lost
+}
+
+#[test]
+fn a_saved_guest_has_its_expendable_pages_stored_once() {
+    let scene = scene();
+    let files = [
+        ("raw", scene.setup.memory.clone(), 1 << 20),
+        ("stream", scene.saved(Format::Stream), 131_000),
+        ("mapped", scene.saved(Format::MappedRam), 1 << 20),
+    ];
+    let mut volume = Volume::mounted();
+    volume.limit(900);
+    let mut runs = Vec::new();
+    for (name, original, step) in &files {
+        copy(original, &volume.path(name), *step);
+        let expendable = expendable(original);
+        let wanted = overlap(&expendable, &data(&volume.path(name)));
+        let inspected = inspect(&volume, name);
+        assert!(wanted > 20 << 20, "{name}: only {wanted} bytes may be lost");
+        assert_eq!(
+            logical(&inspected, "expendable"),
+            wanted,
+            "{name}: {inspected:#}"
+        );
+        same(&volume.path(name), original).unwrap_or_else(|why| panic!("{name}: {why}"));
+        runs.push(expendable);
+    }
+    volume.remount();
+    for (name, original, _) in &files {
+        same(&volume.path(name), original).unwrap_or_else(|why| panic!("{name}: {why}"));
+    }
+    volume.umount();
+    for disk in [1, 4] {
+        volume.disks[disk].take_away();
+    }
+    volume.mount();
+    for ((name, original, _), runs) in files.iter().zip(&runs) {
+        let lost = lost(&volume.path(name), original, runs);
+        println!("{name}: {lost} bytes are on no disk any more");
+        assert!(lost > 0, "{name}: nothing was stored once");
+    }
+}
+
+#[test]
+fn what_is_no_resumable_guest_is_critical() {
+    let scene = scene();
+    let volume = Volume::mounted();
+    volume.limit(600);
+    let memory = fs::read(&scene.setup.memory).expect("memory");
+    // A dump, a guest without its kernel's page tables, a guest cut short, and bytes of that length that are no guest.
+    copy(&scene.saved(Format::Elf), &volume.path("dump"), 1 << 20);
+    let half = &memory[..memory.len() / 2 + 512];
+    fs::write(volume.path("half"), half).expect("written");
+    let mut blind = memory;
+    for page in blind.chunks_exact_mut(4096) {
+        if page.starts_with(b"OSRELEASE=") || page[12..].starts_with(b"VMCOREINFO") {
+            page.fill(1);
+        }
+    }
+    fs::write(volume.path("blind"), &blind).expect("written");
+    fs::write(volume.path("none"), vec![0x55; 64 << 20]).expect("written");
+    for name in ["dump", "half", "blind", "none"] {
+        let inspected = inspect(&volume, name);
+        assert_eq!(logical(&inspected, "expendable"), 0, "{name}");
+        assert!(logical(&inspected, "critical") > 1 << 20, "{name}");
+    }
+}

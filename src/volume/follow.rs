@@ -1,0 +1,237 @@
+//! What goes by while a file is written: its format as far as the bytes tell, where vmcoreinfo may lie, and what has
+//! changed since the last commit. Only looks at bytes that are in hand; no disk is read and no lock waited for, since
+//! a program waits for the answer to its write. Memory is bounded whatever the bytes are.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use crate::snapshot::Indexer;
+
+/// What the page map of a file that is being written may take: a byte a page of a guest of 512 GiB at worst. A stream that
+/// needs more is critical as a whole.
+const MAP_LIMIT: u64 = 128 << 20;
+
+/// Places of vmcoreinfo that are remembered. A guest has two or three; files full of such text are no guest's.
+const PLACES_MAX: usize = 1024;
+
+/// The bytes at a write's end that the next write is looked at together with: as long as the head of a note.
+const TAIL: usize = 24;
+
+/// How many bytes of the note stand before its name.
+const NOTE_HEAD: usize = 12;
+
+static TEXT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"OSRELEASE="));
+static NOTE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"VMCOREINFO\0\0"));
+
+/// What is known of a file from its writes.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// Follows the records of a stream; gives up what did not come in order.
+    pub indexer: Indexer,
+    /// File offsets where a page with vmcoreinfo may begin, as they were seen. Some may be old, or in the middle of a page.
+    pub places: Vec<u64>,
+    /// There were more places than are remembered.
+    pub overflowed: bool,
+    /// The bytes that changed since the last commit lie in this range; none changed if there is none.
+    pub changed: Option<Range<u64>>,
+}
+
+/// Follows one file.
+#[derive(Debug)]
+pub struct Follow {
+    seen: Followed,
+    /// The last bytes of the last write, and where it ended.
+    tail: Vec<u8>,
+    end: u64,
+    /// Zeros at the end of the last write, too few to be a hole of their own.
+    zeros: usize,
+}
+
+impl Follow {
+    /// For a file that holds nothing yet.
+    pub fn new() -> Follow {
+        Follow {
+            seen: Followed {
+                indexer: Indexer::within(MAP_LIMIT),
+                places: Vec::new(),
+                overflowed: false,
+                changed: None,
+            },
+            tail: Vec::new(),
+            end: 0,
+            zeros: 0,
+        }
+    }
+
+    /// For a file whose bytes went by earlier, and were committed.
+    pub fn committed() -> Follow {
+        let mut follow = Follow::new();
+        follow.seen.indexer.lose();
+        follow
+    }
+
+    /// Bytes are written at the offset.
+    pub fn wrote(&mut self, offset: u64, bytes: &[u8]) {
+        self.touch(offset..offset + bytes.len() as u64);
+        self.seen.indexer.feed(offset, bytes);
+        if offset != self.end {
+            self.tail.clear();
+        }
+        let before = self.tail.len();
+        if before > 0 {
+            let mut both = self.tail.clone();
+            both.extend_from_slice(&bytes[..bytes.len().min(TAIL)]);
+            self.search(offset - before as u64, &both, |range| {
+                range.start < before && range.end > before
+            });
+        }
+        self.search(offset, bytes, |_| true);
+        self.end = offset + bytes.len() as u64;
+        self.tail
+            .extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
+        let surplus = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..surplus);
+        self.zeros = 0;
+    }
+
+    /// Zeros at the end of the last write that no hole holds; to be told behind [`Follow::wrote`].
+    pub fn ended_in_zeros(&mut self, zeros: usize) {
+        self.zeros = zeros;
+    }
+
+    /// The zeros that stand right before the offset at the end of the last write.
+    pub fn zeros_before(&self, offset: u64) -> usize {
+        if offset == self.end { self.zeros } else { 0 }
+    }
+
+    /// A range became zeros without a write.
+    pub fn emptied(&mut self, range: Range<u64>) {
+        self.seen.indexer.lose();
+        self.zeros = 0;
+        self.tail.clear();
+        self.touch(range);
+    }
+
+    /// The file got another length in bytes.
+    pub fn resized(&mut self, before: u64, size: u64) {
+        if size == 0 {
+            // What comes now is another file.
+            *self = Follow::new();
+        } else {
+            self.seen.indexer.truncate(size);
+            self.zeros = 0;
+            self.tail.clear();
+        }
+        self.touch(before.min(size)..before.max(size));
+    }
+
+    fn touch(&mut self, range: Range<u64>) {
+        self.seen.changed = Some(match &self.seen.changed {
+            Some(changed) => changed.start.min(range.start)..changed.end.max(range.end),
+            None => range,
+        });
+    }
+
+    /// What the commit that begins now goes by.
+    pub fn freeze(&mut self) -> Followed {
+        let seen = self.seen.clone();
+        self.seen.changed = None;
+        seen
+    }
+
+    /// The commit failed: what it was to make true is still to be done.
+    pub fn thaw(&mut self, frozen: &Followed) {
+        if let Some(range) = &frozen.changed {
+            self.touch(range.clone());
+        }
+    }
+
+    /// Bytes of memory that following takes.
+    #[cfg(test)]
+    fn memory(&self) -> u64 {
+        self.seen.indexer.memory() + self.seen.places.capacity() as u64 * 8
+    }
+
+    fn search(&mut self, start: u64, bytes: &[u8], wanted: impl Fn(&Range<usize>) -> bool) {
+        if self.seen.overflowed {
+            return;
+        }
+        let texts = TEXT.find_iter(bytes).map(|at| at..at + TEXT.needle().len());
+        let notes = NOTE.find_iter(bytes).map(|at| at..at + NOTE.needle().len());
+        let texts = texts
+            .filter(&wanted)
+            .map(|range| start + range.start as u64);
+        let notes = notes
+            .filter(&wanted)
+            .filter_map(|range| (start + range.start as u64).checked_sub(NOTE_HEAD as u64));
+        for place in texts.chain(notes) {
+            if self.seen.places.contains(&place) {
+                continue;
+            }
+            if self.seen.places.len() == PLACES_MAX {
+                self.seen.overflowed = true;
+                return;
+            }
+            self.seen.places.push(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note() -> Vec<u8> {
+        let mut note = [11u32, 500, 0].map(u32::to_le_bytes).concat();
+        note.extend(b"VMCOREINFO\0\0OSRELEASE=6.12\n");
+        note
+    }
+
+    #[test]
+    fn places_are_found_however_the_writes_are_cut() {
+        let mut bytes = vec![7; 10_000];
+        bytes[4096..4096 + note().len()].copy_from_slice(&note());
+        bytes[9000..9010].copy_from_slice(b"OSRELEASE=");
+        for step in 1..200 {
+            let mut follow = Follow::new();
+            for (number, part) in bytes.chunks(step * 7).enumerate() {
+                follow.wrote((number * step * 7) as u64, part);
+            }
+            let mut places = follow.freeze().places;
+            places.sort_unstable();
+            assert_eq!(
+                places,
+                [4096, 4096 + 24, 9000],
+                "writes of {} bytes",
+                step * 7
+            );
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_is_written() {
+        let mut follow = Follow::new();
+        let text = b"OSRELEASE=VMCOREINFO\0\0".repeat(2000);
+        for round in 0..20 {
+            follow.wrote(round * text.len() as u64, &text);
+        }
+        assert!(follow.memory() < 1 << 20);
+        assert!(follow.freeze().overflowed);
+    }
+
+    #[test]
+    fn what_changed_is_told_once_and_again_after_a_failure() {
+        let mut follow = Follow::committed();
+        assert_eq!(follow.freeze().changed, None);
+        follow.wrote(100, b"abc");
+        follow.wrote(20, b"x");
+        let frozen = follow.freeze();
+        assert_eq!(frozen.changed, Some(20..103));
+        assert_eq!(follow.freeze().changed, None);
+        follow.thaw(&frozen);
+        follow.resized(200, 300);
+        assert_eq!(follow.freeze().changed, Some(20..300));
+    }
+}

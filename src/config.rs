@@ -5,6 +5,7 @@
 mod error;
 mod parse;
 mod raw;
+mod tiering;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -13,7 +14,9 @@ use std::path::{Component, Path, PathBuf};
 
 pub use error::ConfigError;
 pub use parse::{code as parse_code, size as parse_size};
+pub use tiering::Tiering;
 
+use crate::guest::PageClass;
 use crate::store::compression::Compression;
 use crate::store::{BLOCK_MAX, Code};
 
@@ -57,6 +60,8 @@ pub struct Policy {
     pub critical: Code,
     /// The code of expendable bytes; never more parity than the critical ones have.
     pub expendable: Code,
+    /// What is expendable, and whether it is kept at all.
+    pub tiering: Tiering,
     /// What is tried on every block.
     pub compression: Compression,
     /// The most bytes of a file in one block: a power of two, 4 KiB to 128 KiB.
@@ -278,11 +283,23 @@ impl Reader<'_> {
             Some(text) => self.code("policy.critical", text, disks)?,
             None => default_code(disks),
         };
-        let expendable = self.code(
-            "policy.expendable",
-            raw.expendable.as_deref().unwrap_or("1+0"),
-            disks,
-        )?;
+        let mut tiering = Tiering::default();
+        if let Some(names) = &raw.expendable_classes {
+            let list = names.join(", ");
+            tiering.classes = self.value("policy.expendable_classes", &list, |_| {
+                tiering::classes(names.iter().map(String::as_str))
+            })?;
+        }
+        if raw.keep_cache == Some(true) {
+            tiering.classes = tiering.classes.without(PageClass::CacheClean);
+        }
+        let expendable = match raw.expendable.as_deref() {
+            Some("drop") => {
+                tiering.drop = true;
+                Code { k: 1, m: 0 }
+            }
+            text => self.code("policy.expendable", text.unwrap_or("1+0"), disks)?,
+        };
         if expendable.m > critical.m {
             return Err(self.bad(
                 "policy.expendable",
@@ -305,6 +322,7 @@ impl Reader<'_> {
         Ok(Policy {
             critical,
             expendable,
+            tiering,
             compression,
             block_size: match raw.block_size {
                 Some(raw::Amount(text)) => self.value("policy.block_size", &text, block_size)?,

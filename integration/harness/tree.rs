@@ -345,6 +345,8 @@ fn xattrs(path: &Path) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
     for name in names[..length]
         .split(|&byte| byte == 0)
         .filter(|name| name.starts_with(b"user."))
+        // In these the volume tells of a file; no other filesystem has them.
+        .filter(|name| !name.starts_with(b"user.parsfs."))
     {
         let mut value = vec![0; 64 << 10];
         let length = rustix::fs::lgetxattr(&path, name, &mut value[..])?;

@@ -78,6 +78,13 @@ fn describe(what: &str, file: &Inspection) -> String {
     if file.paths.len() > 1 {
         text.push_str(&format!("also known as {}\n", file.paths.join(", ")));
     }
+    if let Some(format) = &file.format {
+        text.push_str(&match (&file.guest, &file.no_guest) {
+            (Some(guest), _) => format!("{format}, guest: {guest}\n"),
+            (None, Some(why)) => format!("{format}, all of it critical: {why}\n"),
+            (None, None) => format!("{format}\n"),
+        });
+    }
     text.push_str(&format!(
         "{} extents, {} blocks in {} windows ({}), {} segment sets\n{} of holes, {} in the metadata\n",
         file.extents,
@@ -108,6 +115,14 @@ fn describe(what: &str, file: &Inspection) -> String {
         bytes(file.metadata_bytes),
     ]);
     text.push_str(&format!("\n{tiers}"));
+
+    if !file.classes.is_empty() {
+        let mut classes = Table::new(&[("class", Align::Left), ("pages", Align::Right)]);
+        for (class, pages) in &file.classes {
+            classes.row([class.clone(), pages.to_string()]);
+        }
+        text.push_str(&format!("\n{classes}"));
+    }
 
     if !file.disks.is_empty() {
         let mut disks = Table::new(&[

@@ -146,6 +146,11 @@ fn describe(status: &volume::Status, identity: Option<&Identity>) -> String {
         files.directories,
         files.other
     ));
+    text.push_str(&format!(
+        "on the disks: critical {} with parity, expendable {}\n",
+        bytes(status.stored.critical),
+        bytes(status.stored.expendable)
+    ));
     let owed = &status.owed;
     if owed.bytes_not_committed == 0 && owed.commits_running == 0 && owed.compactions_waiting == 0 {
         text.push_str("nothing is owed\n");

@@ -38,6 +38,8 @@ pub struct Disk {
 pub struct Policy {
     pub critical: Option<String>,
     pub expendable: Option<String>,
+    pub expendable_classes: Option<Vec<String>>,
+    pub keep_cache: Option<bool>,
     pub compression: Option<String>,
     pub block_size: Option<Amount>,
 }

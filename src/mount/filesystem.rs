@@ -491,10 +491,16 @@ impl Filesystem for Adapter {
             if names::judge(name) == XattrName::Unsupported {
                 return reply.error(Errno::EOPNOTSUPP);
             }
-            match self.volume.get_xattr(id(ino), name) {
+            let answer = move |volume: &Volume, name: &[u8]| match volume.get_xattr(id(ino), name) {
                 Ok(value) => answer_xattr(reply, &value, size),
                 Err(error) => reply.error(errno("getxattr", ino, &error)),
+            };
+            if Volume::is_kept_xattr(name) {
+                return answer(&self.volume, name);
             }
+            // What the volume tells of a file may have to be read from disks, and wait for a commit.
+            let (volume, name) = (Arc::clone(&self.volume), name.to_vec());
+            self.waiters.run("getxattr", move || answer(&volume, &name));
         });
     }
 

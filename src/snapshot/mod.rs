@@ -69,7 +69,7 @@ pub use map::{AddressRun, Addresses, Block, Content, Counts, PageMap, Place};
 pub use pieces::{Piece, PieceKind, Pieces};
 pub use recognise::{
     Architecture, Contents, Format, HEAD, Hints, MAP_LIMIT, NotePlace, Snapshot, index,
-    index_within, may_have_pages,
+    index_within, format_by_head, may_have_pages,
 };
 pub use source::ByteSource;
 pub use zero::is_zero;

@@ -253,6 +253,28 @@ pub fn may_have_pages(head: &[u8], length: u64) -> bool {
         && foreign::recognise(head).is_none()
 }
 
+/// The format that the first bytes of a file tell, if they tell one. A QEMU file may have its pages in either of QEMU's ways, which
+/// only a look at more of it tells; raw memory has no mark.
+pub fn format_by_head(head: &[u8]) -> Option<Format> {
+    if head.starts_with(&MAGIC) {
+        return Some(Format::QemuStream);
+    }
+    if is_qemu(head) {
+        return Some(Format::Libvirt);
+    }
+    if elf::is_elf(head) {
+        return Some(Format::ElfCore);
+    }
+    if lime::is_lime(head) {
+        return Some(Format::Lime);
+    }
+    if lime::is_avml(head) {
+        return Some(Format::Avml);
+    }
+    let kdump = kdump::recognise(head).map(|_| Format::Kdump);
+    kdump.or_else(|| foreign::recognise(head).map(|(format, _)| format))
+}
+
 /// Whether QEMU or libvirt wrote the file.
 fn is_qemu(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)

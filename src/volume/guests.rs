@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use super::look::{self, Circumstances, Insight, Known, Look};
 use super::tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
-use crate::guest::ClassSet;
 use crate::ids::FileId;
 use crate::snapshot::{self, ByteSource, Declared, Format, SnapshotError, cloud_hypervisor};
 use crate::store::{Lane, Tier};
@@ -81,7 +80,7 @@ fn judge(finished: &Finished<'_>) -> Result<Judged, Spared> {
     places.dedup();
     // libvirt writes its header anew in the end. What is behind it is whole before, and is judged before.
     let look = look_into(finished, &Declared(&source), &places)?;
-    let expendable = ClassSet::MENDABLE;
+    let expendable = finished.tiering.classes;
     // Dumps are for looking at, and nothing in them can be fetched again.
     let kept_whole = (!look.resumes()).then_some("a dump is kept whole");
     let (file, format) = (finished.file, look.snapshot().format);

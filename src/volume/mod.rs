@@ -31,6 +31,7 @@ mod sweep;
 mod tests;
 mod tiers;
 mod write;
+mod xattrs;
 mod zeros;
 
 use std::fmt;
@@ -58,6 +59,7 @@ use self::handles::{Handles, OpenHandle};
 use self::names::Table;
 use self::sweep::Sweeper;
 use self::write::RoomLeft;
+use crate::config::Tiering;
 use crate::disk::DiskLock;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
@@ -99,6 +101,7 @@ pub struct Volume {
     manifests: Arc<ManifestCache>,
     readers: Workers,
     tiers: Arc<dyn TierSource>,
+    tiering: Tiering,
     files: Mutex<Table>,
     handles: Handles,
     /// Files of all kinds.

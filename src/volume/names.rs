@@ -9,10 +9,11 @@ use super::attributes::{Attributes, Caller, Changes, Entry};
 use super::commit::Purpose;
 use super::error::{Result, VolumeError};
 use super::handles::{Handle, OpenDirectory};
+use super::xattrs::inherit;
 use super::{Volume, VolumeState};
 use crate::ids::FileId;
 use crate::meta::{
-    self, FileKind, Inode, Names, New, Overwrite, Records, Removed, Rename, SetXattr, Timestamp,
+    self, FileKind, Inode, Names, New, Records, Removed, Rename, Timestamp,
 };
 
 impl Volume {
@@ -124,9 +125,11 @@ impl Volume {
     fn make(&self, parent: FileId, name: &[u8], new: New<'_>) -> Result<Attributes> {
         self.check_writable()?;
         let now = Timestamp::now();
-        let (file, inode) = self
-            .meta
-            .update(|update| update.create(parent, name, new, now))?;
+        let (file, inode) = self.meta.update(|update| {
+            let (file, inode) = update.create(parent, name, new, now)?;
+            inherit(update, parent, &new, file)?;
+            Ok::<_, meta::NamespaceError>((file, inode))
+        })?;
         self.inodes.fetch_add(1, Ordering::Relaxed);
         Ok(Attributes::of(file, &inode))
     }
@@ -350,48 +353,6 @@ impl Volume {
         } else {
             Ok(self.meta.sync()?)
         }
-    }
-
-    /// The value of an extended attribute.
-    pub fn get_xattr(&self, file: FileId, name: &[u8]) -> Result<Vec<u8>> {
-        Ok(self.meta.view().xattr(file, name)?)
-    }
-
-    /// Sets an extended attribute. `flags`: `libc::XATTR_CREATE` or `libc::XATTR_REPLACE`.
-    pub fn set_xattr(&self, file: FileId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-        self.check_writable()?;
-        let overwrite = match flags {
-            0 => Overwrite::Either,
-            libc::XATTR_CREATE => Overwrite::Create,
-            libc::XATTR_REPLACE => Overwrite::Replace,
-            _ => {
-                return Err(VolumeError::new(
-                    libc::EINVAL,
-                    "unknown flags for an extended attribute",
-                ));
-            }
-        };
-        let set = SetXattr {
-            name,
-            value,
-            overwrite,
-        };
-        Ok(self
-            .meta
-            .update(|update| update.set_xattr(file, set, Timestamp::now()))?)
-    }
-
-    /// The names of all extended attributes.
-    pub fn list_xattrs(&self, file: FileId) -> Result<Vec<Vec<u8>>> {
-        Ok(self.meta.view().xattrs(file)?)
-    }
-
-    /// Removes an extended attribute.
-    pub fn remove_xattr(&self, file: FileId, name: &[u8]) -> Result<()> {
-        self.check_writable()?;
-        Ok(self
-            .meta
-            .update(|update| update.remove_xattr(file, name, Timestamp::now()))?)
     }
 
     /// Every path of a file from the root of the mount, `/` first.

@@ -301,6 +301,7 @@ impl Volume {
                 manifests: Arc::new(ManifestCache::new(MANIFEST_CACHE)),
                 readers,
                 tiers,
+                tiering: config.policy.tiering,
                 files: Mutex::new(names::Table::default()),
                 handles: Handles::default(),
                 inodes,

@@ -19,8 +19,9 @@ use super::handles::{Handle, OpenHandle, Opened};
 use super::head::FileHead;
 use super::names::gone;
 use super::sweep::Sweep;
+use super::xattrs::inherit;
 use crate::ids::{FileId, SetId};
-use crate::meta::{FileKind, New, Records, Timestamp, WriteRecords};
+use crate::meta::{FileKind, NamespaceError, New, Records, Timestamp, WriteRecords};
 use crate::store::manifest::{Manifest, decode_delta};
 
 /// Keeps a file in use.
@@ -331,9 +332,11 @@ impl Volume {
             rdev: 0,
             target: b"",
         };
-        let (file, inode) = self
-            .meta
-            .update(|update| update.create(parent, name, new, Timestamp::now()))?;
+        let (file, inode) = self.meta.update(|update| {
+            let (file, inode) = update.create(parent, name, new, Timestamp::now())?;
+            inherit(update, parent, &new, file)?;
+            Ok::<_, NamespaceError>((file, inode))
+        })?;
         self.inodes.fetch_add(1, Ordering::Relaxed);
         let opened = self.open_file(file, flags & !libc::O_TRUNC)?;
         Ok((Attributes::of(file, &inode), opened))

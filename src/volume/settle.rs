@@ -96,6 +96,7 @@ impl Volume {
             file: file.id,
             bytes: &bytes,
             followed: &followed,
+            tiering: self.tiering_of(file.id),
             before: &|| self.insight(file).ok().flatten(),
             beside: &|name| self.read_beside(file.id, name),
         });

@@ -9,8 +9,9 @@ use super::Volume;
 use super::annex::ANNEX;
 use super::error::Result;
 use super::file::{FileCondition, OpenFile};
+use super::head::FileHead;
 use crate::ids::{DiskId, FileId};
-use crate::meta::{FileKind, Records};
+use crate::meta::{FileKind, Key, Read, Records, Table};
 use crate::store::parity::PARITY_HEADER;
 use crate::store::{DiskState, Source, WindowRecord};
 
@@ -36,6 +37,8 @@ pub struct Status {
     pub disks: Vec<DiskStatus>,
     /// What there is.
     pub files: FileCounts,
+    /// Bytes of committed files on the disks, without metadata.
+    pub stored: StoredBytes,
     /// What is not done yet.
     pub owed: Owed,
     /// Bytes of file data that the volume holds in all under its policy.
@@ -84,6 +87,15 @@ pub struct FileCounts {
     pub damaged: u64,
 }
 
+/// Bytes of committed files on the disks.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct StoredBytes {
+    /// Protected blocks and their parity.
+    pub critical: u64,
+    /// Blocks under no parity.
+    pub expendable: u64,
+}
+
 /// What is not done yet.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Owed {
@@ -116,6 +128,14 @@ pub struct Inspection {
     pub inline_bytes: u64,
     /// Bytes of the file that are holes.
     pub hole_bytes: u64,
+    /// The format, if it is a snapshot's.
+    pub format: Option<String>,
+    /// The guest, if one was found.
+    pub guest: Option<String>,
+    /// Why all of a snapshot is critical.
+    pub no_guest: Option<String>,
+    /// Pages by class, if it is a snapshot.
+    pub classes: BTreeMap<String, u64>,
     /// Bytes of what is known of the file's guest, kept with it.
     pub insight_bytes: u64,
     /// Bytes by tier.
@@ -183,6 +203,7 @@ impl Volume {
         let capacity = self.capacity()?;
         let policy = &self.pipeline.policy;
         let (files, waiting) = self.count_files()?;
+        let stored = self.stored_bytes()?;
         Ok(Status {
             volume: self.name.clone(),
             id: self.id.to_string(),
@@ -202,9 +223,24 @@ impl Volume {
                 compactions_waiting: waiting,
             },
             files,
+            stored,
             capacity_total: capacity.total,
             capacity_free: capacity.free,
         })
+    }
+
+    /// The sums that the heads of all files tell.
+    fn stored_bytes(&self) -> Result<StoredBytes> {
+        let view = self.meta.view();
+        let mut stored = StoredBytes::default();
+        for found in view.scan(&Key::table_prefix(Table::Manifest)) {
+            let (_, value) = found?;
+            if let Some(head) = FileHead::decode(&value) {
+                stored.critical += head.stored.saturating_sub(head.unprotected);
+                stored.expendable += head.unprotected;
+            }
+        }
+        Ok(stored)
     }
 
     fn disk_statuses(&self) -> Vec<DiskStatus> {
@@ -343,6 +379,17 @@ impl Volume {
             )
         };
         found.size = size;
+        if let Some(insight) = self.insight(&open)? {
+            found.format = Some(insight.format.to_string());
+            match &insight.guest {
+                Ok(guest) => found.guest = Some(guest.to_string()),
+                Err(why) => found.no_guest = Some(why.clone()),
+            }
+            let counts = insight.counts.iter().filter(|(_, pages)| *pages > 0);
+            found.classes = counts
+                .map(|(class, pages)| (class.name().to_owned(), *pages))
+                .collect();
+        }
         let view = self.frozen_view(&open);
         let mut live: BTreeMap<(u32, u16), u64> = BTreeMap::new();
         view.each(|extent| {

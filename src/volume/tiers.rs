@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::error::Result;
 use super::follow::Followed;
 use super::look::Insight;
+use crate::config::Tiering;
 use crate::ids::FileId;
 use crate::store::{Lane, Tier};
 
@@ -64,6 +65,8 @@ pub struct Finished<'a> {
     pub bytes: &'a dyn FrozenBytes,
     /// What went by while they were written.
     pub followed: &'a Followed,
+    /// What is expendable in it.
+    pub tiering: Tiering,
     /// What was seen when it was committed before, if that was kept.
     pub before: &'a dyn Fn() -> Option<Insight>,
     /// Reads another file of the same directory, if there is one of that name and it is not too large.

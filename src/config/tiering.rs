@@ -1,0 +1,111 @@
+//! What is kept of a guest's expendable pages, and which pages are: the words of `[policy]`, and of the attribute
+//! `user.parsfs.policy` that a directory or a file may have beside it. Knows the words and no files.
+
+use super::parse::Parsed;
+use crate::guest::{ClassSet, PageClass};
+
+/// What is expendable, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiering {
+    /// The classes of pages that a guest may lose.
+    pub classes: ClassSet,
+    /// Their bytes are not kept at all.
+    pub drop: bool,
+}
+
+impl Default for Tiering {
+    fn default() -> Self {
+        Tiering {
+            classes: ClassSet::MENDABLE,
+            drop: false,
+        }
+    }
+}
+
+impl Tiering {
+    /// These, as changed by the words of an attribute: `key=value` with spaces, commas or line ends between them, such as
+    /// `expendable=drop keep_cache=true`. Nothing in it changes nothing.
+    pub fn with_words(self, text: &str) -> Parsed<Tiering> {
+        let mut tiering = self;
+        for word in text.split_whitespace() {
+            let (key, value) = word.split_once('=').ok_or_else(|| wrong(word))?;
+            match (key, value) {
+                ("expendable", "once") => tiering.drop = false,
+                ("expendable", "drop") => tiering.drop = true,
+                ("expendable_classes", names) => {
+                    let names = names.split(',').filter(|name| !name.is_empty());
+                    tiering.classes = classes(names)?;
+                }
+                ("keep_cache", "true") => {
+                    tiering.classes = tiering.classes.without(PageClass::CacheClean);
+                }
+                ("keep_cache", "false") => {}
+                _ => return Err(wrong(word)),
+            }
+        }
+        Ok(tiering)
+    }
+}
+
+fn wrong(word: &str) -> String {
+    format!(
+        "\"{word}\" is none of expendable=once, expendable=drop, keep_cache=true, keep_cache=false, \
+         expendable_classes=LIST (of {}, with commas between them)",
+        ClassSet::MENDABLE
+    )
+}
+
+/// A list of classes that may be lost.
+pub fn classes<'n>(names: impl IntoIterator<Item = &'n str>) -> Parsed<ClassSet> {
+    let mut set = ClassSet::EMPTY;
+    for name in names {
+        let class = PageClass::ALL.iter().find(|class| class.name() == name);
+        match class {
+            Some(&class) if ClassSet::MENDABLE.contains(class) => set = set.with(class),
+            // There is nothing to lose in them.
+            Some(PageClass::Zero) => {}
+            Some(class) => {
+                return Err(format!(
+                    "a guest cannot go on without pages of class {class}; those that it can do without are {}",
+                    ClassSet::MENDABLE
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "there is no class \"{name}\"; those that a guest can do without are {}",
+                    ClassSet::MENDABLE
+                ));
+            }
+        }
+    }
+    Ok(set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_change_what_they_name_and_nothing_else() {
+        let usual = Tiering::default();
+        let of = |text: &str| usual.with_words(text).unwrap();
+        assert_eq!(of(""), usual);
+        assert!(of("expendable=drop").drop);
+        assert_eq!(of("expendable=drop").classes, usual.classes);
+        assert_eq!(of("expendable=drop\nexpendable=once"), usual);
+        let kept = of("keep_cache=true");
+        assert!(!kept.classes.contains(PageClass::CacheClean) && kept.classes.contains(PageClass::Free));
+        let listed = of("expendable_classes=free,zero");
+        assert_eq!(listed.classes, ClassSet::EMPTY.with(PageClass::Free));
+        assert_eq!(of("expendable_classes=").classes, ClassSet::EMPTY);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let refused = |text: &str| Tiering::default().with_words(text).unwrap_err();
+        assert!(refused("drop").contains("\"drop\""));
+        assert!(refused("expendable=never").contains("expendable=never"));
+        assert!(refused("expendable_classes=free,anon").contains("without pages of class anon"));
+        assert!(refused("expendable_classes=fre").contains("no class \"fre\""));
+    }
+}

@@ -13,7 +13,6 @@ mod crash;
 mod damage;
 mod files;
 mod fsx;
-mod guests;
 mod model;
 mod pjdfstest;
 mod programs;

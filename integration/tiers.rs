@@ -1,6 +1,7 @@
 //! Guests saved into the mount: what a guest does without is stored once, all else survives the loss of disks, and what is
 //! read is what was written, byte for byte.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::ops::Range;
@@ -11,11 +12,13 @@ use std::path::Path;
 use parsfs::guest::ClassSet;
 use parsfs::volume::Tiers;
 use parsfs::volume::look::{Look, recognise};
-use rustix::fs::SeekFrom;
+use rustix::fs::{SeekFrom, XattrFlags};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::guests::image::Kernel;
 use crate::guests::{Format, Scene, Work};
+use crate::harness::process::shell;
 use crate::harness::volume::Volume;
 
 fn scene() -> Scene {
@@ -215,4 +218,94 @@ fn what_is_no_resumable_guest_is_critical() {
         assert_eq!(logical(&inspected, "expendable"), 0, "{name}");
         assert!(logical(&inspected, "critical") > 1 << 20, "{name}");
     }
+}
+
+/// An attribute as text.
+fn told(path: &Path, name: &str) -> String {
+    let mut value = vec![0; 64 << 10];
+    let name = format!("user.parsfs.{name}");
+    let length = rustix::fs::lgetxattr(path, name.as_str(), &mut value[..])
+        .unwrap_or_else(|error| panic!("{name} of {}: {error}", path.display()));
+    value.truncate(length);
+    String::from_utf8(value).expect("text")
+}
+
+fn classes(path: &Path) -> BTreeMap<String, u64> {
+    let text = told(path, "classes");
+    let line = |line: &str| {
+        let (class, pages) = line.split_once('=').expect("name=pages");
+        (class.to_owned(), pages.parse().expect("pages"))
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn attributes_tell_of_the_guest_and_survive_copies() {
+    let scene = scene();
+    let volume = Volume::mounted();
+    volume.limit(900);
+    let (original, path) = (&scene.setup.memory, volume.path("guest"));
+    copy(original, &path, 1 << 20);
+    let file = File::open(original).expect("the snapshot");
+    let snapshot = recognise(&file, None).expect("a readable file");
+    let look = Look::into(snapshot, &file, &|_| ()).expect("a readable file");
+    let counts = look.classes().expect("classes").counts();
+    let wanted: BTreeMap<String, u64> = counts
+        .into_iter()
+        .filter(|(_, pages)| *pages > 0)
+        .map(|(class, pages)| (class.name().to_owned(), pages))
+        .collect();
+    assert_eq!(classes(&path), wanted);
+    assert_eq!(told(&path, "state"), "protected");
+    assert_eq!(told(&path, "format"), "raw memory");
+    assert!(told(&path, "guest").starts_with("Linux 6.12"), "{}", told(&path, "guest"));
+    assert!(told(&path, "redundancy").starts_with("critical=4+2"));
+    assert!(told(&path, "stored").lines().any(|line| line.starts_with("disk:")));
+    for (frame, class) in look.classes().expect("classes").iter().step_by(9_973) {
+        let page = told(&path, &format!("page.{frame}"));
+        assert!(page.starts_with(class.name()), "{frame}: {page} and not {class}");
+    }
+    // Onto another file of the volume, onto another filesystem, and from there back.
+    shell(
+        volume.scratch.path(),
+        "cp -a mnt/guest mnt/cp && rsync -aX mnt/guest mnt/rsync && cp -a mnt/guest plain && rsync -aX plain mnt/back",
+    );
+    for name in ["cp", "rsync", "back"] {
+        assert_eq!(classes(&volume.path(name)), wanted, "{name}");
+        assert_eq!(told(&volume.path(name), "state"), "protected", "{name}");
+    }
+    fs::write(volume.path("text"), "a text").expect("written");
+    assert_eq!(told(&volume.path("text"), "guest"), "none");
+    assert_eq!(told(&volume.path("text"), "classes"), "");
+    // A file that is cut short is no guest any more.
+    let cut = File::options().write(true).open(&path).expect("the file");
+    cut.set_len(1 << 20).expect("cut");
+    drop(cut);
+    assert_eq!(told(&path, "classes"), "");
+    assert_eq!(logical(&inspect(&volume, "guest"), "expendable"), 0);
+}
+
+#[test]
+fn a_directory_gives_its_policy_to_what_is_made_in_it() {
+    let scene = scene();
+    let volume = Volume::mounted();
+    volume.limit(900);
+    let set = |name: &str, value: &str| {
+        let path = volume.path(name);
+        rustix::fs::setxattr(path, "user.parsfs.policy", value.as_bytes(), XattrFlags::empty())
+    };
+    for name in ["kept", "usual"] {
+        fs::create_dir(volume.path(name)).expect("a directory");
+    }
+    for wrong in ["drop", "expendable=never", "expendable_classes=anon"] {
+        assert_eq!(set("kept", wrong), Err(Errno::INVAL), "{wrong}");
+    }
+    set("kept", "keep_cache=true").expect("a good policy");
+    fs::create_dir(volume.path("kept/below")).expect("a directory");
+    copy(&scene.setup.memory, &volume.path("kept/below/guest"), 1 << 20);
+    copy(&scene.setup.memory, &volume.path("usual/guest"), 1 << 20);
+    let expendable = |name: &str| logical(&inspect(&volume, name), "expendable");
+    let (kept, usual) = (expendable("kept/below/guest"), expendable("usual/guest"));
+    assert!(kept > 0 && kept < usual / 2, "{kept} and {usual} bytes are expendable");
+    assert_eq!(told(&volume.path("kept/below/guest"), "policy"), "keep_cache=true");
 }

@@ -258,12 +258,23 @@ fn attributes_tell_of_the_guest_and_survive_copies() {
     assert_eq!(classes(&path), wanted);
     assert_eq!(told(&path, "state"), "protected");
     assert_eq!(told(&path, "format"), "raw memory");
-    assert!(told(&path, "guest").starts_with("Linux 6.12"), "{}", told(&path, "guest"));
+    assert!(
+        told(&path, "guest").starts_with("Linux 6.12"),
+        "{}",
+        told(&path, "guest")
+    );
     assert!(told(&path, "redundancy").starts_with("critical=4+2"));
-    assert!(told(&path, "stored").lines().any(|line| line.starts_with("disk:")));
+    assert!(
+        told(&path, "stored")
+            .lines()
+            .any(|line| line.starts_with("disk:"))
+    );
     for (frame, class) in look.classes().expect("classes").iter().step_by(9_973) {
         let page = told(&path, &format!("page.{frame}"));
-        assert!(page.starts_with(class.name()), "{frame}: {page} and not {class}");
+        assert!(
+            page.starts_with(class.name()),
+            "{frame}: {page} and not {class}"
+        );
     }
     // Onto another file of the volume, onto another filesystem, and from there back.
     shell(
@@ -292,7 +303,12 @@ fn a_directory_gives_its_policy_to_what_is_made_in_it() {
     volume.limit(900);
     let set = |name: &str, value: &str| {
         let path = volume.path(name);
-        rustix::fs::setxattr(path, "user.parsfs.policy", value.as_bytes(), XattrFlags::empty())
+        rustix::fs::setxattr(
+            path,
+            "user.parsfs.policy",
+            value.as_bytes(),
+            XattrFlags::empty(),
+        )
     };
     for name in ["kept", "usual"] {
         fs::create_dir(volume.path(name)).expect("a directory");
@@ -302,10 +318,20 @@ fn a_directory_gives_its_policy_to_what_is_made_in_it() {
     }
     set("kept", "keep_cache=true").expect("a good policy");
     fs::create_dir(volume.path("kept/below")).expect("a directory");
-    copy(&scene.setup.memory, &volume.path("kept/below/guest"), 1 << 20);
+    copy(
+        &scene.setup.memory,
+        &volume.path("kept/below/guest"),
+        1 << 20,
+    );
     copy(&scene.setup.memory, &volume.path("usual/guest"), 1 << 20);
     let expendable = |name: &str| logical(&inspect(&volume, name), "expendable");
     let (kept, usual) = (expendable("kept/below/guest"), expendable("usual/guest"));
-    assert!(kept > 0 && kept < usual / 2, "{kept} and {usual} bytes are expendable");
-    assert_eq!(told(&volume.path("kept/below/guest"), "policy"), "keep_cache=true");
+    assert!(
+        kept > 0 && kept < usual / 2,
+        "{kept} and {usual} bytes are expendable"
+    );
+    assert_eq!(
+        told(&volume.path("kept/below/guest"), "policy"),
+        "keep_cache=true"
+    );
 }

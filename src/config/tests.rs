@@ -251,11 +251,13 @@ fn every_shipped_config_is_right() {
 fn what_is_expendable_is_read_and_judged() {
     let policy = |more: &str| parse(&format!("{SIX}\n[policy]\n{more}")).unwrap().policy;
     assert_eq!(policy("").tiering, Tiering::default());
-    assert!(policy("expendable = \"drop\"").tiering.drop);
     let kept = policy("keep_cache = true").tiering.classes;
     assert!(!kept.contains(PageClass::CacheClean) && kept.contains(PageClass::Offline));
     let listed = policy("expendable_classes = [\"free\"]").tiering.classes;
     assert_eq!(listed.to_string(), "free");
     let error = refused("[policy]\nexpendable_classes = [\"free\", \"anon\"]");
-    assert!(error.contains("policy.expendable_classes") && error.contains("anon"), "{error}");
+    assert!(
+        error.contains("policy.expendable_classes") && error.contains("anon"),
+        "{error}"
+    );
 }

@@ -1,37 +1,32 @@
-//! What is kept of a guest's expendable pages, and which pages are: the words of `[policy]`, and of the attribute
+//! Which pages of a guest are expendable: the words of `[policy]`, and of the attribute
 //! `user.parsfs.policy` that a directory or a file may have beside it. Knows the words and no files.
 
 use super::parse::Parsed;
 use crate::guest::{ClassSet, PageClass};
 
-/// What is expendable, and what becomes of it.
+/// What is expendable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiering {
     /// The classes of pages that a guest may lose.
     pub classes: ClassSet,
-    /// Their bytes are not kept at all.
-    pub drop: bool,
 }
 
 impl Default for Tiering {
     fn default() -> Self {
         Tiering {
             classes: ClassSet::MENDABLE,
-            drop: false,
         }
     }
 }
 
 impl Tiering {
     /// These, as changed by the words of an attribute: `key=value` with spaces, commas or line ends between them, such as
-    /// `expendable=drop keep_cache=true`. Nothing in it changes nothing.
+    /// `keep_cache=true expendable_classes=free,offline`. Nothing in it changes nothing.
     pub fn with_words(self, text: &str) -> Parsed<Tiering> {
         let mut tiering = self;
         for word in text.split_whitespace() {
             let (key, value) = word.split_once('=').ok_or_else(|| wrong(word))?;
             match (key, value) {
-                ("expendable", "once") => tiering.drop = false,
-                ("expendable", "drop") => tiering.drop = true,
                 ("expendable_classes", names) => {
                     let names = names.split(',').filter(|name| !name.is_empty());
                     tiering.classes = classes(names)?;
@@ -49,8 +44,8 @@ impl Tiering {
 
 fn wrong(word: &str) -> String {
     format!(
-        "\"{word}\" is none of expendable=once, expendable=drop, keep_cache=true, keep_cache=false, \
-         expendable_classes=LIST (of {}, with commas between them)",
+        "\"{word}\" is none of keep_cache=true, keep_cache=false, expendable_classes=LIST (of {}, with commas between \
+         them)",
         ClassSet::MENDABLE
     )
 }
@@ -90,11 +85,11 @@ mod tests {
         let usual = Tiering::default();
         let of = |text: &str| usual.with_words(text).unwrap();
         assert_eq!(of(""), usual);
-        assert!(of("expendable=drop").drop);
-        assert_eq!(of("expendable=drop").classes, usual.classes);
-        assert_eq!(of("expendable=drop\nexpendable=once"), usual);
+        assert_eq!(of("keep_cache=false"), usual);
         let kept = of("keep_cache=true");
-        assert!(!kept.classes.contains(PageClass::CacheClean) && kept.classes.contains(PageClass::Free));
+        assert!(
+            !kept.classes.contains(PageClass::CacheClean) && kept.classes.contains(PageClass::Free)
+        );
         let listed = of("expendable_classes=free,zero");
         assert_eq!(listed.classes, ClassSet::EMPTY.with(PageClass::Free));
         assert_eq!(of("expendable_classes=").classes, ClassSet::EMPTY);

@@ -68,8 +68,8 @@ pub use libvirt::{Declared, payload as libvirt_payload};
 pub use map::{AddressRun, Addresses, Block, Content, Counts, PageMap, Place};
 pub use pieces::{Piece, PieceKind, Pieces};
 pub use recognise::{
-    Architecture, Contents, Format, HEAD, Hints, MAP_LIMIT, NotePlace, Snapshot, index,
-    index_within, format_by_head, may_have_pages,
+    Architecture, Contents, Format, HEAD, Hints, MAP_LIMIT, NotePlace, Snapshot, format_by_head,
+    index, index_within, may_have_pages,
 };
 pub use source::ByteSource;
 pub use zero::is_zero;

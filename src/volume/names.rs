@@ -12,9 +12,7 @@ use super::handles::{Handle, OpenDirectory};
 use super::xattrs::inherit;
 use super::{Volume, VolumeState};
 use crate::ids::FileId;
-use crate::meta::{
-    self, FileKind, Inode, Names, New, Records, Removed, Rename, Timestamp,
-};
+use crate::meta::{self, FileKind, Inode, Names, New, Records, Removed, Rename, Timestamp};
 
 impl Volume {
     /// The file that a name stands for.

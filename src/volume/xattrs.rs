@@ -50,7 +50,9 @@ fn meaning(name: &[u8]) -> Name {
     if let Some(told) = TOLD.iter().find(|told| told.as_bytes() == own) {
         return Name::Told(told);
     }
-    let frame = own.strip_prefix(PAGE).and_then(|text| std::str::from_utf8(text).ok());
+    let frame = own
+        .strip_prefix(PAGE)
+        .and_then(|text| std::str::from_utf8(text).ok());
     let number = frame.and_then(|text| match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
@@ -167,13 +169,14 @@ impl Volume {
         let Ok(value) = self.meta.view().xattr(file, POLICY) else {
             return self.tiering;
         };
-        let read = words(&value).ok().and_then(|text| self.tiering.with_words(text).ok());
+        let read = words(&value)
+            .ok()
+            .and_then(|text| self.tiering.with_words(text).ok());
         read.unwrap_or_else(|| {
             // It was checked when it was set; what cannot be read now is kept as well as can be.
             tracing::warn!(%file, "its policy cannot be read; all of it is critical");
             Tiering {
                 classes: crate::guest::ClassSet::EMPTY,
-                drop: false,
             }
         })
     }
@@ -207,7 +210,9 @@ impl Volume {
         let insight = self.known(file)?;
         let counts = insight.iter().flat_map(|insight| &insight.counts);
         let lines = counts.filter(|(_, pages)| *pages > 0);
-        Ok(lines.map(|(class, pages)| format!("{class}={pages}\n")).collect())
+        Ok(lines
+            .map(|(class, pages)| format!("{class}={pages}\n"))
+            .collect())
     }
 
     fn page(&self, file: FileId, frame: u64) -> Result<Option<String>> {
@@ -233,7 +238,11 @@ impl Volume {
             false => file.codes.join(","),
         };
         let mut text = format!("critical={codes}\n");
-        if file.tiers.iter().any(|tier| tier.tier == "expendable" && tier.logical > 0) {
+        if file
+            .tiers
+            .iter()
+            .any(|tier| tier.tier == "expendable" && tier.logical > 0)
+        {
             text.push_str(&format!("expendable={}\n", policy.expendable));
         }
         text
@@ -262,16 +271,18 @@ pub(super) fn inherit(
 }
 
 fn words(value: &[u8]) -> Result<&str> {
-    std::str::from_utf8(value).map(|text| text.trim_end_matches('\0')).map_err(|_| {
-        VolumeError::new(libc::EINVAL, "user.parsfs.policy: write it in plain text")
-    })
+    std::str::from_utf8(value)
+        .map(|text| text.trim_end_matches('\0'))
+        .map_err(|_| VolumeError::new(libc::EINVAL, "user.parsfs.policy: write it in plain text"))
 }
 
 fn unknown(name: &[u8]) -> VolumeError {
     let name = String::from_utf8_lossy(name);
     VolumeError::new(
         libc::EINVAL,
-        format!("there is no attribute {name}; of user.parsfs.*, only user.parsfs.policy can be set"),
+        format!(
+            "there is no attribute {name}; of user.parsfs.*, only user.parsfs.policy can be set"
+        ),
     )
 }
 
@@ -281,7 +292,10 @@ fn stored(file: &Inspection) -> String {
     for tier in &file.tiers {
         text.push_str(&format!("{}={}\n", tier.tier, tier.stored));
     }
-    text.push_str(&format!("parity={}\nmetadata={}\n", file.parity_bytes, file.metadata_bytes));
+    text.push_str(&format!(
+        "parity={}\nmetadata={}\n",
+        file.parity_bytes, file.metadata_bytes
+    ));
     for share in &file.disks {
         let bytes = share.data_bytes + share.parity_bytes;
         text.push_str(&format!("disk:{}={bytes}\n", share.disk));

@@ -9,8 +9,8 @@
 //!   format 1 byte · bytes before QEMU's stream in libvirt's image · classes that are expendable, a bit each ·
 //!   places: count, then each, less the one before
 //!   found 1 byte: 0, then why not (text); or 1, then release (text) · processor 1 byte (0 x86_64, 1 arm64) ·
-//!     bytes of memory · BTF 1 byte · layout (text) · places of vmcoreinfo in the guest: count, then each
-//!   dead bytes that are zeros · page counts: count, then each class's, by number ·
+//!     bytes of memory · BTF 1 byte · address of vmcoreinfo
+//!   layout (text) · dead bytes that are zeros · page counts: count, then each class's, by number ·
 //!   log2 of the guest's page size 1 byte · frames: count, then each range: first, less the end before · frames
 //!   sections: count, then each: kind 1 byte (1 classes, 2 page map) · bytes as they lie here · bytes as they are · xxh3 of
 //!     the bytes here 8
@@ -478,10 +478,7 @@ fn put_found(out: &mut Vec<u8>, found: &Found) {
     });
     put_varint(out, found.memory);
     out.push(found.has_btf.into());
-    put_varint(out, found.notes.len() as u64);
-    for note in &found.notes {
-        put_varint(out, *note);
-    }
+    put_varint(out, found.note);
 }
 
 fn take_found(wire: &mut Wire<'_>) -> Option<Found> {
@@ -497,16 +494,13 @@ fn take_found(wire: &mut Wire<'_>) -> Option<Found> {
         1 => true,
         _ => return None,
     };
-    let mut notes = Vec::new();
-    for _ in 0..count(wire)? {
-        notes.push(wire.varint()?);
-    }
+    let note = wire.varint()?;
     Some(Found {
         release,
         arch,
         page_shift: 12,
         memory,
         has_btf,
-        notes,
+        note,
     })
 }

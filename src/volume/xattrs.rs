@@ -233,11 +233,12 @@ impl Volume {
 
     fn redundancy(&self, file: &Inspection) -> String {
         let policy = &self.pipeline.policy;
-        let codes = match file.codes.is_empty() {
-            true => policy.critical.to_string(),
-            false => file.codes.join(","),
+        let with_parity = file.codes.iter().filter(|code| !code.ends_with("+0"));
+        let codes: Vec<String> = match file.codes.is_empty() || policy.critical.m == 0 {
+            true => vec![policy.critical.to_string()],
+            false => with_parity.cloned().collect(),
         };
-        let mut text = format!("critical={codes}\n");
+        let mut text = format!("critical={}\n", codes.join(","));
         if file
             .tiers
             .iter()

@@ -3,6 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::harness::content;
 use crate::harness::process::shell;
@@ -55,6 +59,37 @@ fn descriptors_with_different_flags_see_one_file() {
         0,
         "a reader from before sees the truncation"
     );
+}
+
+/// A program that runs cannot be written to, and a try to cut it does not: with O_RDONLY and O_TRUNC the kernel finds out
+/// only after it has opened the file.
+#[test]
+fn a_running_program_stays_as_it_is() {
+    let volume = Volume::mounted();
+    let path = volume.path("program");
+    fs::copy("/bin/sleep", &path).expect("a copy of sleep");
+    let mut running = Command::new(&path).arg("60").spawn().expect("the program");
+    let flags = [
+        OFlags::WRONLY,
+        OFlags::RDWR,
+        OFlags::RDONLY | OFlags::TRUNC,
+        OFlags::WRONLY | OFlags::TRUNC,
+    ];
+    for flags in flags {
+        let opened = rustix::fs::open(&path, flags, Mode::empty());
+        assert_eq!(
+            opened.expect_err("a program that runs"),
+            Errno::TXTBSY,
+            "{flags:?}"
+        );
+        assert_eq!(running.try_wait().expect("the program"), None, "{flags:?}");
+    }
+    running.kill().expect("kill");
+    running.wait().expect("wait");
+    let (expected, found) = (fs::read("/bin/sleep"), fs::read(&path));
+    assert!(expected.expect("sleep") == found.expect("read"));
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::TRUNC, Mode::empty()).expect("it has ended");
+    assert_eq!(fs::metadata(&path).expect("stat").len(), 0);
 }
 
 /// Appenders in several processes never write over each other.

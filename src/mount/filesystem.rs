@@ -283,8 +283,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.open_file(request, ino, flags, reply);
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.open_file(ino, flags, reply);
     }
 
     fn create(

@@ -12,12 +12,12 @@ const BACKGROUND: u16 = 256;
 
 /// Asks for what each kernel may have and do without. Never asked for: SETXATTR_EXT (fuser 0.18 panics at the first
 /// setxattr), OVER_IO_URING (fuser does not speak it), WRITEBACK_CACHE (halves the speed of writing),
-/// HANDLE_KILLPRIV (`privileges.rs` says why), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own are right: nobody else
+/// HANDLE_KILLPRIV (`privileges.rs` says why), ATOMIC_O_TRUNC (with it an open with O_RDONLY and O_TRUNC cuts a running
+/// program before the kernel sees that it runs and refuses with ETXTBSY), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own are right: nobody else
 /// changes the files), AUTO_INVAL_DATA (the same: a cached page is stale only when we say so).
-const WANTED: [InitFlags; 11] = [
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     // Names by file number, for an NFS server on top.
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_DO_READDIRPLUS,

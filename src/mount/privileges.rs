@@ -1,7 +1,7 @@
 //! Set-user-id and set-group-id bits, which a write by anyone but root takes away. With `default_permissions` and
-//! without HANDLE_KILLPRIV the kernel does so itself, by a chmod before chown, truncate, fallocate and buffered writes.
-//! Two ways are left to the file system: a direct write, which only carries a flag, and an open with O_TRUNC, which
-//! carries nothing.
+//! without HANDLE_KILLPRIV the kernel does so itself, by a chmod before chown, truncate, fallocate and buffered writes,
+//! and together with the cut of an open with O_TRUNC. One way is left to the file system: a direct write, which only
+//! carries a flag.
 
 use fuser::INodeNo;
 

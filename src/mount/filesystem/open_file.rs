@@ -1,7 +1,7 @@
 //! What is done with an open file, and how it comes to be open.
 
 use fuser::{
-    Errno, FileHandle, INodeNo, OpenFlags, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
+    Errno, FileHandle, INodeNo, OpenFlags, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite,
     WriteFlags,
 };
 
@@ -16,44 +16,17 @@ use crate::volume::Allocate;
 const COPY_MAX: u64 = 64 << 20;
 
 impl Adapter {
-    /// An open; with O_TRUNC it may wait.
-    pub(super) fn open_file(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        flags: OpenFlags,
-        reply: ReplyOpen,
-    ) {
-        guarded("open", || {
-            let truncate = flags.0 & libc::O_TRUNC != 0;
-            let unprivileged = request.uid() != 0;
-            let (volume, kernel, cached) = (
-                self.volume.clone(),
-                self.kernel.clone(),
-                self.cached.clone(),
-            );
-            let open = move || {
-                let result = if truncate && unprivileged {
-                    drop_privileges(&volume, &kernel, ino)
-                } else {
-                    Ok(())
-                };
-                match result.and_then(|()| volume.open_file(id(ino), flags.0)) {
-                    Ok(opened) => {
-                        if !opened.direct_io {
-                            cached.opened(ino);
-                        }
-                        let (fh, flags) = open_answer(opened);
-                        reply.opened(fh, flags);
-                    }
-                    Err(error) => reply.error(errno("open", ino, &error)),
+    /// An open. The kernel cuts a file that is opened with O_TRUNC by a request of its own.
+    pub(super) fn open_file(&self, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        guarded("open", || match self.volume.open_file(id(ino), flags.0) {
+            Ok(opened) => {
+                if !opened.direct_io {
+                    self.cached.opened(ino);
                 }
-            };
-            if truncate {
-                self.waiters.run("open", open);
-            } else {
-                open();
+                let (fh, flags) = open_answer(opened);
+                reply.opened(fh, flags);
             }
+            Err(error) => reply.error(errno("open", ino, &error)),
         });
     }
 

@@ -38,12 +38,13 @@ fn again_and_again(
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| write(&root, crash));
             std::thread::sleep(moment);
-            volume.kill();
+            volume.kill_daemon();
             writer
                 .join()
                 .expect("the writer")
                 .expect_err("writing to a dead mount");
         });
+        volume.kill();
         if let Err(why) = volume.try_mount(&[]) {
             panic!("crash {crash}, after {moment:?}: it does not mount: {why}");
         }

@@ -245,13 +245,19 @@ impl Volume {
         Ok(())
     }
 
-    /// Ends the daemon as a crash would, at whatever it is doing.
-    pub fn kill(&mut self) {
+    /// Ends the daemon as a crash would, at whatever it is doing. The dead mount stays, and gives errors to whoever uses
+    /// it: without it a program that comes late would write into the plain directory below, for ever.
+    pub fn kill_daemon(&mut self) {
         self.watchdog.server(None);
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+    }
+
+    /// The same, and takes the dead mount away.
+    pub fn kill(&mut self) {
+        self.kill_daemon();
         let _ = unmount(&self.mountpoint, UnmountFlags::DETACH);
         wait_until("the dead mount to go", PATIENCE, || !self.is_mounted());
     }

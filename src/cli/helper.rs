@@ -52,9 +52,21 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Result<Option<Vec<OsString>
         translated.push("--sloppy".into());
     }
     for list in call.options {
+        let list = if direct { list } else { as_asked(&list) };
         translated.extend(["-o".into(), list]);
     }
     Ok(Some(translated))
+}
+
+/// Options without `dev` and `suid`, which mount.fuse3 puts there by itself where the line says nothing; the config
+/// decides then. What the line forbids, it passes on.
+fn as_asked(list: &OsStr) -> OsString {
+    let text = list.to_string_lossy();
+    let asked: Vec<&str> = text
+        .split(',')
+        .filter(|option| !matches!(*option, "dev" | "suid"))
+        .collect();
+    OsString::from(asked.join(","))
 }
 
 /// Whether the arguments are those of mount.fuse3: two paths first and no command.
@@ -156,7 +168,19 @@ mod tests {
             translated(&["parsfs", "/etc/v.toml", "/mnt", "-o", "rw,dev"])
                 .unwrap()
                 .unwrap(),
-            ["parsfs", "mount", "/etc/v.toml", "/mnt", "-o", "rw,dev"]
+            ["parsfs", "mount", "/etc/v.toml", "/mnt", "-o", "rw"]
+        );
+        assert_eq!(
+            translated(&["parsfs", "v", "/mnt", "-o", "nodev,suid,nosuid,log=/a"])
+                .unwrap()
+                .unwrap(),
+            ["parsfs", "mount", "v", "/mnt", "-o", "nodev,nosuid,log=/a"]
+        );
+        assert_eq!(
+            translated(&["mount.fuse.parsfs", "v", "/mnt", "-o", "dev,suid"])
+                .unwrap()
+                .unwrap(),
+            ["mount.fuse.parsfs", "mount", "v", "/mnt", "-o", "dev,suid"]
         );
         assert_eq!(
             translated(&[

@@ -33,6 +33,16 @@ impl Inspect {
         let what = self.file.display().to_string();
         let metadata =
             fs::symlink_metadata(&self.file).map_err(Failure::io(format!("look at {what}")))?;
+        if !metadata.is_file() {
+            let kind = match metadata.file_type() {
+                kind if kind.is_dir() => "a directory",
+                kind if kind.is_symlink() => "a symbolic link",
+                _ => "a special file",
+            };
+            return Err(Failure::Other(format!(
+                "{what} is {kind}; only regular files have bytes on disks to look at"
+            )));
+        }
         let device = metadata.dev();
         let device = format!(
             "{}:{}",

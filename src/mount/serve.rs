@@ -183,6 +183,11 @@ fn warnings(volume: &Volume, wanted_to_write: bool) -> Vec<String> {
                 .to_string(),
         );
     }
+    if let Some(why) = volume.refuses_data() {
+        warnings.push(format!(
+            "names and attributes can be changed, and no data can be written: {why}"
+        ));
+    }
     match volume.status() {
         Ok(status) => {
             for disk in status.disks.iter().filter(|disk| disk.state != "online") {

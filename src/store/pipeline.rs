@@ -122,21 +122,27 @@ impl Pipeline {
         let code = self.code(lane);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let candidates = self.room.candidates();
-        choose(code, &candidates, turn).ok_or_else(|| {
-            let needed = usize::from(code.m) + 1;
-            let usable = self.disks.usable_for_writing().len();
-            if usable >= needed {
-                NoWindow::NoRoom {
-                    with_room: candidates.len(),
-                    needed,
-                }
-            } else {
-                NoWindow::TooFewDisks {
-                    usable,
-                    needed,
-                    m: code.m,
-                }
+        choose(code, &candidates, turn).ok_or_else(|| self.refusal(code, candidates.len()))
+    }
+
+    /// Why no critical byte can be stored now, if none can.
+    pub fn refuses(&self) -> Option<NoWindow> {
+        let code = self.policy.critical;
+        let with_room = self.room.candidates().len();
+        (with_room <= usize::from(code.m)).then(|| self.refusal(code, with_room))
+    }
+
+    fn refusal(&self, code: Code, with_room: usize) -> NoWindow {
+        let needed = usize::from(code.m) + 1;
+        let usable = self.disks.usable_for_writing().len();
+        if usable >= needed {
+            NoWindow::NoRoom { with_room, needed }
+        } else {
+            NoWindow::TooFewDisks {
+                usable,
+                needed,
+                m: code.m,
             }
-        })
+        }
     }
 }

@@ -208,6 +208,12 @@ impl Volume {
         data_capacity(self.pipeline.policy.critical, &free)
     }
 
+    /// Why no data can be written although the volume is mounted for writing, if so.
+    pub fn refuses_data(&self) -> Option<String> {
+        let refusal = (!self.read_only).then(|| self.pipeline.refuses()).flatten();
+        refusal.map(|refusal| refusal.to_string())
+    }
+
     /// What can be stored under the policy.
     pub fn capacity(&self) -> Result<Capacity> {
         let space = self.pipeline.room.space();

@@ -86,7 +86,10 @@ impl Volume {
     /// Gathers a write; waits for memory.
     pub fn write(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<()> {
         let file = self.writable(handle, offset, data.len() as u64)?;
-        self.check_room(data.len() as u64)?;
+        // A hole needs no room.
+        if !zeros::becomes_hole(data) {
+            self.check_room(data.len() as u64)?;
+        }
         let permit = self.memory(data.len() as u64);
         self.write_with(&file, offset, data, permit)
     }
@@ -339,10 +342,15 @@ impl Volume {
         if self.ask_for_room(length) {
             return Ok(());
         }
-        Err(VolumeError::new(
-            libc::ENOSPC,
-            "no room to store this with the redundancy that the policy asks for; free space or add disks",
-        ))
+        // Too few disks may be the true reason.
+        let why = self.pipeline.refuses().map_or_else(
+            || {
+                "no room to store this with the redundancy that the policy asks for; free space or add disks"
+                    .to_owned()
+            },
+            |refusal| refusal.to_string(),
+        );
+        Err(VolumeError::new(libc::ENOSPC, why))
     }
 
     /// Asks the disks anew, and takes bytes if they are there.

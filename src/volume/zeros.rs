@@ -64,6 +64,11 @@ pub fn trailing(bytes: &[u8]) -> usize {
     zeros.take(RUN - 1).count()
 }
 
+/// Whether all of it becomes a hole.
+pub fn becomes_hole(bytes: &[u8]) -> bool {
+    bytes.len() >= RUN && is_zero(bytes)
+}
+
 /// Whether all bytes are zero.
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (head, words, tail) = (

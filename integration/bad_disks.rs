@@ -118,6 +118,50 @@ fn disks_are_gone() {
     });
 }
 
+/// The directory of one disk is deleted, and another disk's filesystem is gone and leaves its empty mount point: both are
+/// seen without anything being made on them, nothing is put there, and nobody who reads or writes sees anything.
+#[test]
+fn a_disk_whose_directory_is_gone_is_seen() {
+    let mut volume = over(Backing::Directory);
+    content::write_file(&volume.path("before"), 1, LENGTH).expect("a file from before");
+    let state = |volume: &Volume, disk: usize| {
+        volume.status()["disks"][disk]["state"]
+            .as_str()
+            .expect("a state")
+            .to_owned()
+    };
+    fs::remove_dir_all(&volume.disks[1].path).expect("deleting a disk");
+    // Somebody who asks is told, and nothing else was done.
+    assert_eq!(state(&volume, 1), "faulty");
+    volume.disks[4].take_away();
+    content::check_file(&volume.path("before"), 1, LENGTH).expect("reading without two disks");
+    content::write_file(&volume.path("after"), 2, LENGTH).expect("writing without two disks");
+    assert_eq!(state(&volume, 4), "faulty");
+    assert_eq!(state(&volume, 0), "online");
+    let made = |disk: usize| fs::read_dir(&volume.disks[disk].path).map_or(0, Iterator::count);
+    assert_eq!((made(1), made(4)), (0, 0), "in the place of a disk");
+    let said = volume.said();
+    for disk in ["disk2", "disk5"] {
+        let lines = said.lines().filter(|line| {
+            line.contains(disk) && line.contains("disk is faulty: no more is written to it")
+        });
+        assert_eq!(lines.count(), 1, "{disk}:\n{said}");
+    }
+    volume.umount();
+    volume.disks[4].bring_back();
+    volume.mount();
+    assert!(
+        volume
+            .said()
+            .contains("has its metadata brought up to the others'"),
+        "{}",
+        volume.said()
+    );
+    assert_eq!(state(&volume, 4), "online");
+    content::check_file(&volume.path("before"), 1, LENGTH).expect("the file from before");
+    content::check_file(&volume.path("after"), 2, LENGTH).expect("the file from after");
+}
+
 /// A disk that takes its time holds nobody up for longer than it takes itself, and nothing is wrong.
 #[test]
 fn a_disk_is_slow() {
@@ -315,7 +359,7 @@ fn two_histories_are_refused_by_name() {
         .try_mount(&[])
         .expect_err("two histories in one volume");
     assert!(
-        why.contains("disk1") && why.contains("disk4"),
+        why.contains("disk1, disk2 and disk3") && why.contains("disk4, disk5 and disk6"),
         "the disks are not named: {why}"
     );
     // The administrator decides; nothing of the half that was kept is lost.

@@ -275,6 +275,62 @@ fn rescue_without_databases() {
     check(&volume, "rescued and mounted again");
 }
 
+/// Every database and every journal is lost, of disks of which some are lost altogether: all names, attributes and small
+/// files too are found by the manifests.
+#[test]
+fn rescue_without_databases_and_journals() {
+    let mut volume = volume(&Shape::default());
+    for disk in &volume.disks {
+        for kind in [Kind::Database, Kind::Journal] {
+            for path in disk.files(kind) {
+                fs::remove_file(path).expect("unlink");
+            }
+        }
+    }
+    for disk in [1, 4] {
+        volume.disks[disk].take_away();
+    }
+    let refused = volume.try_mount(&[]).expect_err("nothing to mount by");
+    assert!(refused.contains("parsfs rescue"), "{refused}");
+    volume
+        .parsfs(["rescue".as_ref(), volume.config.as_os_str()])
+        .expect_success("rescue");
+    volume.mount();
+    check(&volume, "rescued");
+    fs::write(volume.path("after"), "the rescue").expect("writing on");
+    volume.remount();
+    check(&volume, "rescued and mounted again");
+    // What was there before has its numbers, and nothing new got one of them.
+    assert_eq!(fs::read(volume.path("after")).expect("read"), b"the rescue");
+}
+
+/// The same after a crash, with the manifests of the namespace damaged on two disks: what was there half a minute before
+/// is there.
+#[test]
+fn rescue_of_a_crashed_volume_from_damaged_manifests() {
+    let mut volume = volume(&Shape::default());
+    volume.mount();
+    fs::write(volume.path("just before"), "the crash").expect("writing");
+    volume.kill();
+    let mut random = Random::new(6);
+    for (n, disk) in volume.disks.iter().enumerate() {
+        for kind in [Kind::Database, Kind::Journal] {
+            for path in disk.files(kind) {
+                fs::remove_file(path).expect("unlink");
+            }
+        }
+        if n < 2 {
+            let flipped = disk.flip_bits(Kind::Names, 50, &mut random);
+            assert_eq!(flipped.len(), 50);
+        }
+    }
+    volume
+        .parsfs(["rescue".as_ref(), volume.config.as_os_str()])
+        .expect_success("rescue");
+    volume.mount();
+    check(&volume, "rescued");
+}
+
 /// Databases and journals are damaged on all disks, each at other places.
 #[test]
 fn rescue_from_scattered_damage() {

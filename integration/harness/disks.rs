@@ -37,6 +37,7 @@ pub struct TestDisk {
 pub enum Kind {
     Database,
     Journal,
+    Names,
     Manifest,
     Segment,
     /// Any of them. The label is none: it says which disk this is, and a disk without it is simply missing.
@@ -160,6 +161,7 @@ impl Kind {
         match self {
             Kind::Database => text == "meta.redb",
             Kind::Journal => text.starts_with("journal/"),
+            Kind::Names => text.starts_with("names/"),
             Kind::Manifest => text.starts_with("manifests/"),
             Kind::Segment => text.starts_with("segments/"),
             Kind::Any => !text.starts_with("label"),

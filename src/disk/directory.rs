@@ -30,6 +30,8 @@ pub struct DirectoryDisk {
     name: String,
     root: PathBuf,
     device: u64,
+    /// The number of the directory on its device.
+    inode: u64,
     /// Keeps the lock of `lock` for as long as the disk lives.
     directory: File,
     open: OpenFiles,
@@ -77,6 +79,7 @@ impl DirectoryDisk {
             name: name.to_owned(),
             root: path.to_owned(),
             device: metadata.dev(),
+            inode: metadata.ino(),
             directory,
             open: OpenFiles::default(),
             names: Arc::default(),
@@ -139,6 +142,7 @@ impl DirectoryDisk {
         // Only where objects lie: a foreign tree beside them may be large.
         self.walk_directory(Path::new(""), 0, seen)?;
         self.walk_directory(Path::new("journal"), 0, seen)?;
+        self.walk_directory(Path::new("names"), 0, seen)?;
         self.walk_directory(Path::new("manifests"), 1, seen)?;
         self.walk_directory(Path::new("segments"), 1, seen)
     }
@@ -181,6 +185,8 @@ impl DirectoryDisk {
 
     /// Opens a file that is or may be new, with the directories above it.
     fn open_new(&self, path: &Path, options: &OpenOptions) -> io::Result<File> {
+        // What was mounted here may be gone, and nothing is to be put into the empty directory below it.
+        self.check().map_err(io::Error::other)?;
         let file = match options.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.make_directories(path)?;
@@ -257,7 +263,7 @@ fn object_error(disk: &str, what: &str, object: ObjectName, source: io::Error) -
         }
         _ => DiskError::Io {
             disk,
-            what: format!("{what} {object:?}"),
+            what: format!("{what} {object}"),
             source,
         },
     }
@@ -289,6 +295,17 @@ impl Disk for DirectoryDisk {
 
     fn device(&self) -> Option<u64> {
         Some(self.device)
+    }
+
+    fn check(&self) -> Result<()> {
+        let there = fs::metadata(&self.root);
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (self.device, self.inode)) {
+            return Ok(());
+        }
+        Err(DiskError::Gone {
+            disk: self.name.clone(),
+            path: self.root.clone(),
+        })
     }
 
     fn create(&self, object: ObjectName) -> Result<Box<dyn Appender>> {

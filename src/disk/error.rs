@@ -1,6 +1,7 @@
 //! What can go wrong on a disk.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::ObjectName;
 
@@ -8,7 +9,7 @@ use super::ObjectName;
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The object is not there.
-    #[error("disk {disk}: {object:?} is missing")]
+    #[error("disk {disk}: {object} is missing")]
     Missing {
         /// The disk's name.
         disk: String,
@@ -16,7 +17,7 @@ pub enum DiskError {
         object: ObjectName,
     },
     /// An object of that name is there already.
-    #[error("disk {disk}: {object:?} exists already")]
+    #[error("disk {disk}: {object} exists already")]
     AlreadyExists {
         /// The disk's name.
         disk: String,
@@ -24,7 +25,7 @@ pub enum DiskError {
         object: ObjectName,
     },
     /// The object ends before the range that was asked for.
-    #[error("disk {disk}: {object:?} ends before {length} bytes at offset {offset}")]
+    #[error("disk {disk}: {object} ends before {length} bytes at offset {offset}")]
     Short {
         /// The disk's name.
         disk: String,
@@ -35,8 +36,16 @@ pub enum DiskError {
         /// The bytes asked for.
         length: u64,
     },
+    /// The medium was taken away, or another is in its place.
+    #[error("disk {disk}: {} is gone, or is another directory than it was", path.display())]
+    Gone {
+        /// The disk's name.
+        disk: String,
+        /// Where it was.
+        path: PathBuf,
+    },
     /// The disk is full.
-    #[error("disk {disk}: no space left for {object:?}; free some, or add a disk")]
+    #[error("disk {disk}: no space left for {object}; free some, or add a disk")]
     Full {
         /// The disk's name.
         disk: String,

@@ -72,7 +72,7 @@ fn error(disk: &str, operation: Operation, object: Option<ObjectName>, fault: Fa
         _ => DiskError::Io {
             disk,
             what: match object {
-                Some(object) => format!("{operation:?} {object:?}"),
+                Some(object) => format!("{operation:?} {object}"),
                 None => format!("{operation:?}"),
             },
             source: io::Error::from(rustix::io::Errno::IO),
@@ -87,6 +87,10 @@ impl Disk for FaultyDisk {
 
     fn device(&self) -> Option<u64> {
         self.inner.device()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.inner.check()
     }
 
     fn create(&self, object: ObjectName) -> Result<Box<dyn Appender>> {

@@ -215,6 +215,10 @@ impl Disk for MemoryDisk {
         None
     }
 
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn create(&self, object: ObjectName) -> Result<Box<dyn Appender>> {
         self.reserve(object, 1)?;
         let mut names = self.names.lock();
@@ -352,7 +356,7 @@ impl RandomAccess for Handle {
         if length > isize::MAX as u64 {
             return Err(DiskError::Io {
                 disk: self.disk.clone(),
-                what: format!("set the length of {:?}", self.object),
+                what: format!("set the length of {}", self.object),
                 source: io::Error::from(io::ErrorKind::FileTooLarge),
             });
         }

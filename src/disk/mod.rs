@@ -33,12 +33,29 @@ pub enum ObjectName {
     Database,
     /// One file of the journal of metadata transactions; a higher number is later.
     Journal(u64),
+    /// The manifest of the namespace; a higher number is later.
+    Names(u64),
     /// A file's manifest.
     Manifest(ManifestId),
     /// The blocks that one commit put on this disk.
     Blocks(SetId),
     /// The parity that one commit put on this disk.
     Parity(SetId),
+}
+
+impl fmt::Display for ObjectName {
+    /// For administrators: its kind, and the name of its file on a disk that is a directory.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ObjectName::Label => write!(f, "label"),
+            ObjectName::Database => write!(f, "meta.redb"),
+            ObjectName::Journal(number) => write!(f, "journal {number:016x}"),
+            ObjectName::Names(number) => write!(f, "names {number:016x}"),
+            ObjectName::Manifest(ManifestId(number)) => write!(f, "manifest {number:016x}"),
+            ObjectName::Blocks(SetId(number)) => write!(f, "segment {number:016x}.blocks"),
+            ObjectName::Parity(SetId(number)) => write!(f, "segment {number:016x}.parity"),
+        }
+    }
 }
 
 /// How much a disk holds, in bytes.
@@ -59,6 +76,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// What tells the device below apart from others where that is known, so that two disks on one device
     /// can be warned of.
     fn device(&self) -> Option<u64>;
+
+    /// Whether the medium is still the one that was opened: an error (`Gone`) when it was taken away, or something else
+    /// is in its place. What it held open may still answer then.
+    fn check(&self) -> Result<()>;
 
     /// Begins a new object. An object of that name is an error (`AlreadyExists`).
     fn create(&self, object: ObjectName) -> Result<Box<dyn Appender>>;

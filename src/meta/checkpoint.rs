@@ -18,7 +18,7 @@ use super::view::View;
 use crate::ids::VolumeId;
 
 /// A part of an image is about this long. Bytes.
-const PART: usize = 256 << 10;
+pub(super) const PART: usize = 256 << 10;
 
 /// Keys read at once for an image.
 const BATCH: usize = 512;
@@ -45,14 +45,18 @@ impl Inner {
         let long = commit.length > limit || closing && commit.length > CLOSED_BYTES;
         let journal = long.then_some(commit);
         // 2. then in the databases; unless a new journal is due others go on with the journals meanwhile,
+        let since = self.frozen();
         self.advance_databases(mark)?;
         *last = Instant::now();
         // 3. and a journal that holds all that the databases hold can make way for an image of them.
         match journal {
-            Some(commit) if commit.length <= limit && !self.is_worn(&commit)? => Ok(()),
-            Some(mut commit) if commit.mark == mark => self.begin_journal(&mut commit),
-            _ => Ok(()),
+            Some(commit) if commit.length <= limit && !self.is_worn(&commit)? => {}
+            Some(mut commit) if commit.mark == mark => self.begin_journal(&mut commit)?,
+            _ => {}
         }
+        // 4. The same goes into the manifests of the namespace, for the day when both are lost.
+        self.write_names(&since, mark);
+        Ok(())
     }
 
     /// Whether a journal is more than twice as long as what its volume holds now.
@@ -93,7 +97,7 @@ impl Inner {
                 .collect()
         });
         let mut next = None;
-        let mut broken = None;
+        let mut broken = Vec::new();
         for (replica, result) in results {
             let result = result.unwrap_or_else(|_| {
                 Err(MetaError::Database {
@@ -104,21 +108,37 @@ impl Inner {
             });
             match result {
                 Ok(snapshot) => next = next.or(Some(snapshot)),
-                Err(error) => {
+                Err(error) => broken.push((replica, error)),
+            }
+        }
+        let mut failed = None;
+        for (replica, error) in broken {
+            // The journal has it all, and so have the other databases: a damaged one is no loss.
+            let again = match &next {
+                Some(good) => replica.rebuild(good, state),
+                None => Err(error.clone()),
+            };
+            match again {
+                Ok(()) => tracing::warn!(
+                    disk = replica.disk.name(),
+                    %error,
+                    "its metadata database was damaged and is made anew"
+                ),
+                Err(_) => {
                     // The next transaction begins a generation without this disk.
                     self.leave_out(replica.id, &error);
-                    broken = Some(error);
+                    failed = Some(error);
                 }
             }
         }
-        match (next, broken) {
+        match (next, failed) {
             (Some(snapshot), _) => {
                 let mut state = self.state.write();
                 state.base = Arc::new(snapshot);
                 state.frozen = None;
             }
-            (None, broken) => {
-                let error = broken.unwrap_or(MetaError::TooFewDisks {
+            (None, failed) => {
+                let error = failed.unwrap_or(MetaError::TooFewDisks {
                     online: 0,
                     total: self.disks_of_volume,
                 });
@@ -162,7 +182,7 @@ impl Inner {
 
 impl View {
     /// The next keys of the database, for an image.
-    fn base_batch(&self, after: Option<&Key>) -> Result<Batch> {
+    pub(super) fn base_batch(&self, after: Option<&Key>) -> Result<Batch> {
         let found = self.base.after(after, BATCH)?;
         found
             .into_iter()
@@ -197,13 +217,7 @@ impl Image {
         journals: &[&Journal],
         next: &dyn Fn(Option<&Key>) -> Result<Batch>,
     ) -> Result<(u64, Failed)> {
-        let mut writing = Writing {
-            image: self,
-            journals: journals.to_vec(),
-            failed: Vec::new(),
-            parts: 0,
-            length: 0,
-        };
+        let mut writing = Writing::new(self.volume, self.mark, journals.to_vec());
         let failed = begin_all(&writing.journals, self.number);
         writing.leave_out(failed);
         let mut payload = Vec::with_capacity(PART + HEADER);
@@ -228,38 +242,57 @@ impl Image {
         writing.append(Kind::ImageEnd, &[]);
         let failed = settle_all(&writing.journals);
         writing.leave_out(failed);
-        Ok((writing.length, writing.failed))
+        Ok(writing.end())
     }
 }
 
-struct Writing<'a> {
-    image: &'a Image,
+/// Records on their way to several disks, all of which reach one moment.
+pub(super) struct Writing<'a> {
+    volume: VolumeId,
+    mark: Mark,
     journals: Vec<&'a Journal>,
     failed: Failed,
     parts: u32,
     length: u64,
 }
 
-impl Writing<'_> {
+impl<'a> Writing<'a> {
+    pub(super) fn new(volume: VolumeId, mark: Mark, journals: Vec<&'a Journal>) -> Self {
+        Writing {
+            volume,
+            mark,
+            journals,
+            failed: Vec::new(),
+            parts: 0,
+            length: 0,
+        }
+    }
+
     fn leave_out(&mut self, failed: Failed) {
         self.journals
             .retain(|journal| failed.iter().all(|(disk, _)| *disk != journal.disk));
         self.failed.extend(failed);
     }
 
-    fn append(&mut self, kind: Kind, payload: &[u8]) {
+    /// Appends a part, or the end of all, which is made durable.
+    pub(super) fn append(&mut self, kind: Kind, payload: &[u8]) {
         let record = Record {
             kind,
             sequence: self.parts,
-            epoch: self.image.mark.epoch,
-            generation: self.image.mark.generation,
-            previous: self.image.mark.fingerprint,
-            volume: self.image.volume,
+            epoch: self.mark.epoch,
+            generation: self.mark.generation,
+            previous: self.mark.fingerprint,
+            volume: self.volume,
         };
-        let sync = kind == Kind::ImageEnd;
+        let sync = matches!(kind, Kind::ImageEnd | Kind::StepEnd);
         let (_, length, failed) = append_all(&self.journals, record, payload, sync);
         self.length += length;
         self.parts += 1;
         self.leave_out(failed);
+    }
+
+    /// The bytes written, and the disks that failed.
+    pub(super) fn end(self) -> (u64, Failed) {
+        (self.length, self.failed)
     }
 }

@@ -1,10 +1,12 @@
 //! One disk's database: redb over the `Disk` trait. It holds the metadata as of one epoch, never a half
 //! one, and is only ever brought forward by a checkpoint.
 //!
-//! redb trusts what it reads between two checks, and may panic on what it does not expect. So every value
-//! carries its own checksum, the whole file is checked when it is opened for writing, and no panic gets out of here.
+//! redb trusts what it reads between two checks, and may panic on what it does not expect. So the whole file is checked
+//! when a mount opens it, every page is held against that when it is read again (`sums`), every value carries its own
+//! checksum, and no panic gets out of here.
 
 mod backend;
+mod sums;
 
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +18,7 @@ use redb::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::backend::{Backend, Copied};
+pub(super) use self::sums::Sums;
 use super::change::Change;
 use super::codec::Decoder;
 use super::error::{MetaError, Result};
@@ -147,15 +150,21 @@ fn unsealed(key: &[u8], bytes: &[u8]) -> Option<Value> {
 
 impl Database {
     /// Opens the database of a disk; none if there is none. With `check` the whole of it is read and
-    /// verified first.
-    pub(super) fn open(disk: &dyn Disk, cache: usize, check: bool) -> Result<Option<Database>> {
+    /// verified first. `sums` are what is known of it, and learn more.
+    pub(super) fn open(
+        disk: &dyn Disk,
+        sums: &Arc<Sums>,
+        cache: usize,
+        check: bool,
+    ) -> Result<Option<Database>> {
         match disk.length(ObjectName::Database) {
             Ok(0) => Ok(None),
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error.into()),
             Ok(length) => {
                 let file = disk.random_access(ObjectName::Database)?;
-                let mut database = Self::over(disk.name(), Backend(file), cache, check)?;
+                let sums = Arc::clone(sums);
+                let mut database = Self::over(disk.name(), Backend { file, sums }, cache, check)?;
                 // Only at a mount, when nobody reads it yet.
                 if check && length > SHRINK_FROM && database.live_bytes()? * 4 < length {
                     guarded(disk.name(), "shrink", || {
@@ -186,11 +195,13 @@ impl Database {
 
     /// A new, empty database in place of what the disk had. It has no state until it is first advanced,
     /// and is not believed before.
-    pub(super) fn create(disk: &dyn Disk, cache: usize) -> Result<Database> {
+    pub(super) fn create(disk: &dyn Disk, sums: &Arc<Sums>, cache: usize) -> Result<Database> {
         disk.remove(ObjectName::Database)?;
+        sums.forget();
         let file = disk.random_access(ObjectName::Database)?;
         disk.sync_names()?;
-        Self::over(disk.name(), Backend(file), cache, false)
+        let sums = Arc::clone(sums);
+        Self::over(disk.name(), Backend { file, sums }, cache, false)
     }
 
     fn over(
@@ -373,7 +384,7 @@ mod tests {
     }
 
     fn filled(disk: &dyn Disk) -> Arc<Database> {
-        let database = Database::create(disk, WRITE_CACHE).unwrap();
+        let database = Database::create(disk, &Arc::default(), WRITE_CACHE).unwrap();
         let changes: Vec<Change> = (0..2000u32)
             .map(|n| {
                 let value: Value = vec![n as u8; 100].into();
@@ -388,7 +399,11 @@ mod tests {
     fn what_was_put_is_found_after_reopening() {
         let disk = MemoryDisk::new("a");
         drop(filled(&disk));
-        let database = Arc::new(Database::open(&disk, WRITE_CACHE, true).unwrap().unwrap());
+        let database = Arc::new(
+            Database::open(&disk, &Arc::default(), WRITE_CACHE, true)
+                .unwrap()
+                .unwrap(),
+        );
         assert_eq!(database.state().unwrap(), Some(state(3)));
         let snapshot = database.snapshot().unwrap();
         database
@@ -407,14 +422,16 @@ mod tests {
     #[test]
     fn steps_without_a_state_are_not_believed() {
         let disk = MemoryDisk::new("a");
-        let database = Database::create(&disk, WRITE_CACHE).unwrap();
+        let database = Database::create(&disk, &Arc::default(), WRITE_CACHE).unwrap();
         database
             .apply_changes(&[(Key::setting(b"x"), Some(b"y"[..].into()))], None)
             .unwrap();
         assert_eq!(database.state().unwrap(), None);
         drop(database);
         let killed = disk.after_kill();
-        let database = Database::open(&killed, WRITE_CACHE, true).unwrap().unwrap();
+        let database = Database::open(&killed, &Arc::default(), WRITE_CACHE, true)
+            .unwrap()
+            .unwrap();
         assert_eq!(database.state().unwrap(), None);
     }
 
@@ -434,7 +451,8 @@ mod tests {
                 .unwrap();
             byte[0] ^= 1 << (n % 8);
             damaged.restore(ObjectName::Database, at, &byte).unwrap();
-            let Ok(Some(database)) = Database::open(&damaged, WRITE_CACHE, true) else {
+            let Ok(Some(database)) = Database::open(&damaged, &Arc::default(), WRITE_CACHE, true)
+            else {
                 noticed += 1;
                 continue;
             };
@@ -456,7 +474,11 @@ mod tests {
         let at = bytes.windows(100).position(|w| w == [77; 100]).unwrap();
         disk.restore(ObjectName::Database, at as u64, &[78])
             .unwrap();
-        let database = Arc::new(Database::open(&disk, WRITE_CACHE, false).unwrap().unwrap());
+        let database = Arc::new(
+            Database::open(&disk, &Arc::default(), WRITE_CACHE, false)
+                .unwrap()
+                .unwrap(),
+        );
         let snapshot = database.snapshot().unwrap();
         let damaged = (0..2000u32)
             .filter(|n| {

@@ -22,14 +22,14 @@ pub enum MetaError {
         why: String,
     },
     /// A stored value is not what was written, on any disk.
-    #[error("the metadata of {key:?} is damaged; `parsfs rescue` may find an earlier copy")]
+    #[error("metadata: {key} is damaged on every disk; `parsfs rescue` may find an earlier copy")]
     Damaged {
         /// The key.
         key: Key,
     },
     /// A stored value or key has no meaning to this version.
     #[error(
-        "the metadata of {key:?} cannot be understood; was it written by a newer parsfs? If not, \
+        "metadata: {key} cannot be understood; was it written by a newer parsfs? If not, \
          run `parsfs rescue`"
     )]
     Malformed {
@@ -38,14 +38,15 @@ pub enum MetaError {
     },
     /// Two disks hold histories of which neither is a continuation of the other.
     #[error(
-        "disks {disk_a} and {disk_b} were written to apart from each other, and their histories cannot \
-         be joined; mount without one of them, then put that one in anew"
+        "{} and {} were written to apart from each other, and the two histories cannot be joined; take all disks of \
+         one side away, mount, and see what is there; those that are given up must stay away",
+        side(.newer), side(.older)
     )]
     Diverged {
-        /// One disk's name.
-        disk_a: String,
-        /// The other's.
-        disk_b: String,
+        /// The names of the disks that hold the history that came further.
+        newer: Vec<String>,
+        /// The names of those that hold one that cannot be joined to it.
+        older: Vec<String>,
     },
     /// No disk holds any metadata.
     #[error(
@@ -87,9 +88,24 @@ pub enum MetaError {
         /// The failure.
         why: String,
     },
+    /// A disk failed at something else than metadata.
+    #[error("{why}")]
+    Elsewhere {
+        /// What it failed at.
+        why: String,
+    },
     /// The numbers of this mount are used up.
     #[error("this mount has given out all its file numbers; mount anew")]
     NumbersUsedUp,
+}
+
+/// The disks of one side, as a sentence has them.
+fn side(disks: &[String]) -> String {
+    match disks {
+        [one] => format!("disk {one}"),
+        [others @ .., last] => format!("disks {} and {last}", others.join(", ")),
+        [] => "no disk".to_owned(),
+    }
 }
 
 impl From<DiskError> for MetaError {

@@ -1,6 +1,6 @@
 //! What all parts of the metadata share, and the ways in: a view for reading, an update for changing.
 //!
-//! Locks are taken in this order: `checkpointing`, `commit`, `writer`, `state`, a layer.
+//! Locks are taken in this order: `checkpointing`, `names`, `commit`, `writer`, `state`, a layer.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -15,6 +15,7 @@ use super::database::{Found, Snapshot};
 use super::error::{MetaError, Result};
 use super::flusher::Wake;
 use super::layer::Layer;
+use super::names::Names;
 use super::open::Options;
 use super::replica::Replica;
 use super::table::{Key, Value};
@@ -36,6 +37,7 @@ pub(super) struct Inner {
     pub(super) state: RwLock<State>,
     pub(super) writer: Mutex<Writer>,
     pub(super) commit: Mutex<Commit>,
+    pub(super) names: Mutex<Names>,
     /// Held during a checkpoint: when the last one was.
     pub(super) checkpointing: Mutex<Instant>,
     pub(super) poisoned: Mutex<Option<MetaError>>,

@@ -6,6 +6,6 @@ mod record;
 mod scan;
 mod writer;
 
-pub(super) use record::{HEADER, Kind, Record};
-pub(super) use scan::{FileScan, Place, Scan, read_payload, scan};
-pub(super) use writer::{Failed, Journal, abandon_all, append_all, begin_all, settle_all};
+pub(super) use record::{HEADER, Header, Kind, Record};
+pub(super) use scan::{FileScan, Place, Scan, read_payload, scan, walk};
+pub(super) use writer::{Failed, Journal, Series, abandon_all, append_all, begin_all, settle_all};

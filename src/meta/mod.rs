@@ -4,7 +4,7 @@
 //! ```text
 //! namespace   files and names as POSIX has them     records, table   values and keys
 //! view, update   reading, changing                  layer   what changed since the last checkpoint
-//! commit   into the journals (`journal`)            checkpoint   into the databases (`database`)
+//! commit   into the journals (`journal`)            checkpoint   into the databases (`database`), and once more (`names`)
 //! open     recovery finds what the disks hold by `history`, rebuild brings every disk up to it
 //! ```
 //!
@@ -23,6 +23,7 @@ mod history;
 mod inner;
 mod journal;
 mod layer;
+mod names;
 mod namespace;
 mod open;
 mod rebuild;

@@ -13,6 +13,7 @@ use super::error::{MetaError, Result};
 use super::flusher::{self, Wake};
 use super::history::Mark;
 use super::inner::{Inner, State, Writer};
+use super::names::{self, Names, Saved};
 use super::rebuild::{advance, copy, database_in_memory, first_database, open_journals, salvage};
 use super::recovery::{self, Found, Plan, images, look, plan};
 use super::replica::Replica;
@@ -80,6 +81,9 @@ pub struct RescueReport {
     pub lost_transactions: Vec<Epoch>,
     /// Parts of the image, each of some thousand keys, that no disk could give any more.
     pub lost_image_parts: u32,
+    /// The manifests of the namespace are what was left: all is as of this epoch, and later transactions are lost that
+    /// no journal has.
+    pub from_names: Option<Epoch>,
 }
 
 impl RescueReport {
@@ -118,6 +122,7 @@ impl Meta {
         let first = [(Key::generation(mark.epoch), Some(name))];
         let mut found = Vec::new();
         let mut databases = Vec::new();
+        let mut all_sums = Vec::new();
         for (id, disk) in &disks {
             let holds = disk
                 .list()?
@@ -128,9 +133,11 @@ impl Meta {
                     disk: disk.name().to_owned(),
                 });
             }
-            let database = Database::create(&**disk, WRITE_CACHE)?;
+            let sums = Arc::default();
+            let database = Database::create(&**disk, &sums, WRITE_CACHE)?;
             database.apply_changes(&first, Some(Reached { volume, mark }))?;
             databases.push(Arc::new(database));
+            all_sums.push(sums);
             found.push(look(*id, disk, volume, true)?);
         }
         let base = databases.first().ok_or(MetaError::Nothing)?;
@@ -144,11 +151,21 @@ impl Meta {
         drop(databases);
         let replicas: Vec<Replica> = disks
             .into_iter()
-            .map(|(id, disk)| Replica::new(id, disk))
+            .zip(all_sums)
+            .map(|((id, disk), sums)| Replica::new(id, disk, sums))
             .collect();
         let snapshot = first_snapshot(&replicas)?;
         let count = replicas.len();
-        let meta = start(options, false, count, count, replicas, commit, snapshot)?;
+        let names = Names::default();
+        let meta = start(
+            options,
+            false,
+            count,
+            count,
+            replicas,
+            (commit, names),
+            snapshot,
+        )?;
         meta.update(fill)?;
         meta.close()
     }
@@ -186,7 +203,9 @@ impl Meta {
         }
         let planned = plan(&found);
         let planned = match (planned, rescue) {
-            (Err(MetaError::Unreadable { .. }), Some(report)) if !read_only => {
+            (Err(MetaError::Unreadable { .. } | MetaError::Nothing), Some(report))
+                if !read_only =>
+            {
                 let mark = save(&mut found, volume, report)?;
                 Reachable::Salvaged(mark)
             }
@@ -203,9 +222,10 @@ impl Meta {
             let commit = idle(plan.target);
             let replicas = found
                 .into_iter()
-                .map(|disk| Replica::new(disk.id, disk.disk))
+                .map(|disk| Replica::new(disk.id, disk.disk, disk.sums))
                 .collect();
-            return start(options, true, count, 0, replicas, commit, snapshot);
+            let names = Names::default();
+            return start(options, true, count, 0, replicas, (commit, names), snapshot);
         }
         let (mark, plan, first) = match planned {
             Reachable::Planned(plan) => {
@@ -220,14 +240,23 @@ impl Meta {
         let (commit, well) = bring_up(&found, plan.as_deref(), mark, &first, &options)?;
         // All databases are closed before the one to be read from is opened again, with its larger cache.
         drop(first);
+        let names = Names::resume(&found, &well, mark, volume);
         found.retain(|disk| well.contains(&disk.id));
         let replicas: Vec<Replica> = found
             .into_iter()
-            .map(|disk| Replica::new(disk.id, disk.disk))
+            .map(|disk| Replica::new(disk.id, disk.disk, disk.sums))
             .collect();
         let snapshot = first_snapshot(&replicas)?;
         let needed = if options.force { 1 } else { count.div_ceil(2) };
-        start(options, false, count, needed, replicas, commit, snapshot)
+        start(
+            options,
+            false,
+            count,
+            needed,
+            replicas,
+            (commit, names),
+            snapshot,
+        )
     }
 }
 
@@ -329,7 +358,17 @@ fn bring_up(
             None => copy(&first.1, disk, state),
         };
         match brought {
-            Ok(()) => well.push(disk),
+            Ok(()) => {
+                if let Some(from) = disk.stale_at(mark) {
+                    tracing::warn!(
+                        disk = disk.disk.name(),
+                        %from,
+                        to = %mark.epoch,
+                        "a disk that was away has its metadata brought up to the others'"
+                    );
+                }
+                well.push(disk);
+            }
             Err(error) => failed(disk.id, &error),
         }
     }
@@ -352,17 +391,25 @@ fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Res
     }
     let image = images(found)
         .into_iter()
-        .map(|(_, image)| image)
-        .find(|image| !image.parts.is_empty());
+        .map(|(_, image)| Saved {
+            epoch: image.epoch,
+            image,
+            ..Saved::default()
+        })
+        .find(|saved| !saved.image.parts.is_empty());
+    let names = names::saved(found, volume);
+    // One without a hole is better than a newer one with.
+    let base = image
+        .into_iter()
+        .chain(names)
+        .max_by_key(|saved| (saved.image.missing() == 0, saved.epoch));
     let best = found
         .iter()
         .enumerate()
         .filter_map(|(place, disk)| Some((disk.state?.mark.epoch, place)))
         .max();
-    let image_epoch = image.as_ref().map(|image| image.epoch);
-    let mut last = MetaError::Nothing;
     if let Some((epoch, place)) = best
-        && image_epoch.is_none_or(|image| image <= epoch)
+        && base.as_ref().is_none_or(|base| base.epoch <= epoch)
     {
         found.swap(0, place);
         let database = found.first().and_then(|disk| disk.database.clone());
@@ -370,14 +417,16 @@ fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Res
             return salvage(&database, None, epoch, found, volume, report);
         }
     }
-    let image = image.unwrap_or_default();
+    let base = base.ok_or(MetaError::Nothing)?;
+    report.from_names = base.by_names.then_some(base.epoch);
+    let mut last = MetaError::Nothing;
     for place in 0..found.len() {
         let Some(disk) = found.get_mut(place) else {
             continue;
         };
         disk.database = None;
-        let built = Database::create(&*disk.disk, WRITE_CACHE).and_then(|database| {
-            let mark = salvage(&database, Some(&image), image.epoch, found, volume, report)?;
+        let built = Database::create(&*disk.disk, &disk.sums, WRITE_CACHE).and_then(|database| {
+            let mark = salvage(&database, Some(&base), base.epoch, found, volume, report)?;
             Ok((Arc::new(database), mark))
         });
         match built {
@@ -413,7 +462,7 @@ fn start(
     disks_of_volume: usize,
     disks_needed: usize,
     replicas: Vec<Replica>,
-    commit: Commit,
+    (commit, names): (Commit, Names),
     base: Snapshot,
 ) -> Result<Meta> {
     let mounts = match base.get(&Key::setting(MOUNTS))? {
@@ -447,6 +496,7 @@ fn start(
         }),
         writer: Mutex::new(Writer::default()),
         commit: Mutex::new(commit),
+        names: Mutex::new(names),
         checkpointing: Mutex::new(Instant::now()),
         poisoned: Mutex::new(None),
         to_heal: Mutex::new(Vec::new()),

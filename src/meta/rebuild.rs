@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::change::{self, Change};
 use super::checkpoint::{Batch, Image};
 use super::commit::Commit;
-use super::database::{Database, State, WRITE_CACHE};
+use super::database::{Database, Snapshot, State, WRITE_CACHE};
 use super::error::{MetaError, Result};
 use super::history::Mark;
-use super::journal::{Journal, Kind, Record, append_all};
+use super::journal::{Journal, Kind, Record, Series, append_all};
+use super::names::Saved;
 use super::recovery::{Found, Plan, WholeImage, changes_at};
 use crate::ids::{DiskId, Epoch, VolumeId};
 
@@ -83,11 +84,15 @@ fn from_image(database: &Database, plan: &Plan, found: &[Found], volume: VolumeI
 
 /// A new database on a disk with all that another one holds.
 pub(super) fn copy(from: &Arc<Database>, to: &Found, state: State) -> Result<()> {
-    let database = Database::create(&*to.disk, WRITE_CACHE)?;
-    let snapshot = from.snapshot()?;
+    let database = Database::create(&*to.disk, &to.sums, WRITE_CACHE)?;
+    copy_all(&from.snapshot()?, &database, state)
+}
+
+/// Fills an empty database with all that another one holds.
+pub(super) fn copy_all(from: &Snapshot, to: &Database, state: State) -> Result<()> {
     let mut after = None;
     loop {
-        let batch = snapshot.after(after.as_ref(), BATCH)?;
+        let batch = from.after(after.as_ref(), BATCH)?;
         let changes: Vec<Change> = batch
             .into_iter()
             .map(|(key, value)| match value {
@@ -99,9 +104,9 @@ pub(super) fn copy(from: &Arc<Database>, to: &Found, state: State) -> Result<()>
             Some((key, _)) => after = Some(key.clone()),
             None => break,
         }
-        database.apply_changes(&changes, None)?;
+        to.apply_changes(&changes, None)?;
     }
-    database.apply_changes(&[], Some(state))
+    to.apply_changes(&[], Some(state))
 }
 
 /// One disk's database at the target, made from what can be had; tried on one disk after the other.
@@ -126,7 +131,7 @@ pub(super) fn first_database(
     }
     for (place, disk) in found.iter().enumerate() {
         // A disk whose own database is well, but of no use here, is as good as any.
-        let built = Database::create(&*disk.disk, WRITE_CACHE).and_then(|database| {
+        let built = Database::create(&*disk.disk, &disk.sums, WRITE_CACHE).and_then(|database| {
             from_image(&database, plan, found, volume)?;
             Ok(Arc::new(database))
         });
@@ -216,10 +221,12 @@ pub(super) fn open_journals(
         };
         match opened {
             Ok(Some(journal)) => commit.journals.push(journal),
-            Ok(None) => match Journal::start(disk.id, Arc::clone(&disk.disk), None) {
-                Ok(journal) => anew.push(journal),
-                Err(error) => failed(disk.id, error.into()),
-            },
+            Ok(None) => {
+                match Journal::start(disk.id, Arc::clone(&disk.disk), Series::Journal, None) {
+                    Ok(journal) => anew.push(journal),
+                    Err(error) => failed(disk.id, error.into()),
+                }
+            }
             Err(error) => failed(disk.id, error),
         }
     }
@@ -271,7 +278,8 @@ fn resume(
     if first != reached.0 + 1 {
         return Ok((None, 0));
     }
-    let journal = Journal::start(disk.id, Arc::clone(&disk.disk), Some((number, length)))?;
+    let from = Some((number, length));
+    let journal = Journal::start(disk.id, Arc::clone(&disk.disk), Series::Journal, from)?;
     let mut length = length;
     for (epoch, places) in lacking {
         let Some((generation, payload, _)) = changes_at(all, places, volume) else {
@@ -300,15 +308,22 @@ fn resume(
 /// is left. Tells what is lost.
 pub(super) fn salvage(
     database: &Database,
-    base: Option<&WholeImage>,
+    base: Option<&Saved>,
     from: Epoch,
     found: &[Found],
     volume: VolumeId,
     report: &mut super::open::RescueReport,
 ) -> Result<Mark> {
-    if let Some(image) = base {
-        report.lost_image_parts = image.missing();
-        fill_from_image(database, image, found, volume, &mut |_| Ok(()))?;
+    if let Some(base) = base {
+        report.lost_image_parts = base.image.missing();
+        fill_from_image(database, &base.image, found, volume, &mut |_| Ok(()))?;
+        for part in base.steps.iter().flatten() {
+            match changes_at(found, part, volume) {
+                Some((_, _, changes)) => database.apply_changes(&changes, None)?,
+                // It was readable a moment ago.
+                None => report.lost_image_parts += 1,
+            }
+        }
     }
     let mut transactions = std::collections::BTreeMap::new();
     for (place, disk) in found.iter().enumerate() {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::change::{self, Change};
-use super::database::{Database, State, WRITE_CACHE};
+use super::database::{Database, State, Sums, WRITE_CACHE};
 use super::error::{MetaError, Result};
-use super::history::{History, Mark, winner};
+use super::history::{History, Mark, Relation, winner};
 use super::journal::{FileScan, Place, Scan, read_payload, scan};
 use super::table::{Key, Table};
 use crate::disk::Disk;
@@ -22,7 +22,21 @@ pub(super) struct Found {
     pub(super) state: Option<State>,
     /// The database, unless only a copy was looked at.
     pub(super) database: Option<Arc<Database>>,
+    /// What is known of the database's file.
+    pub(super) sums: Arc<Sums>,
     history: History,
+}
+
+impl Found {
+    /// The epoch at which it stopped to take part, where that is not the newest one or another history's.
+    pub(super) fn stale_at(&self, newest: Mark) -> Option<Epoch> {
+        if self.history.known.is_empty() {
+            // It is new, or nothing of it is left.
+            return None;
+        }
+        let head = self.history.head;
+        (head.epoch != newest.epoch || head.fingerprint != newest.fingerprint).then_some(head.epoch)
+    }
 }
 
 /// Looks at one disk. An error means that the disk does not answer at all.
@@ -33,10 +47,11 @@ pub(super) fn look(
     read_only: bool,
 ) -> Result<Found> {
     // The database first: a writer that is alive brings it forward only after the journal.
+    let sums = Arc::default();
     let opened = if read_only {
         Database::open_copy(&**disk)
     } else {
-        Database::open(&**disk, WRITE_CACHE, true)
+        Database::open(&**disk, &sums, WRITE_CACHE, true)
     };
     let mut known = (None, BTreeMap::new(), None);
     match opened.and_then(|database| believed(database, volume)) {
@@ -83,6 +98,7 @@ pub(super) fn look(
         scan,
         state,
         database: database.filter(|_| !read_only),
+        sums,
         history,
     })
 }
@@ -184,19 +200,28 @@ pub(super) fn choose(found: &[Found]) -> Result<usize> {
         .collect();
     let histories: Vec<History> = with.iter().map(|(_, disk)| disk.history.clone()).collect();
     let at = |place: usize| with.get(place).map(|(place, _)| *place);
-    let name = |place: usize| {
-        let disk = with
-            .get(place)
-            .map(|(_, found)| found.disk.name().to_owned());
-        disk.unwrap_or_default()
-    };
     match winner(&histories) {
         None => Err(MetaError::Nothing),
         Some(Ok(place)) => at(place).ok_or(MetaError::Nothing),
-        Some(Err((a, b))) => Err(MetaError::Diverged {
-            disk_a: name(a),
-            disk_b: name(b),
-        }),
+        Some(Err((a, b))) => {
+            // A disk that was away before the two went apart is on neither side.
+            let side = |of: usize, not: usize| -> Vec<String> {
+                let (mine, theirs) = (histories.get(of), histories.get(not));
+                let joins = |to: Option<&History>, history: &History| {
+                    to.is_some_and(|to| {
+                        !matches!(to.relation(history), Relation::Diverged | Relation::Ahead)
+                    })
+                };
+                std::iter::zip(&with, &histories)
+                    .filter(|(_, history)| joins(mine, history) && !joins(theirs, history))
+                    .map(|((_, found), _)| found.disk.name().to_owned())
+                    .collect()
+            };
+            Err(MetaError::Diverged {
+                newer: side(a, b),
+                older: side(b, a),
+            })
+        }
     }
 }
 

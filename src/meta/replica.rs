@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::database::{Database, Snapshot, WRITE_CACHE};
+use super::database::{Database, Snapshot, State, Sums, WRITE_CACHE};
 use super::error::{MetaError, Result};
+use super::rebuild::copy_all;
 use crate::disk::Disk;
 use crate::ids::{DiskId, Epoch};
 
@@ -16,16 +17,27 @@ pub(super) struct Replica {
     pub(super) disk: Arc<dyn Disk>,
     online: AtomicBool,
     /// Opened and closed under the lock: two handles on one file would ruin it.
-    database: Mutex<Option<Arc<Database>>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    database: Option<Arc<Database>>,
+    /// What is known of its file, open or not.
+    sums: Arc<Sums>,
 }
 
 impl Replica {
-    pub(super) fn new(id: DiskId, disk: Arc<dyn Disk>) -> Replica {
+    pub(super) fn new(id: DiskId, disk: Arc<dyn Disk>, sums: Arc<Sums>) -> Replica {
+        let open = Open {
+            database: None,
+            sums,
+        };
         Replica {
             id,
             disk,
             online: AtomicBool::new(true),
-            database: Mutex::new(None),
+            open: Mutex::new(open),
         }
     }
 
@@ -46,18 +58,30 @@ impl Replica {
 
     /// The disk's database; if it is not open it gets so many bytes for its pages.
     pub(super) fn database_with(&self, cache: usize) -> Result<Arc<Database>> {
-        let mut open = self.database.lock();
-        if let Some(database) = open.as_ref() {
+        let mut open = self.open.lock();
+        if let Some(database) = open.database.as_ref() {
             return Ok(Arc::clone(database));
         }
-        let database = Database::open(&*self.disk, cache, false)?;
+        let database = Database::open(&*self.disk, &open.sums, cache, false)?;
         let database = Arc::new(database.ok_or_else(|| MetaError::Database {
             disk: self.disk.name().to_owned(),
             what: "open",
             why: "it is gone".to_owned(),
         })?);
-        *open = Some(Arc::clone(&database));
+        open.database = Some(Arc::clone(&database));
         Ok(database)
+    }
+
+    /// Makes the database anew with all that another one holds. Who still reads the old one goes on with it.
+    pub(super) fn rebuild(&self, from: &Snapshot, state: State) -> Result<()> {
+        let mut open = self.open.lock();
+        open.database = None;
+        // The old file's pages are another matter from now on.
+        open.sums = Arc::default();
+        let database = Database::create(&*self.disk, &open.sums, WRITE_CACHE)?;
+        copy_all(from, &database, state)?;
+        open.database = Some(Arc::new(database));
+        Ok(())
     }
 
     /// A snapshot of the disk's database if it is at this epoch.
@@ -68,12 +92,13 @@ impl Replica {
 
     /// Closes the database if nobody reads it.
     pub(super) fn close_if_idle(&self) {
-        let mut open = self.database.lock();
+        let mut open = self.open.lock();
         if open
+            .database
             .as_ref()
             .is_some_and(|database| Arc::strong_count(database) == 1)
         {
-            *open = None;
+            open.database = None;
         }
     }
 }

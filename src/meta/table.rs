@@ -185,6 +185,41 @@ impl fmt::Debug for Key {
     }
 }
 
+impl fmt::Display for Key {
+    /// For administrators: what is kept under the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut decoder = self.decoder();
+        let (Some(table), Some(first)) = (self.table(), decoder.key_u64()) else {
+            // Keys without a number in front: settings, disks, and what no table has.
+            return match self.table() {
+                Some(Table::Setting) => write!(f, "setting {}", self.in_table().escape_ascii()),
+                Some(Table::Disk) => match self.in_table() {
+                    [high, low] => write!(f, "disk {}", u16::from_be_bytes([*high, *low])),
+                    other => write!(f, "disk {}", other.escape_ascii()),
+                },
+                _ => write!(f, "key {}", self.0.escape_ascii()),
+            };
+        };
+        let rest = decoder.rest();
+        match table {
+            Table::Inode => write!(f, "the attributes of file {first}"),
+            Table::Entry => write!(f, "name {} in directory {first}", rest.escape_ascii()),
+            Table::Link => write!(f, "a name of file {first}"),
+            Table::Target => write!(f, "the target of symbolic link {first}"),
+            Table::Xattr => write!(f, "xattr {} of file {first}", rest.escape_ascii()),
+            Table::Manifest => write!(f, "the head of file {first}"),
+            Table::Delta => write!(f, "a delta of file {first}"),
+            Table::Inline => write!(f, "bytes of file {first}"),
+            Table::Set => write!(f, "segment set {first}"),
+            Table::Punch => write!(f, "room to be given back in segment set {first}"),
+            Table::Orphan => write!(f, "unlinked file {first}"),
+            Table::Setting => write!(f, "setting {}", self.in_table().escape_ascii()),
+            Table::Disk => write!(f, "disk {}", self.in_table().escape_ascii()),
+            Table::Generation => write!(f, "the generation of epoch {first}"),
+        }
+    }
+}
+
 /// Which room is to be given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PunchKey {

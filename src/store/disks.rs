@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
@@ -70,10 +70,14 @@ struct Slot {
     read_errors: AtomicU32,
 }
 
+/// Called, once a disk, when a disk becomes faulty, from any thread.
+pub type OnFaulty = Box<dyn Fn(DiskId, &str) + Send + Sync>;
+
 /// The table of a volume's disks. Shared by all that read and write.
 #[derive(Default)]
 pub struct Disks {
     read_only: bool,
+    on_faulty: OnceLock<OnFaulty>,
     slots: RwLock<BTreeMap<DiskId, Slot>>,
 }
 
@@ -88,6 +92,7 @@ impl Disks {
     pub fn new(read_only: bool) -> Self {
         Disks {
             read_only,
+            on_faulty: OnceLock::new(),
             slots: RwLock::default(),
         }
     }
@@ -144,15 +149,38 @@ impl Disks {
         })
     }
 
+    /// Has disks that become faulty told of. The first wish stays.
+    pub fn on_faulty(&self, tell: OnFaulty) {
+        let _ = self.on_faulty.set(tell);
+    }
+
     /// Nothing more is to be written to it. The first reason stays.
     pub fn mark_faulty(&self, id: DiskId, why: impl fmt::Display) {
-        let mut slots = self.slots.write();
-        if let Some(slot) = slots.get_mut(&id)
-            && slot.state == DiskState::Online
-        {
+        let why = {
+            let mut slots = self.slots.write();
+            let Some(slot) = slots
+                .get_mut(&id)
+                .filter(|slot| slot.state == DiskState::Online)
+            else {
+                return;
+            };
             tracing::error!(disk = slot.name, %why, "disk is faulty: no more is written to it");
             slot.state = DiskState::Faulty(why.to_string());
+            why.to_string()
+        };
+        // Without the lock: who is told may come back.
+        if let Some(tell) = self.on_faulty.get() {
+            tell(id, &why);
         }
+    }
+
+    /// Marks a disk faulty whose medium is gone. Tells whether it is there.
+    pub fn check(&self, id: DiskId) -> bool {
+        let gone = self.get(id).and_then(|disk| disk.check().err());
+        if let Some(gone) = &gone {
+            self.mark_faulty(id, gone);
+        }
+        gone.is_none()
     }
 
     /// The disks that new windows and metadata may go to, in the order of their numbers.
@@ -201,7 +229,13 @@ impl Disks {
                     );
                 }
             }
-            _ => self.count_success(id),
+            // One object, or the whole disk.
+            Err(_) => {
+                if self.check(id) {
+                    self.count_success(id);
+                }
+            }
+            Ok(()) => self.count_success(id),
         }
         Ok(result?)
     }
@@ -235,12 +269,12 @@ impl Disks {
         match disk.restore(object, offset, bytes) {
             Ok(()) => {
                 let length = bytes.len();
-                tracing::warn!(disk = disk.name(), ?object, offset, length, "repaired");
+                tracing::warn!(disk = disk.name(), %object, offset, length, "repaired");
                 true
             }
             Err(DiskError::Unsupported { .. }) => false,
             Err(error) => {
-                tracing::warn!(disk = disk.name(), ?object, offset, %error, "cannot be repaired");
+                tracing::warn!(disk = disk.name(), %object, offset, %error, "cannot be repaired");
                 false
             }
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::disks::Disks;
+use super::disks::{DiskState, Disks};
 use super::placement::Candidate;
 use crate::disk::Space;
 use crate::ids::DiskId;
@@ -50,6 +50,10 @@ impl Room {
         if state.asked.is_none_or(|asked| asked.elapsed() > FRESH) {
             let mut space = BTreeMap::new();
             for status in self.disks.list() {
+                // Asked here because nothing else notices that a disk is gone on which nothing new is made.
+                if status.state == DiskState::Online && !self.disks.check(status.id) {
+                    continue;
+                }
                 if let Some(Ok(now)) = self.disks.get(status.id).map(|disk| disk.space()) {
                     space.insert(status.id, now);
                 }

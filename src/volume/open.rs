@@ -18,7 +18,7 @@ use super::tiers::TierSource;
 use crate::config::{CommitMode, Config, DiskConfig};
 use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError};
 use crate::ids::{DiskId, VolumeId};
-use crate::meta::{self, DiskRecord, DiskState, Meta, Records, Timestamp, WriteRecords};
+use crate::meta::{self, DiskRecord, DiskState, Meta, MetaError, Records, Timestamp, WriteRecords};
 use crate::store::manifest::ManifestCache;
 use crate::store::{BlockCache, Budget, Disks, Pipeline, Reader, Workers, WritePolicy};
 
@@ -311,6 +311,16 @@ impl Volume {
                 aside: Mutex::new(Vec::new()),
             }
         });
+        // A disk that fails in one room fails in all.
+        let weak = Arc::downgrade(&volume);
+        volume.disks.on_faulty(Box::new(move |disk, why| {
+            if let Some(volume) = weak.upgrade() {
+                let why = MetaError::Elsewhere {
+                    why: why.to_owned(),
+                };
+                volume.meta.leave_out(disk, &why);
+            }
+        }));
         match failed {
             Some(error) => Err(io(error)),
             None => Ok(volume),

@@ -13,8 +13,8 @@ use crate::config::Config;
 use crate::disk::{Disk, ObjectName};
 use crate::ids::{DiskId, FileId, ManifestId, SetId};
 use crate::meta::{
-    self, DiskRecord, DiskState, FileKind, Meta, MetaError, New, ROOT, Records, Timestamp, Update,
-    WriteRecords,
+    self, DiskRecord, DiskState, FileKind, Key, Meta, MetaError, New, ROOT, Records, Timestamp,
+    Update, WriteRecords,
 };
 use crate::store::manifest::{Manifest, ManifestRef};
 
@@ -48,7 +48,7 @@ pub(super) fn metadata(
         Ok((meta, report)) => {
             let rebuilt = report.rebuilt.len();
             lines.push(format!(
-                "{rebuilt} databases were of no use and are rebuilt from the journals"
+                "{rebuilt} databases were of no use and are made anew"
             ));
             for epoch in &report.lost_transactions {
                 lines.push(format!(
@@ -61,7 +61,24 @@ pub(super) fn metadata(
                     "{parts} parts of the metadata's image are readable on no disk"
                 ));
             }
-            return Ok(meta);
+            let Some(epoch) = report.from_names else {
+                return Ok(meta);
+            };
+            lines.push(format!(
+                "no database and no whole journal is left; names and files are as the manifests of the namespace have \
+                 them, of epoch {epoch}: what was changed in the last half a minute before a crash may be missing"
+            ));
+            // Mounts after that moment may have given out numbers.
+            let mounts = mounts_before(disks)?.max(meta.mounts());
+            meta.update(|update| -> meta::Result<()> {
+                update.count_mounts(mounts);
+                let keep = u64::from(mounts) << 32;
+                update.put_setting(KEEP_BELOW, &keep.to_le_bytes());
+                Ok(())
+            })?;
+            meta.close()?;
+            drop(meta);
+            return Ok(Meta::open(disks.to_vec(), options())?);
         }
         Err(MetaError::Nothing | MetaError::Unreadable { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -70,25 +87,23 @@ pub(super) fn metadata(
         "no disk holds any metadata; it is begun anew, and files are named by their manifests"
             .to_owned(),
     );
-    let mut highest = 0;
     let mut present: Vec<(DiskId, Arc<dyn Disk>)> = Vec::new();
     for (id, disk) in disks {
         let Some(disk) = disk else { continue };
         for (object, _) in disk.list()? {
             match object {
-                ObjectName::Journal(_) | ObjectName::Database => disk.remove(object)?,
-                ObjectName::Manifest(ManifestId(number))
-                | ObjectName::Blocks(SetId(number))
-                | ObjectName::Parity(SetId(number)) => highest = highest.max(number),
-                ObjectName::Label => {}
+                ObjectName::Journal(_) | ObjectName::Database | ObjectName::Names(_) => {
+                    disk.remove(object)?
+                }
+                ObjectName::Manifest(_)
+                | ObjectName::Blocks(_)
+                | ObjectName::Parity(_)
+                | ObjectName::Label => {}
             }
         }
         present.push((*id, Arc::clone(disk)));
     }
-    // Every number of an earlier mount may still be in use.
-    let mounts = u32::try_from(highest >> 32)
-        .unwrap_or(u32::MAX)
-        .saturating_add(1);
+    let mounts = mounts_before(disks)?;
     let now = Timestamp::now();
     Meta::create(present, options(), |update| {
         update.make_root(0o755, 0, 0, now);
@@ -106,6 +121,25 @@ pub(super) fn metadata(
         Ok(())
     })?;
     Ok(Meta::open(disks.to_vec(), options())?)
+}
+
+/// A number of mounts above that of every mount that gave a number to what lies on the disks.
+fn mounts_before(disks: &[(DiskId, Option<Arc<dyn Disk>>)]) -> Result<u32> {
+    let mut highest = 0;
+    for (_, disk) in disks {
+        let Some(disk) = disk else { continue };
+        for (object, _) in disk.list()? {
+            if let ObjectName::Manifest(ManifestId(number))
+            | ObjectName::Blocks(SetId(number))
+            | ObjectName::Parity(SetId(number)) = object
+            {
+                highest = highest.max(number);
+            }
+        }
+    }
+    Ok(u32::try_from(highest >> 32)
+        .unwrap_or(u32::MAX)
+        .saturating_add(1))
 }
 
 impl Volume {
@@ -200,19 +234,96 @@ impl Volume {
                 }
             }
         }
+        let there = self.objects()?;
         let view = self.meta.view();
         for (file, (reference, manifest)) in newest {
-            if view.inode(file)?.is_some() {
+            let adopted = if view.inode(file)?.is_none() {
+                self.adopt_one(file, reference, &manifest)
+                    .map(|path| format!("file {file} was found by its manifest: {path}"))
+            } else if self.is_older(file, reference.id, &there)? {
+                self.renew(file, reference, &manifest)
+                    .map(|()| format!("file {file} is as a manifest newer than its name has it"))
+            } else {
                 continue;
-            }
-            match self.adopt_one(file, reference, &manifest) {
-                Ok(path) => lines.push(format!("file {file} was found by its manifest: {path}")),
-                Err(error) => lines.push(format!(
-                    "file {file} was found and cannot be named: {error}"
-                )),
-            }
+            };
+            lines.push(adopted.unwrap_or_else(|error| {
+                format!("file {file} was found and cannot be named: {error}")
+            }));
         }
         Ok(())
+    }
+
+    /// All that lies on any disk.
+    fn objects(&self) -> Result<BTreeSet<ObjectName>> {
+        let mut there = BTreeSet::new();
+        for status in self.disks.list() {
+            if let Some(disk) = self.disks.get(status.id) {
+                there.extend(disk.list()?.into_iter().map(|(object, _)| object));
+            }
+        }
+        Ok(there)
+    }
+
+    /// Whether what the metadata knows of a file was given up for a later form, of which this manifest is.
+    fn is_older(
+        &self,
+        file: FileId,
+        found: ManifestId,
+        there: &BTreeSet<ObjectName>,
+    ) -> Result<bool> {
+        let head = self.meta.view().manifest(file)?;
+        let Some(head) = head.and_then(|bytes| FileHead::decode(&bytes)) else {
+            return Ok(true);
+        };
+        let base = head.base.map(|base| base.id);
+        let gone = base.is_some_and(|base| !there.contains(&ObjectName::Manifest(base)))
+            || head.sets.iter().any(|set| {
+                !there.contains(&ObjectName::Blocks(*set))
+                    && !there.contains(&ObjectName::Parity(*set))
+            });
+        Ok(gone && base.is_none_or(|base| base < found))
+    }
+
+    /// Gives a file that the metadata knows the form that a manifest has.
+    fn renew(&self, file: FileId, reference: ManifestRef, manifest: &Manifest) -> Result<()> {
+        let totals = manifest.totals();
+        let mut sets = BTreeSet::new();
+        for found in manifest.sets() {
+            sets.insert(found?.set);
+        }
+        let view = self.meta.view();
+        let old = view
+            .manifest(file)?
+            .and_then(|bytes| FileHead::decode(&bytes))
+            .unwrap_or_default();
+        let deltas: Vec<u64> = view.deltas(file)?.into_iter().map(|(no, _)| no).collect();
+        let head = FileHead {
+            base: Some(reference),
+            first_delta: old.next_delta,
+            next_delta: old.next_delta,
+            next_window: totals.next_window,
+            next_piece: totals.next_piece.max(old.next_piece),
+            inline_bytes: old.inline_bytes,
+            stored: totals.stored,
+            ..FileHead::default()
+        };
+        self.meta.update(|update| -> Result<()> {
+            for delta in deltas {
+                update.delete(Key::delta(file, delta));
+            }
+            if let Some(mut inode) = update.inode(file)? {
+                inode.size = totals.file_size;
+                inode.stored = totals.stored;
+                update.put_inode(file, &inode);
+            }
+            update.put_manifest(file, &head.encode());
+            for set in sets {
+                if update.set(set)?.is_none() {
+                    self.add_set_reference(update, set)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     fn adopt_one(

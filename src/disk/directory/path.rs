@@ -15,6 +15,7 @@ pub(super) fn of(object: ObjectName) -> PathBuf {
         ObjectName::Label => PathBuf::from("label"),
         ObjectName::Database => PathBuf::from("meta.redb"),
         ObjectName::Journal(number) => PathBuf::from(format!("journal/{number:016x}")),
+        ObjectName::Names(number) => PathBuf::from(format!("names/{number:016x}")),
         ObjectName::Manifest(ManifestId(number)) => spread("manifests", number, ""),
         ObjectName::Blocks(SetId(number)) => spread("segments", number, ".blocks"),
         ObjectName::Parity(SetId(number)) => spread("segments", number, ".parity"),
@@ -36,6 +37,7 @@ pub(super) fn parse(path: &Path) -> Option<ObjectName> {
         ["label"] => ObjectName::Label,
         ["meta.redb"] => ObjectName::Database,
         ["journal", name] => ObjectName::Journal(number(name)?),
+        ["names", name] => ObjectName::Names(number(name)?),
         ["manifests", _, name] => ObjectName::Manifest(ManifestId(number(name)?)),
         ["segments", _, name] => {
             if let Some(name) = name.strip_suffix(".blocks") {
@@ -88,6 +90,7 @@ mod tests {
                 ObjectName::Label,
                 ObjectName::Database,
                 ObjectName::Journal(number),
+                ObjectName::Names(number),
                 ObjectName::Manifest(ManifestId(number)),
                 ObjectName::Blocks(SetId(number)),
                 ObjectName::Parity(SetId(number)),

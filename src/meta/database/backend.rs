@@ -1,4 +1,4 @@
-//! What redb writes to: an object of a disk, or memory.
+//! What redb writes to: an object of a disk, every page of which is checked as it is read, or memory.
 
 use std::io;
 use std::sync::Arc;
@@ -6,11 +6,15 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use redb::StorageBackend;
 
+use super::sums::Sums;
 use crate::disk::{Disk, DiskError, ObjectName, RandomAccess, Result};
 
-/// An object of a disk.
+/// An object of a disk, and what is known of it.
 #[derive(Debug)]
-pub(super) struct Backend(pub(super) Box<dyn RandomAccess>);
+pub(super) struct Backend {
+    pub(super) file: Box<dyn RandomAccess>,
+    pub(super) sums: Arc<Sums>,
+}
 
 fn io_error(error: DiskError) -> io::Error {
     io::Error::other(Arc::new(error))
@@ -18,23 +22,31 @@ fn io_error(error: DiskError) -> io::Error {
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.0.length().map_err(io_error)
+        self.file.length().map_err(io_error)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, out).map_err(io_error)
+        self.file.read_at(offset, out).map_err(io_error)?;
+        self.sums.read(offset, out).map_err(|at| {
+            let what = format!("the page at byte {at} is not what was written");
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        })
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.set_length(length).map_err(io_error)
+        self.file.set_length(length).map_err(io_error)?;
+        self.sums.cut(length);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync().map_err(io_error)
+        self.file.sync().map_err(io_error)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, data).map_err(io_error)
+        self.file.write_at(offset, data).map_err(io_error)?;
+        self.sums.written(offset, data);
+        Ok(())
     }
 }
 

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The fingerprint covers the payload's checksum and the fingerprint before it, and so all the past: two
-//! disks with the same one hold the same metadata. An image carries the fingerprint of the epoch that it is
-//! an image of where a transaction has the one before it.
+//! disks with the same one hold the same metadata. An image or a step carries the fingerprint of the epoch that it
+//! reaches where a transaction has the one before it.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -35,6 +35,10 @@ pub(in crate::meta) enum Kind {
     Image = 2,
     /// The end of an image; `sequence` is the number of its parts.
     ImageEnd = 3,
+    /// A part of a step, only in the namespace's manifest; `sequence` counts them from 0.
+    Step = 4,
+    /// The end of a step; `sequence` is the number of its parts.
+    StepEnd = 5,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +104,8 @@ impl Header {
             [1, 0, 0, 0] => Kind::Transaction,
             [2, 0, 0, 0] => Kind::Image,
             [3, 0, 0, 0] => Kind::ImageEnd,
+            [4, 0, 0, 0] => Kind::Step,
+            [5, 0, 0, 0] => Kind::StepEnd,
             _ => return None,
         };
         let length = decoder.u32()?;

@@ -1,8 +1,9 @@
-//! Reading a disk's journals, whatever became of them: what is whole is found, what is not is passed over.
+//! Reading a disk's journals and manifests of the namespace, whatever became of them: what is whole is found, what is not is passed over.
 
 use std::collections::BTreeMap;
 
 use super::record::{HEADER, Header, Kind};
+use super::writer::Series;
 use crate::disk::{Disk, DiskError, ObjectName, Result};
 use crate::ids::{Epoch, VolumeId};
 use crate::meta::change;
@@ -14,8 +15,8 @@ const READ: u64 = 1 << 20;
 /// Where a record's payload lies that was found whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::meta) struct Place {
-    /// The journal's number.
-    pub(in crate::meta) number: u64,
+    /// The object.
+    pub(in crate::meta) object: ObjectName,
     /// Where the header begins.
     pub(in crate::meta) offset: u64,
     /// The payload's length.
@@ -95,99 +96,142 @@ pub(in crate::meta) struct Scan {
     pub(in crate::meta) files: Vec<FileScan>,
     /// The generations that these journals tell of, by the epochs that declared them.
     pub(in crate::meta) generations: BTreeMap<Epoch, u64>,
+    /// The manifests of the namespace that are there, which are not read here. The newest last.
+    pub(in crate::meta) names: Vec<u64>,
 }
 
 /// Reads all journals of a disk. A part that the disk cannot read counts as damaged.
 pub(in crate::meta) fn scan(disk: &dyn Disk, volume: VolumeId) -> Result<Scan> {
-    let mut numbers: Vec<u64> = disk
-        .list()?
-        .into_iter()
-        .filter_map(|(object, _)| match object {
-            ObjectName::Journal(number) => Some(number),
-            _ => None,
-        })
-        .collect();
-    numbers.sort_unstable();
-    let mut scan = Scan::default();
-    for number in numbers {
-        let length = match disk.length(ObjectName::Journal(number)) {
-            // A live writer began a new one and removed this.
-            Err(error) if error.is_missing() => continue,
-            length => length?,
-        };
-        let mut reader = Reader {
-            disk,
-            object: ObjectName::Journal(number),
-            length,
-            buffer: Vec::new(),
-            start: 0,
-        };
+    let objects = disk.list()?;
+    let numbers = |series: Series| -> Vec<u64> {
+        let objects = objects.iter();
+        let mut numbers: Vec<u64> = objects
+            .filter_map(|(object, _)| series.number(*object))
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let mut scan = Scan {
+        names: numbers(Series::Names),
+        ..Scan::default()
+    };
+    for number in numbers(Series::Journal) {
         let mut file = FileScan {
             number,
-            length,
             ..FileScan::default()
         };
-        scan_file(&mut reader, volume, &mut file, &mut scan.generations);
+        let generations = &mut scan.generations;
+        let walked = walk(
+            disk,
+            Series::Journal.object(number),
+            volume,
+            &mut |header, found| {
+                if let Some((_, payload)) = found {
+                    note_generations(payload, generations);
+                }
+                note(&mut file, header, found.map(|(place, _)| place));
+            },
+        )?;
+        // A live writer began a new one and removed this.
+        let Some(walked) = walked else { continue };
+        file.length = walked.length;
+        file.damaged_at = walked.damaged_at;
         scan.files.push(file);
     }
     Ok(scan)
 }
 
-fn scan_file(
-    reader: &mut Reader<'_>,
+/// How a walk through an object went.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::meta) struct Walked {
+    /// The object's length in bytes.
+    pub(in crate::meta) length: u64,
+    /// From here on not everything is whole.
+    pub(in crate::meta) damaged_at: Option<u64>,
+}
+
+/// Who is shown the records of an object.
+type OnRecord<'a> = dyn FnMut(&Header, Option<(Place, &[u8])>) + 'a;
+
+/// Shows every record of an object whose header is whole, in order, with its payload where that is whole too. None
+/// if there is no such object.
+pub(in crate::meta) fn walk(
+    disk: &dyn Disk,
+    object: ObjectName,
     volume: VolumeId,
-    file: &mut FileScan,
-    generations: &mut BTreeMap<Epoch, u64>,
-) {
+    each: &mut OnRecord<'_>,
+) -> Result<Option<Walked>> {
+    let length = match disk.length(object) {
+        Err(error) if error.is_missing() => return Ok(None),
+        length => length?,
+    };
+    let mut reader = Reader {
+        disk,
+        object,
+        length,
+        buffer: Vec::new(),
+        start: 0,
+    };
+    let damaged_at = walk_records(&mut reader, volume, each);
+    Ok(Some(Walked { length, damaged_at }))
+}
+
+fn walk_records(reader: &mut Reader<'_>, volume: VolumeId, each: &mut OnRecord<'_>) -> Option<u64> {
+    let mut damaged_at = None;
     let mut at = 0;
-    while at < file.length {
+    while at < reader.length {
         let header = match reader.bytes(at, HEADER as u64) {
             Ok(bytes) => Header::decode(bytes, volume),
             Err(error) if error.is_missing() => None,
             Err(error) => {
                 // What follows may be whole, but another disk has it too.
                 tracing::warn!(%error, "a journal cannot be read to its end");
-                file.damaged_at.get_or_insert(at);
-                return;
+                return damaged_at.or(Some(at));
             }
         };
         let Some(header) = header else {
-            file.damaged_at.get_or_insert(at);
+            damaged_at.get_or_insert(at);
             match reader.find_header(at + 1, volume) {
                 Some(next) => at = next,
-                None => return,
+                None => return damaged_at,
             }
             continue;
         };
         let payload_at = at + HEADER as u64;
-        let payload = reader
+        let object = reader.object;
+        let found = reader
             .bytes(payload_at, u64::from(header.length))
             .ok()
-            .filter(|payload| header.fits(payload));
-        let place = payload.map(|payload| {
-            note_generations(payload, generations);
-            Place {
-                number: file.number,
-                offset: at,
-                length: header.length,
-            }
-        });
-        if place.is_none() {
-            file.damaged_at.get_or_insert(at);
+            .filter(|payload| header.fits(payload))
+            .map(|payload| {
+                let place = Place {
+                    object,
+                    offset: at,
+                    length: header.length,
+                };
+                (place, payload)
+            });
+        if found.is_none() {
+            damaged_at.get_or_insert(at);
         }
-        note(file, &header, place);
+        each(&header, found);
         at = payload_at + u64::from(header.length);
-        if at > file.length {
+        if at > reader.length {
             // Torn: but a record may have been written over a length that was only claimed.
             match reader.find_header(payload_at, volume) {
                 Some(next) => at = next,
-                None => return,
+                None => return damaged_at,
             }
         }
     }
+    damaged_at
 }
 
 fn note(file: &mut FileScan, header: &Header, place: Option<Place>) {
+    if matches!(header.kind, Kind::Step | Kind::StepEnd) {
+        // No part of a journal.
+        return;
+    }
     if header.kind == Kind::Transaction {
         file.transactions.push(Transaction {
             epoch: header.epoch,
@@ -230,8 +274,8 @@ pub(in crate::meta) fn read_payload(
     place: Place,
     volume: VolumeId,
 ) -> Result<Option<(Header, Vec<u8>)>> {
-    let object = ObjectName::Journal(place.number);
     let mut header = [0; HEADER];
+    let object = place.object;
     disk.read_at(object, place.offset, &mut header)?;
     let mut payload = vec![0; place.length as usize];
     disk.read_at(object, place.offset + HEADER as u64, &mut payload)?;

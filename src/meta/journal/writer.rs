@@ -1,5 +1,5 @@
-//! The one writer of a disk's journal. Each has a thread of its own, so that a transaction is appended to
-//! all disks side by side.
+//! The one writer of a disk's journal, or of its manifest of the namespace. Each has a thread of its own, so that a
+//! record is appended to all disks side by side.
 
 use std::sync::Arc;
 use std::thread;
@@ -12,6 +12,33 @@ use crate::ids::DiskId;
 
 /// The disks that failed, each with its error.
 pub(in crate::meta) type Failed = Vec<(DiskId, DiskError)>;
+
+/// Which row of objects a writer appends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::meta) enum Series {
+    /// The journals.
+    Journal,
+    /// The manifests of the namespace.
+    Names,
+}
+
+impl Series {
+    pub(in crate::meta) fn object(self, number: u64) -> ObjectName {
+        match self {
+            Series::Journal => ObjectName::Journal(number),
+            Series::Names => ObjectName::Names(number),
+        }
+    }
+
+    /// The number of an object of this series; none for another one.
+    pub(in crate::meta) fn number(self, object: ObjectName) -> Option<u64> {
+        match (self, object) {
+            (Series::Journal, ObjectName::Journal(number))
+            | (Series::Names, ObjectName::Names(number)) => Some(number),
+            _ => None,
+        }
+    }
+}
 
 /// What is asked of a journal's thread, with where the answer goes.
 struct Request {
@@ -54,21 +81,26 @@ impl Journal {
     pub(in crate::meta) fn start(
         id: DiskId,
         disk: Arc<dyn Disk>,
+        series: Series,
         resume: Option<(u64, u64)>,
     ) -> Result<Journal> {
         let mut writer = Writer {
             disk,
+            series,
             now: None,
             before: None,
         };
         if let Some((number, length)) = resume {
-            let appender = writer.disk.resume(ObjectName::Journal(number), length)?;
+            let appender = writer.disk.resume(series.object(number), length)?;
             writer.now = Some((number, appender));
         }
         let name = writer.disk.name().to_owned();
         let (requests, inbox) = crossbeam_channel::unbounded::<Request>();
         let thread = thread::Builder::new()
-            .name(format!("journal-{id}"))
+            .name(match series {
+                Series::Journal => format!("journal-{id}"),
+                Series::Names => format!("names-{id}"),
+            })
             .spawn(move || {
                 for request in inbox {
                     let result = writer.handle(request.what);
@@ -102,6 +134,7 @@ impl Journal {
 
 struct Writer {
     disk: Arc<dyn Disk>,
+    series: Series,
     now: Option<(u64, Box<dyn Appender>)>,
     /// The journal before the one that was begun, until that is settled.
     before: Option<(u64, Box<dyn Appender>)>,
@@ -119,7 +152,7 @@ impl Writer {
                 if sync { appender.sync() } else { Ok(()) }
             }
             What::Begin(number) => {
-                let object = ObjectName::Journal(number);
+                let object = self.series.object(number);
                 // Left by a crash while it was begun.
                 self.disk.remove(object)?;
                 let begun = (number, self.disk.create(object)?);
@@ -132,7 +165,11 @@ impl Writer {
                 self.disk.sync_names()?;
                 let kept = self.now.as_ref().map(|(number, _)| *number);
                 for (object, _) in self.disk.list()? {
-                    if matches!(object, ObjectName::Journal(number) if Some(number) != kept) {
+                    if self
+                        .series
+                        .number(object)
+                        .is_some_and(|number| Some(number) != kept)
+                    {
                         self.disk.remove(object)?;
                     }
                 }
@@ -141,7 +178,7 @@ impl Writer {
             What::Abandon => {
                 let begun = std::mem::replace(&mut self.now, self.before.take());
                 match begun {
-                    Some((number, _)) => self.disk.remove(ObjectName::Journal(number)),
+                    Some((number, _)) => self.disk.remove(self.series.object(number)),
                     None => Ok(()),
                 }
             }

@@ -272,11 +272,194 @@ fn a_value_that_goes_bad_is_read_from_another_disk_and_healed() {
     }
     assert!(harmed > 0);
     assert_eq!(get(&meta, "a"), Some("needle".repeat(20)));
-    let itself = |meta: &Meta| meta.view().base.get(&Key::setting(b"a"));
-    assert!(matches!(itself(&meta), Err(MetaError::Damaged { .. })));
-    meta.inner.heal().unwrap();
     meta.close().unwrap();
-    itself(&meta).unwrap();
+    assert_eq!(meta.online().len(), 3);
+    drop(meta);
+    // Whichever disk is asked, by its database alone.
+    for disk in &media {
+        let object = journal(disk);
+        disk.remove(object).unwrap();
+    }
+    for n in 0..3 {
+        let meta = Meta::open(some(&killed(&media), &[n]), forced()).unwrap();
+        assert_eq!(get(&meta, "a"), Some("needle".repeat(20)), "disk {n}");
+    }
+}
+
+fn forced() -> Options {
+    Options {
+        force: true,
+        ..options()
+    }
+}
+
+/// Guards against redb's trust in what it reads: it panicked while it wrote, and once more when it was closed, or it
+/// could have missed a key.
+#[test]
+fn a_database_that_is_damaged_while_it_is_open_is_made_anew() {
+    for seed in 0..40u64 {
+        let media = volume(3);
+        let meta = open(&media);
+        for n in 0..600 {
+            set(&meta, &format!("k{n}"), &"v".repeat(40 + n % 900));
+        }
+        meta.checkpoint().unwrap();
+        let mut random = seed * 0x9e37_79b9_7f4a_7c15 + 1;
+        let mut below = |limit: u64| {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (random >> 33) % limit
+        };
+        for round in 0..6 {
+            // Any but one, which is more than a volume promises to survive.
+            for disk in [&media[0], &media[(seed as usize % 2) + 1]] {
+                let length = disk.length(ObjectName::Database).unwrap();
+                for _ in 0..1 + below(30) {
+                    flip(disk, ObjectName::Database, below(length), below(8) as u8);
+                }
+            }
+            for n in 0..50 {
+                set(&meta, &format!("k{}", below(700)), &format!("{round} {n}"));
+            }
+            everything(&meta);
+            meta.checkpoint().unwrap();
+            assert_eq!(meta.online().len(), 3, "seed {seed}, round {round}");
+        }
+        let expected = everything(&meta);
+        meta.close().unwrap();
+        drop(meta);
+        for n in 0..3 {
+            let alone = Meta::open(some(&killed(&media), &[n]), forced()).unwrap();
+            assert_eq!(everything(&alone), expected, "seed {seed}, disk {n}");
+        }
+    }
+}
+
+fn names_of(disk: &MemoryDisk) -> ObjectName {
+    let all = disk.list().unwrap().into_iter().map(|(object, _)| object);
+    let names: Vec<ObjectName> = all
+        .filter(|object| matches!(object, ObjectName::Names(_)))
+        .collect();
+    let [one] = names[..] else {
+        panic!("{names:?}");
+    };
+    one
+}
+
+fn without_databases_and_journals(media: &Media) -> Media {
+    let media = without_databases(media);
+    for disk in &media {
+        for (object, _) in disk.list().unwrap() {
+            if matches!(object, ObjectName::Journal(_)) {
+                disk.remove(object).unwrap();
+            }
+        }
+    }
+    media
+}
+
+#[test]
+fn manifests_of_the_namespace_alone_rebuild_everything() {
+    let media = volume(3);
+    let mut first = None;
+    for session in 0..4 {
+        let meta = open(&media);
+        for n in 0..300 {
+            set(
+                &meta,
+                &format!("k{}", n * (session + 1) % 500),
+                &"v".repeat(n + 900),
+            );
+            if n % 100 == 50 {
+                meta.checkpoint().unwrap();
+            }
+        }
+        meta.close().unwrap();
+        // Each mount goes on with the object of the one before.
+        assert_eq!(
+            *first.get_or_insert(names_of(&media[1])),
+            names_of(&media[1])
+        );
+    }
+    let expected = everything(&open(&killed(&media)));
+    let bare = || without_databases_and_journals(&media);
+    assert!(matches!(
+        Meta::open(disks(&bare()), options()),
+        Err(MetaError::Nothing)
+    ));
+    let (rescued, report) = Meta::rescue(disks(&bare()), options()).unwrap();
+    assert_eq!(everything(&rescued), expected);
+    assert!(report.is_complete() && report.from_names.is_some());
+    // One disk's is enough, and several complete each other.
+    let alone = Options {
+        force: true,
+        ..options()
+    };
+    let (rescued, _) = Meta::rescue(some(&bare(), &[2]), alone).unwrap();
+    assert_eq!(everything(&rescued), expected);
+    let length = media[0].length(names_of(&media[0])).unwrap();
+    for seed in 0..30 {
+        let media = bare();
+        for (n, disk) in media.iter().enumerate() {
+            let third = length / 3;
+            flip(
+                disk,
+                names_of(disk),
+                n as u64 * third + seed * third / 30,
+                2,
+            );
+        }
+        let (rescued, report) = Meta::rescue(disks(&media), options()).unwrap();
+        assert_eq!(everything(&rescued), expected, "seed {seed}");
+        assert!(report.is_complete(), "seed {seed}: {report:?}");
+        drop(rescued);
+        // And what was rescued is whole for the next mount.
+        assert_eq!(everything(&open(&media)), expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_manifest_of_the_namespace_is_as_of_the_last_checkpoint_whatever_came_after() {
+    let media = volume(3);
+    let meta = open(&media);
+    let mut checkpoints = Vec::new();
+    for n in 0..6 {
+        set(&meta, &format!("a{n}"), &"v".repeat(100_000 * n));
+        meta.checkpoint().unwrap();
+        checkpoints.push(everything(&meta));
+        set(&meta, "after", "the checkpoint");
+        meta.sync().unwrap();
+    }
+    // Cut off anywhere, it is as one of the checkpoints.
+    let length = media[0].length(names_of(&media[0])).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (0..40).map(|n| length - n * length / 41) {
+        let media = without_databases_and_journals(&media);
+        for disk in &media {
+            drop(disk.resume(names_of(disk), cut).unwrap());
+        }
+        let Ok((rescued, report)) = Meta::rescue(disks(&media), options()) else {
+            continue;
+        };
+        if !report.is_complete() {
+            continue;
+        }
+        let found = everything(&rescued);
+        let which = checkpoints
+            .iter()
+            .position(|checkpoint| *checkpoint == found);
+        seen.insert(which.unwrap_or_else(|| panic!("cut at {cut}")));
+    }
+    assert!(seen.len() >= 4 && seen.contains(&5), "{seen:?}");
+    // A mount after a crash begins a new one, as the old one lacks what the journals have.
+    let before = names_of(&media[0]);
+    drop(meta);
+    let meta = open(&media);
+    meta.close().unwrap();
+    assert_ne!(names_of(&media[0]), before);
+    let expected = everything(&meta);
+    let bare = without_databases_and_journals(&media);
+    let (rescued, _) = Meta::rescue(disks(&bare), options()).unwrap();
+    assert_eq!(everything(&rescued), expected);
 }
 
 #[test]

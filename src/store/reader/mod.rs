@@ -78,7 +78,7 @@ pub enum ReadError {
 enum Cause {
     #[error(transparent)]
     Disk(#[from] ReadFailure),
-    #[error("disk {disk}, {object:?} at {offset}: {error}")]
+    #[error("disk {disk}, {object} at {offset}: {error}")]
     Block {
         disk: String,
         object: ObjectName,
@@ -328,7 +328,7 @@ impl Reader {
             file = %wanted.file,
             block = %wanted.block(),
             disk = self.disks.name(wanted.disk),
-            object = ?wanted.object(),
+            object = %wanted.object(),
             offset = wanted.record.offset,
             %cause,
             "block was bad, reconstructed from the others"

@@ -169,7 +169,7 @@ impl Reader {
                 Err(error) => Some(error.to_string()),
                 Ok(()) => check(&stored, record).err().map(|error| {
                     let (disk, offset) = (self.disks.name(disk), record.offset);
-                    format!("disk {disk}, {object:?} at {offset}: {error}")
+                    format!("disk {disk}, {object} at {offset}: {error}")
                 }),
             };
             let start = place.start.max(range.start);

@@ -202,6 +202,7 @@ fn files_are_found_by_their_manifests_alone() {
     for number in 0..3 {
         std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
         std::fs::remove_dir_all(rig.disk(number).join("journal")).expect("removed");
+        std::fs::remove_dir_all(rig.disk(number).join("names")).expect("removed");
     }
     let lines = Volume::rescue(&rig.config).expect("rescued");
     let volume = rig.open();

@@ -200,6 +200,8 @@ pub struct WindowLine {
 impl Volume {
     /// The volume at a glance.
     pub fn status(&self) -> Result<Status> {
+        // Who asks wants to know of now.
+        self.pipeline.room.forget();
         let capacity = self.capacity()?;
         let policy = &self.pipeline.policy;
         let (files, waiting) = self.count_files()?;

@@ -175,6 +175,8 @@ fn an_image_with_a_hole_is_rescued_as_far_as_it_goes() {
     for disk in &damaged {
         let object = journal(disk);
         flip(disk, object, 300_000, 1);
+        // Which would have it.
+        disk.remove(names_of(disk)).unwrap();
     }
     assert!(Meta::open(disks(&damaged), options()).is_err());
     let (rescued, report) = Meta::rescue(disks(&damaged), options()).unwrap();
@@ -182,6 +184,32 @@ fn an_image_with_a_hole_is_rescued_as_far_as_it_goes() {
     assert!(report.lost_transactions.is_empty());
     let left = everything(&rescued).len();
     assert!((1500..3000).contains(&left), "{left}");
+}
+
+#[test]
+fn a_manifest_of_the_namespace_stands_in_for_an_image_with_a_hole() {
+    let media = volume(2);
+    let meta = Meta::open(
+        disks(&media),
+        Options {
+            journal_bytes: 100,
+            ..options()
+        },
+    )
+    .unwrap();
+    for n in 0..3000 {
+        set(&meta, &format!("k{n:05}"), &"x".repeat(300));
+    }
+    meta.close().unwrap();
+    let expected = everything(&meta);
+    let damaged = without_databases(&media);
+    for disk in &damaged {
+        flip(disk, journal(disk), 300_000, 1);
+    }
+    assert!(Meta::open(disks(&damaged), options()).is_err());
+    let (rescued, report) = Meta::rescue(disks(&damaged), options()).unwrap();
+    assert!(report.is_complete() && report.from_names.is_some());
+    assert_eq!(everything(&rescued), expected);
 }
 
 #[test]
@@ -304,7 +332,7 @@ fn a_database_that_is_damaged_while_it_is_open_is_made_anew() {
             set(&meta, &format!("k{n}"), &"v".repeat(40 + n % 900));
         }
         meta.checkpoint().unwrap();
-        let mut random = seed * 0x9e37_79b9_7f4a_7c15 + 1;
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
         let mut below = |limit: u64| {
             random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             (random >> 33) % limit
@@ -469,6 +497,8 @@ fn an_image_is_written_in_small_parts() {
         disks(&media),
         Options {
             journal_bytes: 1 << 20,
+            // So that the one image is that of the closing.
+            checkpoint_bytes: 1 << 40,
             ..options()
         },
     )

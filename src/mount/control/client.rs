@@ -15,6 +15,9 @@ const RESPONSE_MAX: u64 = 64 << 20;
 /// How long an answer may take that waits for nothing but a disk or two.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a daemon may take to say who it is, for which it needs no disk.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
 /// A daemon that cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -73,7 +76,11 @@ impl Client {
             let Ok(mut client) = Self::connect(&socket) else {
                 continue;
             };
-            let Ok(Response::Pid(identity)) = client.ask(&Request::Pid {}) else {
+            // One that hangs, of whatever volume, must not hold up the others.
+            let answer = client
+                .send(&Request::Pid {})
+                .and_then(|()| client.receive(Some(INTRODUCTION)));
+            let Ok(Response::Pid(identity)) = answer else {
                 continue;
             };
             let serves = identity.disks.iter().any(|disk| disks.contains(disk));

@@ -16,6 +16,8 @@ mod fsx;
 mod model;
 mod pjdfstest;
 mod programs;
+mod security;
+mod soak;
 mod space;
 mod tiers;
 mod writers;

@@ -77,7 +77,7 @@ fn run_all(kind: Kind) {
     let one = number("PARSFS_CRASH_SEED");
     let count = match one {
         Some(_) => 1,
-        None => number("PARSFS_CRASH_PROGRAMS").unwrap_or(2),
+        None => number("PARSFS_CRASH_PROGRAMS").unwrap_or(6),
     };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     for seed in one.unwrap_or(0)..one.unwrap_or(0) + count {
@@ -146,6 +146,17 @@ impl Program {
                 && let Some(&file) = model.open().first()
             {
                 operation = Operation::Sync { file };
+            }
+            // Nor does one whose bytes all lie in the metadata.
+            if number % 4 == 1
+                && let Some(&file) = model.open().first()
+            {
+                operation = Operation::Write {
+                    file,
+                    at: random.below(20_000),
+                    length: 66_000 + random.below(9000) as usize,
+                    seed: random.next(),
+                };
             }
             let before = record.length();
             let known = model.legal.len();

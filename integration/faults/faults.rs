@@ -19,11 +19,11 @@ use parsfs::disk::FaultPlan;
 use parsfs::volume::Volume;
 
 use crate::model::{Loss, Model};
-use crate::operation::{Failure, Sizes, apply, next};
+use crate::operation::{Failure, Operation, Sizes, apply, next};
 use crate::random::Random;
 use crate::rig::{Media, Shape, left_over, new_volume, observe, open};
 use crate::schedule::{Regime, Schedule};
-use crate::tiers::MadeUp;
+use crate::tiers::{MadeUp, PAGE, always_critical};
 
 /// After this a schedule stands still.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -313,6 +313,7 @@ impl Run {
             match apply(volume, &mut self.model, &operation) {
                 Ok(()) => {}
                 Err(Failure::Wrong(why)) => return Err(why),
+                Err(Failure::Refused(_)) if self.only_lost_pages(volume, &operation)? => {}
                 Err(Failure::Refused(error)) => {
                     if self.must_work() {
                         return Err(format!("it was refused: {error}"));
@@ -320,6 +321,31 @@ impl Run {
                     tell(story, format_args!("refused, as it may be: {error}"));
                     return Ok(false);
                 }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether an operation is a read that was refused for expendable pages alone: every other page of it must be there.
+    fn only_lost_pages(&self, volume: &Volume, operation: &Operation) -> Result<bool, String> {
+        let &Operation::Read { file, at, length } = operation else {
+            return Ok(false);
+        };
+        if self.tiers.is_none() || self.regime.is_beyond() {
+            return Ok(false);
+        }
+        let file = &self.model.files[file];
+        let Some(handle) = file.handle else {
+            return Ok(false);
+        };
+        let end = file.now.len().min(at as usize + length) as u64;
+        for page in (at / PAGE..end.div_ceil(PAGE)).filter(|&page| always_critical(page)) {
+            let found = volume
+                .read(handle, page * PAGE, PAGE as usize)
+                .map_err(|error| format!("page {page}: {error}"))?;
+            let expected = file.now.chunks(PAGE as usize).nth(page as usize);
+            if Some(&found[..]) != expected {
+                return Err(format!("WRONG BYTES in page {page}"));
             }
         }
         Ok(true)

@@ -6,7 +6,10 @@ mod random;
 
 mod crashes;
 mod faults;
+mod fixtures;
+mod hostile;
 mod model;
+mod odd_disks;
 mod operation;
 mod recorder;
 mod rig;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use parsfs::disk::{Appender, Disk, MemoryDisk, ObjectName, RandomAccess, Result, Space};
 
-use crate::rig::Media;
+use crate::rig::{Disks, Media};
 
 /// What an object holds, whatever its name is.
 type ContentId = usize;
@@ -74,7 +74,7 @@ impl Steps {
 
 impl Record {
     /// A record that begins with what is on these disks, all of it durable.
-    pub fn of(media: &Media) -> Result<(Arc<Record>, Vec<Arc<dyn Disk>>)> {
+    pub fn of(media: &Media) -> Result<(Arc<Record>, Disks)> {
         let record = Arc::new(Record::default());
         let mut disks = Vec::new();
         for (number, medium) in media.iter().enumerate() {
@@ -246,6 +246,10 @@ impl Disk for Recorder {
 
     fn device(&self) -> Option<u64> {
         self.medium.device()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.medium.check()
     }
 
     fn create(&self, object: ObjectName) -> Result<Box<dyn Appender>> {

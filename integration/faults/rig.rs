@@ -62,6 +62,9 @@ impl Shape {
 /// The disks below all faults.
 pub type Media = Vec<Arc<MemoryDisk>>;
 
+/// Disks as a volume takes them.
+pub type Disks = Vec<Arc<dyn Disk>>;
+
 /// A new volume with a directory in it.
 pub fn new_volume(config: &Config) -> Media {
     let media: Media = config
@@ -82,7 +85,7 @@ pub fn new_volume(config: &Config) -> Media {
 }
 
 /// The disks without faults.
-pub fn all(media: &Media) -> Vec<Arc<dyn Disk>> {
+pub fn all(media: &Media) -> Disks {
     let disks = media.iter();
     disks
         .map(|disk| Arc::clone(disk) as Arc<dyn Disk>)
@@ -90,11 +93,7 @@ pub fn all(media: &Media) -> Vec<Arc<dyn Disk>> {
 }
 
 /// Opens a volume whose journals and databases are turned over often.
-pub fn open(
-    config: &Config,
-    disks: Vec<Arc<dyn Disk>>,
-    tiers: Option<&Arc<MadeUp>>,
-) -> Result<Arc<Volume>> {
+pub fn open(config: &Config, disks: Disks, tiers: Option<&Arc<MadeUp>>) -> Result<Arc<Volume>> {
     let mut options = VolumeOptions {
         journal_bytes: 30_000,
         checkpoint_bytes: 20_000,
@@ -170,11 +169,11 @@ pub fn left_over(volume: &Arc<Volume>, media: &Media) -> Result<Vec<(usize, Obje
     let mut left = Vec::new();
     for (number, disk) in media.iter().enumerate() {
         for (object, _) in disk.list()? {
-            let metadata = matches!(
+            let of_a_file = matches!(
                 object,
-                ObjectName::Label | ObjectName::Database | ObjectName::Journal(_)
+                ObjectName::Blocks(_) | ObjectName::Parity(_) | ObjectName::Manifest(_)
             );
-            if !metadata {
+            if of_a_file {
                 left.push((number, object));
             }
         }

@@ -77,6 +77,7 @@ enum Objects {
     Parity,
     Manifests,
     Journals,
+    Names,
     Databases,
     Labels,
 }
@@ -89,6 +90,7 @@ impl Objects {
             Objects::Parity => matches!(object, ObjectName::Parity(_)),
             Objects::Manifests => matches!(object, ObjectName::Manifest(_)),
             Objects::Journals => matches!(object, ObjectName::Journal(_)),
+            Objects::Names => matches!(object, ObjectName::Names(_)),
             Objects::Databases => object == ObjectName::Database,
             Objects::Labels => object == ObjectName::Label,
         }
@@ -171,6 +173,7 @@ impl Line {
             3 => Objects::Journals,
             4 => Objects::Databases,
             5 => Objects::Labels,
+            6 => Objects::Names,
             _ => Objects::All,
         };
         Line {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parsfs::ids::FileId;
 use parsfs::store::{Lane, Tier};
-use parsfs::volume::{FrozenBytes, TierSource, Tiers};
+use parsfs::volume::{Finished, Judged, Kept, TierSource, Tiers};
 
 use crate::random::mix;
 
@@ -54,12 +54,15 @@ impl TierSource for MadeUp {
         }
     }
 
-    fn at_commit(&self, _: FileId, bytes: &dyn FrozenBytes) -> Tiers {
-        let pages = bytes.size().div_ceil(PAGE);
-        let runs = (0..pages).map(|page| {
-            let end = ((page + 1) * PAGE).min(bytes.size());
+    fn at_commit(&self, finished: &Finished<'_>) -> Judged {
+        let size = finished.bytes.size();
+        let runs = (0..size.div_ceil(PAGE)).map(|page| {
+            let end = ((page + 1) * PAGE).min(size);
             (page * PAGE..end, self.tier(page))
         });
-        Tiers::Runs(runs.collect())
+        Judged {
+            tiers: Some(Tiers::Runs(runs.collect())),
+            kept: Kept::Nothing,
+        }
     }
 }

@@ -41,8 +41,11 @@ impl Umount {
         // Before unmounting: afterwards the socket may be gone before it is found.
         let mut daemon = match Client::of_mount(&mount) {
             Ok(mut daemon) => {
-                daemon.send(&Request::AwaitEnd {})?;
-                Some(daemon)
+                // Only when the daemon has promised to tell of its end may it be brought about.
+                match daemon.ask(&Request::AwaitEnd {})? {
+                    Response::Awaited {} => Some(daemon),
+                    _ => return Err(unexpected()),
+                }
             }
             Err(error) => {
                 eprintln!(
@@ -83,13 +86,17 @@ fn await_end(daemon: &mut Client) -> Result<(), Failure> {
             daemon.await_close();
             Err(Failure::Other(format!("unmounted, but the last commit failed: {error}")))
         }
-        Ok(_) => Err(Failure::Other("the daemon answers something else than was asked".to_string())),
+        Ok(_) => Err(unexpected()),
         Err(ControlError::Broken { .. }) => Err(Failure::Other(
             "unmounted, but the daemon ended without telling that everything is committed; its log says why"
                 .to_string(),
         )),
         Err(error) => Err(error.into()),
     }
+}
+
+fn unexpected() -> Failure {
+    Failure::Other("the daemon answers something else than was asked".to_string())
 }
 
 /// The mount of ours at a path.

@@ -47,6 +47,8 @@ pub enum Response {
     Inspection(Inspection),
     /// To `Commit`.
     Committed {},
+    /// To `AwaitEnd`, at once: the end will be told.
+    Awaited {},
     /// To `AwaitEnd`: the process ends now.
     Ended {
         /// Why the last commit failed, if it did.

@@ -204,14 +204,17 @@ impl Shared {
     }
 
     fn await_end(&self, stream: &UnixStream) -> io::Result<()> {
-        let mut state = self.state.lock();
-        state.awaiting += 1;
-        while state.ended.is_none() {
-            self.changed.wait(&mut state);
-        }
-        let error = state.ended.clone().flatten();
-        drop(state);
-        let sent = send(stream, &Response::Ended { error });
+        self.state.lock().awaiting += 1;
+        // Who asks must know that it will be told before it brings the end about.
+        let sent = send(stream, &Response::Awaited {}).and_then(|()| {
+            let mut state = self.state.lock();
+            while state.ended.is_none() {
+                self.changed.wait(&mut state);
+            }
+            let error = state.ended.clone().flatten();
+            drop(state);
+            send(stream, &Response::Ended { error })
+        });
         self.state.lock().awaiting -= 1;
         self.changed.notify_all();
         // The connection stays open until the process ends, which tells the other side that it did.
@@ -317,12 +320,14 @@ mod tests {
         let (server, path) = server(directory.path());
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(b"{\"await_end\":{}}\n").unwrap();
-        while server.shared.state.lock().awaiting == 0 {
-            thread::yield_now();
-        }
-        server.finish(Some("a disk is gone".to_string()));
+        let mut reader = BufReader::new(&stream);
         let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line).unwrap();
+        reader.read_line(&mut line).unwrap();
+        assert_eq!(line, "{\"awaited\":{}}\n");
+        // Whoever has heard that is told, however soon the end comes.
+        server.finish(Some("a disk is gone".to_string()));
+        line.clear();
+        reader.read_line(&mut line).unwrap();
         assert_eq!(line, "{\"ended\":{\"error\":\"a disk is gone\"}}\n");
     }
 }

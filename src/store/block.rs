@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::buffers::Buffer;
 use super::compression::{Compression, compress, decompress};
 use super::header::{HEADER, Header, HeaderError, Kind};
 use super::records::{BLOCK_MAX, BlockRecord, Encoding};
@@ -26,15 +27,31 @@ pub struct BlockIds {
     pub block: BlockId,
 }
 
-/// A block as it is appended to a segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A block as it is appended to a segment: the header, and behind it the payload.
+#[derive(Clone, Debug)]
 pub struct Sealed {
-    /// Header and payload; no room is held beyond them.
-    pub bytes: Vec<u8>,
+    /// What says whose block it is.
+    pub header: [u8; HEADER],
+    /// The bytes behind the header: those that were gathered, in the very memory they were gathered in, where nothing
+    /// is gained by compressing them. Little room is held beyond them.
+    pub payload: Arc<Buffer>,
     /// How the payload was made smaller.
     pub encoding: Encoding,
     /// xxh3 of the header, which holds that of the payload: so every byte is hashed once.
     pub checksum: u64,
+}
+
+impl Sealed {
+    /// Bytes of header and payload.
+    pub fn length(&self) -> usize {
+        HEADER + self.payload.len()
+    }
+
+    /// Header and payload end to end.
+    #[cfg(test)]
+    pub fn bytes(&self) -> Vec<u8> {
+        [&self.header[..], &self.payload[..]].concat()
+    }
 }
 
 /// What is wrong with a block's stored bytes.
@@ -69,9 +86,15 @@ pub enum BlockError {
 }
 
 /// Makes the stored form of `raw`, which is 1 to `BLOCK_MAX` bytes.
-pub fn seal(ids: BlockIds, raw: &[u8], compression: Compression) -> Sealed {
+pub fn seal(ids: BlockIds, raw: &Arc<Buffer>, compression: Compression) -> Sealed {
     debug_assert!(!raw.is_empty() && raw.len() <= BLOCK_MAX);
     compress(raw, compression, |encoding, payload| {
+        let payload = if encoding == Encoding::Plain && raw.capacity() - raw.len() <= raw.len() / 8
+        {
+            Arc::clone(raw)
+        } else {
+            Arc::new(payload.to_vec().into())
+        };
         let header = Header {
             kind: Kind::Block,
             detail: encoding as u8,
@@ -82,16 +105,14 @@ pub fn seal(ids: BlockIds, raw: &[u8], compression: Compression) -> Sealed {
             window: ids.block.window,
             raw: raw.len() as u32,
             length: payload.len() as u32,
-            checksum: xxh3_64(payload),
+            checksum: xxh3_64(&payload),
         };
-        let mut bytes = Vec::with_capacity(HEADER + payload.len());
         let header = header.encode();
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(payload);
         Sealed {
             encoding,
             checksum: xxh3_64(&header),
-            bytes,
+            header,
+            payload,
         }
     })
 }
@@ -107,6 +128,10 @@ pub fn check(stored: &[u8], record: &BlockRecord) -> Result<(), BlockError> {
     let (header, payload) = stored
         .split_at_checked(HEADER)
         .ok_or(BlockError::Checksum)?;
+    check_parts(header, payload, record)
+}
+
+fn check_parts(header: &[u8], payload: &[u8], record: &BlockRecord) -> Result<(), BlockError> {
     if xxh3_64(header) != record.checksum {
         return Err(BlockError::Checksum);
     }
@@ -122,11 +147,32 @@ pub fn check(stored: &[u8], record: &BlockRecord) -> Result<(), BlockError> {
 /// this an error, and never need more memory than `BLOCK_MAX`.
 pub fn open(ids: BlockIds, stored: &[u8], record: &BlockRecord) -> Result<Arc<[u8]>, BlockError> {
     check(stored, record)?;
+    let (header, payload) = stored
+        .split_at_checked(HEADER)
+        .ok_or(BlockError::Checksum)?;
+    open_parts(ids, header, payload, record)
+}
+
+/// The same for a block that is still in memory.
+pub fn open_sealed(
+    ids: BlockIds,
+    sealed: &Sealed,
+    record: &BlockRecord,
+) -> Result<Arc<[u8]>, BlockError> {
+    check_parts(&sealed.header, &sealed.payload, record)?;
+    open_parts(ids, &sealed.header, &sealed.payload, record)
+}
+
+fn open_parts(
+    ids: BlockIds,
+    header: &[u8],
+    payload: &[u8],
+    record: &BlockRecord,
+) -> Result<Arc<[u8]>, BlockError> {
     if record.raw as usize > BLOCK_MAX {
         return Err(BlockError::TooLarge(record.raw));
     }
-    let header = Header::decode(stored)?;
-    let payload = stored.get(HEADER..).unwrap_or_default();
+    let header = Header::decode(header)?;
     let same = [
         ("kind", header.kind == Kind::Block),
         ("volume", header.volume == ids.volume),

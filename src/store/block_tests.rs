@@ -24,10 +24,14 @@ fn record(sealed: &Sealed, raw: usize) -> BlockRecord {
         protected: true,
         offset: 0,
         column_offset: 0,
-        stored: sealed.bytes.len() as u32,
+        stored: sealed.length() as u32,
         raw: raw as u32,
         checksum: sealed.checksum,
     }
+}
+
+fn shared(raw: &[u8]) -> Arc<Buffer> {
+    Arc::new(raw.to_vec().into())
 }
 
 fn noise(length: usize) -> Vec<u8> {
@@ -50,12 +54,12 @@ fn every_encoding_comes_back() {
             (Compression::Zstd(1), Encoding::Zstd),
         ] {
             let raw = &text[..length];
-            let sealed = seal(ids(), raw, compression);
+            let sealed = seal(ids(), &shared(raw), compression);
             if length > 100 {
                 assert_eq!(sealed.encoding, encoding);
             }
-            assert_eq!(sealed.bytes.capacity(), sealed.bytes.len());
-            let opened = open(ids(), &sealed.bytes, &record(&sealed, length)).unwrap();
+            assert_eq!(sealed.payload.capacity(), sealed.payload.len());
+            let opened = open(ids(), &sealed.bytes(), &record(&sealed, length)).unwrap();
             assert_eq!(&opened[..], raw);
         }
     }
@@ -65,10 +69,10 @@ fn every_encoding_comes_back() {
 fn what_does_not_shrink_is_stored_plain() {
     let raw = noise(BLOCK_MAX);
     for compression in [Compression::Lz4, Compression::Zstd(1)] {
-        let sealed = seal(ids(), &raw, compression);
+        let sealed = seal(ids(), &shared(&raw), compression);
         assert_eq!(sealed.encoding, Encoding::Plain);
-        assert_eq!(sealed.bytes.len(), HEADER + raw.len());
-        let opened = open(ids(), &sealed.bytes, &record(&sealed, raw.len())).unwrap();
+        assert_eq!(sealed.length(), HEADER + raw.len());
+        let opened = open(ids(), &sealed.bytes(), &record(&sealed, raw.len())).unwrap();
         assert_eq!(&opened[..], raw);
     }
 }
@@ -76,7 +80,7 @@ fn what_does_not_shrink_is_stored_plain() {
 #[test]
 fn a_block_of_another_place_is_refused() {
     let raw = noise(5000);
-    let sealed = seal(ids(), &raw, Compression::None);
+    let sealed = seal(ids(), &shared(&raw), Compression::None);
     let record = record(&sealed, raw.len());
     let others: [fn(&mut BlockIds); 5] = [
         |ids| ids.volume.0 += 1,
@@ -88,7 +92,7 @@ fn a_block_of_another_place_is_refused() {
     for change in others {
         let mut other = ids();
         change(&mut other);
-        let error = open(other, &sealed.bytes, &record).unwrap_err();
+        let error = open(other, &sealed.bytes(), &record).unwrap_err();
         assert!(matches!(error, BlockError::Foreign { .. }), "{error}");
     }
 }
@@ -113,11 +117,11 @@ fn forged(stored: &[u8], encoding: Encoding, raw: u32) -> BlockRecord {
 fn a_wrong_length_is_no_block() {
     let text = b"again and again ".repeat(300);
     for compression in [Compression::Lz4, Compression::Zstd(1)] {
-        let sealed = seal(ids(), &text, compression);
+        let sealed = seal(ids(), &shared(&text), compression);
         for raw in [text.len() as u32 - 1, text.len() as u32 + 1] {
-            let mut header = Header::decode(&sealed.bytes).unwrap();
+            let mut header = Header::decode(&sealed.bytes()).unwrap();
             header.raw = raw;
-            let stored = [&header.encode()[..], &sealed.bytes[HEADER..]].concat();
+            let stored = [&header.encode()[..], &sealed.bytes()[HEADER..]].concat();
             let opened = open(ids(), &stored, &forged(&stored, sealed.encoding, raw));
             assert_eq!(opened, Err(BlockError::Decompress));
         }
@@ -158,13 +162,13 @@ proptest! {
         bit in 0u8..8,
     ) {
         let raw: Vec<u8> = if compress { vec![5; length] } else { noise(length) };
-        let sealed = seal(ids(), &raw, Compression::Lz4);
+        let sealed = seal(ids(), &shared(&raw), Compression::Lz4);
         let record = record(&sealed, length);
-        let mut bad = sealed.bytes.clone();
+        let mut bad = sealed.bytes();
         let at = at.index(bad.len());
         bad[at] ^= 1 << bit;
         prop_assert_eq!(open(ids(), &bad, &record), Err(BlockError::Checksum));
-        let short = open(ids(), &sealed.bytes[..at], &record);
+        let short = open(ids(), &sealed.bytes()[..at], &record);
         let is_length = matches!(short, Err(BlockError::Length { .. }));
         prop_assert!(is_length);
     }

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod budget;
+mod buffers;
 pub mod cache;
 pub mod compression;
 pub mod disks;
@@ -22,6 +23,7 @@ pub mod wire;
 mod workers;
 
 pub use budget::{Budget, Permit};
+pub use buffers::{Buffer, Buffers};
 pub use cache::BlockCache;
 pub use compression::Compression;
 pub use disks::{DiskState, Disks};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::budget::Budget;
+use super::buffers::Buffers;
 use super::compression::Compression;
 use super::disks::Disks;
 use super::placement::choose;
@@ -65,6 +66,8 @@ pub struct Pipeline {
     pub room: Arc<Room>,
     /// The memory for writing.
     pub budget: Arc<Budget>,
+    /// Memory for blocks and parity.
+    pub buffers: Arc<Buffers>,
     pub(super) writers: DiskWriters,
     pub(super) workers: Workers,
     /// Bytes of sealed blocks that no disk has taken yet.
@@ -90,6 +93,7 @@ impl Pipeline {
             disks,
             room,
             budget,
+            buffers: Arc::default(),
             writers,
             workers,
             unwritten: AtomicU64::new(0),

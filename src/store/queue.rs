@@ -58,6 +58,21 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Takes up to `most` of the first things, and waits for one; none once the queue is closed and empty.
+    pub fn pop_some(&self, most: usize) -> VecDeque<T> {
+        let mut state = self.state.lock();
+        loop {
+            if !state.things.is_empty() {
+                let count = most.min(state.things.len());
+                return state.things.drain(..count).collect();
+            }
+            if state.closed {
+                return VecDeque::new();
+            }
+            self.ready.wait(&mut state);
+        }
+    }
+
     /// Takes no more things; those in it are still given out.
     pub fn close(&self) {
         self.state.lock().closed = true;

@@ -2,7 +2,7 @@
 //! them to its queue; they are appended in that order by the disk's own thread, and the giver is told
 //! where they lie, or why not, through a callback on that thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -17,6 +17,9 @@ use crate::ids::DiskId;
 /// Bytes appended before the medium is asked to begin writing them down, so that little is left to do at
 /// the commit.
 const WRITE_BACK: u64 = 4 << 20;
+
+/// The most blocks that are appended with one write.
+const TOGETHER: usize = 16;
 
 /// Why bytes did not reach a segment.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -125,8 +128,8 @@ impl Segment {
 
 /// What is to be appended: shared with whoever still needs it in memory.
 pub trait Payload: Send + Sync {
-    /// The slices, one after the other.
-    fn parts(&self) -> Vec<&[u8]>;
+    /// Adds the slices, one after the other.
+    fn parts<'a>(&'a self, parts: &mut Vec<&'a [u8]>);
 }
 
 type Appended = Box<dyn FnOnce(Result<u64, AppendError>) + Send>;
@@ -244,30 +247,86 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<J
             disks.mark_faulty(id, &error.reason);
         }
     };
-    while let Some(job) = jobs.pop() {
-        match job {
-            Job::Append {
-                segment,
-                payload,
-                done,
-            } => {
-                let result = segment.append(&payload.parts());
-                drop(payload);
-                if let Err(error) = &result {
-                    failed(error);
+    loop {
+        let mut taken = jobs.pop_some(TOGETHER);
+        if taken.is_empty() {
+            return;
+        }
+        while let Some(job) = taken.pop_front() {
+            match job {
+                Job::Append {
+                    segment,
+                    payload,
+                    done,
+                } => {
+                    let mut together = vec![(payload, done)];
+                    take_those_of(&segment, &mut taken, &mut together);
+                    append_together(&segment, together, &failed);
                 }
-                done(result);
-            }
-            Job::Sync { segments, done } => {
-                let result = segments
-                    .iter()
-                    .try_for_each(|segment| segment.sync())
-                    .and_then(|()| disk.sync_names().map_err(|error| AppendError::from(&error)));
-                if let Err(error) = &result {
-                    failed(error);
+                Job::Sync { segments, done } => {
+                    let result = segments
+                        .iter()
+                        .try_for_each(|segment| segment.sync())
+                        .and_then(|()| {
+                            disk.sync_names().map_err(|error| AppendError::from(&error))
+                        });
+                    if let Err(error) = &result {
+                        failed(error);
+                    }
+                    done(result);
                 }
-                done(result);
             }
         }
+    }
+}
+
+/// Takes the next jobs as long as they append to this segment.
+fn take_those_of(
+    segment: &Arc<Segment>,
+    jobs: &mut VecDeque<Job>,
+    together: &mut Vec<(Arc<dyn Payload>, Appended)>,
+) {
+    while let Some(job) = jobs.pop_front() {
+        match job {
+            Job::Append {
+                segment: of,
+                payload,
+                done,
+            } if Arc::ptr_eq(&of, segment) => together.push((payload, done)),
+            other => {
+                jobs.push_front(other);
+                return;
+            }
+        }
+    }
+}
+
+/// Appends with one write, and tells each giver where its bytes lie. When it fails it failed for all, since how much
+/// arrived is not known.
+fn append_together(
+    segment: &Segment,
+    together: Vec<(Arc<dyn Payload>, Appended)>,
+    failed: &dyn Fn(&AppendError),
+) {
+    let mut parts = Vec::new();
+    let mut lengths = Vec::with_capacity(together.len());
+    for (payload, _) in &together {
+        let before = parts.len();
+        payload.parts(&mut parts);
+        let own = parts.get(before..).unwrap_or_default();
+        lengths.push(own.iter().map(|part| part.len() as u64).sum::<u64>());
+    }
+    let result = segment.append(&parts);
+    drop(parts);
+    if let Err(error) = &result {
+        // Before anybody is told: whoever writes it again must not choose this disk.
+        failed(error);
+    }
+    let mut at = result;
+    for ((payload, done), length) in together.into_iter().zip(lengths) {
+        // Its memory is free before the giver goes on.
+        drop(payload);
+        done(at.clone());
+        at = at.map(|offset| offset + length);
     }
 }

@@ -6,19 +6,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crossbeam_channel::bounded;
-use parking_lot::Mutex;
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::block::{BlockIds, seal};
 use super::budget::Permit;
-use super::parity::{self, ParityIds, shard_header};
+use super::buffers::Buffer;
+use super::compression::Compression;
+use super::parity::{self, PARITY_HEADER, ParityIds, Shard, encode_shards, shard_header};
 use super::pipeline::{NoWindow, Pipeline};
 use super::records::{Code, ParityShard, WindowRecord};
 use super::segment::{AppendError, Payload, Segment};
 use super::window::{Lane, Next, OpenWindow, SealedBlock};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
 
 /// A block that is being gathered: its name, and the window that waits for it.
 #[derive(Clone, Debug)]
@@ -72,14 +72,15 @@ struct State {
 
 /// A parity shard on its way to a disk.
 struct ShardPayload {
-    header: Vec<u8>,
-    bytes: Vec<u8>,
+    header: [u8; PARITY_HEADER],
+    pieces: Vec<Buffer>,
     _permit: Permit,
 }
 
 impl Payload for ShardPayload {
-    fn parts(&self) -> Vec<&[u8]> {
-        vec![&self.header, &self.bytes]
+    fn parts<'a>(&'a self, parts: &mut Vec<&'a [u8]>) {
+        parts.push(&self.header);
+        parts.extend(self.pieces.iter().map(|piece| piece.as_slice()));
     }
 }
 
@@ -124,31 +125,45 @@ impl SetWriter {
     }
 
     /// Hands over the bytes of a block, 1 to `BLOCK_MAX` of them.
-    pub fn seal(self: &Arc<Self>, begun: &Begun, raw: Arc<Vec<u8>>, permit: Option<Permit>) {
-        let (window, index) = (Arc::clone(&begun.window), begun.index);
-        window.fill(index, Arc::clone(&raw));
+    pub fn seal(self: &Arc<Self>, begun: &Begun, raw: Arc<Buffer>, permit: Option<Permit>) {
         self.pipeline
             .unwritten
             .fetch_add(raw.len() as u64, Ordering::Relaxed);
+        if self.pipeline.policy.compression == Compression::None {
+            // Only hashing is left to do, and that is cheapest at once, while the bytes are in this CPU's cache.
+            self.seal_now(&begun.window, begun.index, &raw, permit);
+            return;
+        }
+        let (window, index) = (Arc::clone(&begun.window), begun.index);
+        window.fill(index, Arc::clone(&raw));
         let this = Arc::clone(self);
-        self.pipeline.workers.spawn(move || {
-            let block = BlockId {
+        self.pipeline
+            .workers
+            .spawn(move || this.seal_now(&window, index, &raw, permit));
+    }
+
+    fn seal_now(
+        self: &Arc<Self>,
+        window: &Arc<OpenWindow>,
+        index: u16,
+        raw: &Arc<Buffer>,
+        permit: Option<Permit>,
+    ) {
+        let ids = BlockIds {
+            volume: self.pipeline.volume,
+            file: self.file,
+            set: self.set,
+            block: BlockId {
                 window: window.no,
                 index,
-            };
-            let ids = BlockIds {
-                volume: this.pipeline.volume,
-                file: this.file,
-                set: this.set,
-                block,
-            };
-            let sealed = seal(ids, &raw, this.pipeline.policy.compression);
-            let sealed = SealedBlock::new(sealed, raw.len() as u32, permit);
-            window.place(index, sealed, |disk, block| {
-                this.queue(disk, &window, index, block)
-            });
-            this.advance(&window);
+            },
+        };
+        let sealed = seal(ids, raw, self.pipeline.policy.compression);
+        let sealed = SealedBlock::new(sealed, raw.len() as u32, permit);
+        window.place(index, sealed, |disk, block| {
+            self.queue(disk, window, index, block)
         });
+        self.advance(window);
     }
 
     /// Nothing came for a block that was begun.
@@ -229,36 +244,33 @@ impl SetWriter {
         let columns: Vec<Vec<&[u8]>> = columns
             .iter()
             .map(|column| {
-                column
-                    .iter()
-                    .map(|block| block.sealed.bytes.as_slice())
+                let blocks = column.iter().map(|block| &block.sealed);
+                blocks
+                    .flat_map(|sealed| [sealed.header.as_slice(), sealed.payload.as_slice()])
                     .collect()
             })
             .collect();
-        let shards = match parity::encode(window.code, &columns) {
-            Ok(shards) => shards,
+        let shards = match encode_shards(window.code, &columns, &self.pipeline.buffers) {
+            Ok(shards) => shards.into_iter().map(Some).collect(),
             Err(error) => {
                 tracing::error!(file = %self.file, window = %window.no, %error, "no parity could be computed");
-                vec![Vec::new(); usize::from(window.code.m)]
+                let none = || None;
+                std::iter::repeat_with(none)
+                    .take(usize::from(window.code.m))
+                    .collect::<Vec<_>>()
             }
         };
-        for (shard, bytes) in shards.into_iter().enumerate() {
+        for (shard, made) in shards.into_iter().enumerate() {
             let disk = window.disks[usize::from(window.code.k) + shard];
-            let length = bytes.len() as u32;
+            let length = made.as_ref().map_or(0, |made| made.length);
             let (this, of) = (Arc::clone(self), Arc::clone(window));
-            self.append_shard(
-                disk,
-                (window.no, window.code),
-                shard,
-                bytes,
-                move |result| {
-                    let result = result.map_err(|_| {
-                        this.state.lock().failed.insert(disk);
-                    });
-                    of.parity_placed(shard, length, result);
-                    this.advance(&of);
-                },
-            );
+            self.append_shard(disk, (window.no, window.code), shard, made, move |result| {
+                let result = result.map_err(|_| {
+                    this.state.lock().failed.insert(disk);
+                });
+                of.parity_placed(shard, length, result);
+                this.advance(&of);
+            });
         }
     }
 
@@ -267,16 +279,16 @@ impl SetWriter {
         disk: DiskId,
         (window, code): (WindowNo, Code),
         shard: usize,
-        bytes: Vec<u8>,
+        made: Option<Shard>,
         done: impl FnOnce(Result<ParityShard, AppendError>) + Send + 'static,
     ) {
-        if bytes.is_empty() {
+        let Some(made) = made.filter(|made| made.length > 0) else {
             let reason = "the parity of this window could not be computed";
             return done(Err(AppendError {
                 reason: reason.into(),
                 full: false,
             }));
-        }
+        };
         let segment = match self.segment(disk, ObjectName::Parity(self.set)) {
             Ok(segment) => segment,
             Err(error) => return done(Err(error)),
@@ -289,13 +301,13 @@ impl SetWriter {
             code,
             shard: shard as u8,
         };
-        let checksum = xxh3_64(&bytes);
-        let header = shard_header(ids, &bytes);
+        let checksum = made.checksum;
+        let header = shard_header(ids, made.length, checksum);
         let start = header.len() as u64;
-        let permit = self.pipeline.budget.force(bytes.len() as u64);
+        let permit = self.pipeline.budget.force(made.length.into());
         let payload = Arc::new(ShardPayload {
-            header: header.to_vec(),
-            bytes,
+            header,
+            pieces: made.pieces,
             _permit: permit,
         });
         let done = Box::new(move |result: Result<u64, AppendError>| {
@@ -317,7 +329,7 @@ impl SetWriter {
     ) -> Result<WindowRecord, WriteError> {
         let k = usize::from(record.code.k);
         let m = usize::from(record.code.m);
-        let shards = parity::encode(record.code, columns)?;
+        let shards = encode_shards(record.code, columns, &self.pipeline.buffers)?;
         let usable: Vec<DiskId> = self
             .pipeline
             .room
@@ -344,14 +356,14 @@ impl SetWriter {
             }
         }
         let (sender, results) = bounded(m);
-        record.parity_length = shards.first().map_or(0, |shard| shard.len() as u32);
-        for (shard, bytes) in shards.into_iter().enumerate() {
+        record.parity_length = shards.first().map_or(0, |shard| shard.length);
+        for (shard, made) in shards.into_iter().enumerate() {
             let (disk, sender) = (record.disks[k + shard], sender.clone());
             self.append_shard(
                 disk,
                 (record.no, record.code),
                 shard,
-                bytes,
+                Some(made),
                 move |result| {
                     // The receiver waits for exactly these answers.
                     let _ = sender.send((shard, disk, result));

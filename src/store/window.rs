@@ -7,6 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::block::Sealed;
 use super::budget::Permit;
+use super::buffers::Buffer;
 use super::records::{BlockRecord, Code, Encoding, ParityShard, Tier, WINDOW_BLOCKS, WindowRecord};
 use super::segment::Payload;
 use crate::ids::{DiskId, FileId, SetId, WindowNo};
@@ -50,7 +51,7 @@ impl SealedBlock {
     /// Takes over the permit of the bytes' memory.
     pub fn new(sealed: Sealed, raw: u32, mut permit: Option<Permit>) -> SealedBlock {
         if let Some(permit) = &mut permit {
-            permit.shrink(sealed.bytes.len() as u64);
+            permit.shrink(sealed.length() as u64);
         }
         SealedBlock {
             sealed,
@@ -66,8 +67,8 @@ impl SealedBlock {
 }
 
 impl Payload for SealedBlock {
-    fn parts(&self) -> Vec<&[u8]> {
-        vec![&self.sealed.bytes]
+    fn parts<'a>(&'a self, parts: &mut Vec<&'a [u8]>) {
+        parts.extend([&self.sealed.header[..], &self.sealed.payload[..]]);
     }
 }
 
@@ -76,7 +77,7 @@ enum Slot {
     /// Given out; its bytes are still gathered by the file.
     Begun,
     /// Full, being compressed.
-    Raw(Arc<Vec<u8>>),
+    Raw(Arc<Buffer>),
     /// On its way to a column, or there; its bytes are kept for the parity. `offset` is set once it is there.
     Sealed {
         block: Arc<SealedBlock>,
@@ -94,7 +95,7 @@ enum Slot {
 #[derive(Debug)]
 pub enum Held {
     /// Decompressed.
-    Raw(Arc<Vec<u8>>),
+    Raw(Arc<Buffer>),
     /// As it is stored, with its record (whose offset may not be known yet).
     Sealed(Arc<SealedBlock>, BlockRecord),
     /// On its disk, and nothing kept: read it by this record.
@@ -220,7 +221,7 @@ impl OpenWindow {
     }
 
     /// The bytes of a place are complete.
-    pub fn fill(&self, index: u16, raw: Arc<Vec<u8>>) {
+    pub fn fill(&self, index: u16, raw: Arc<Buffer>) {
         if let Some(slot) = self.state.lock().slots.get_mut(usize::from(index)) {
             *slot = Slot::Raw(raw);
         }
@@ -244,7 +245,7 @@ impl OpenWindow {
         queue: impl FnOnce(DiskId, Arc<SealedBlock>),
     ) {
         let block = Arc::new(block);
-        let stored = block.sealed.bytes.len() as u64;
+        let stored = block.sealed.length() as u64;
         let mut state = self.state.lock();
         let column = (0..state.columns.len())
             .min_by_key(|&column| (state.failed[column], state.columns[column]))
@@ -484,7 +485,7 @@ fn record(
         protected,
         offset,
         column_offset,
-        stored: block.sealed.bytes.len() as u32,
+        stored: block.sealed.length() as u32,
         raw: block.raw,
         checksum: block.sealed.checksum,
     }

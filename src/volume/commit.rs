@@ -103,6 +103,9 @@ impl Volume {
         file.committing.store(true, Ordering::Release);
         let result = self.make_true(file, &mut frozen);
         file.committing.store(false, Ordering::Release);
+        if self.pipeline.unwritten() == 0 {
+            self.pipeline.buffers.rest();
+        }
         match result {
             Ok(()) => {
                 self.sweeper.add(Arc::clone(file), frozen.sweep);

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU32;
 
 use crate::ids::{BlockId, FileId, SetId};
 use crate::store::{
-    Begun, Extent, Lane, NoWindow, OpenWindow, Permit, Pipeline, SetWriter, Source,
+    Begun, Buffer, Extent, Lane, NoWindow, OpenWindow, Permit, Pipeline, SetWriter, Source,
 };
 
 /// A block that still takes bytes.
@@ -15,7 +15,7 @@ use crate::store::{
 struct OpenBlock {
     lane: Lane,
     begun: Begun,
-    bytes: Vec<u8>,
+    bytes: Buffer,
     permit: Permit,
 }
 
@@ -115,7 +115,8 @@ impl Gatherer {
         };
         let begun = writer.begin(lane, &self.next_window)?;
         (told.opened)(&begun.window);
-        let bytes = Vec::with_capacity(expected.clamp(4096, self.block_size));
+        let expected = expected.clamp(4096, self.block_size);
+        let bytes = self.pipeline.buffers.take_small(expected);
         self.open.push(OpenBlock {
             lane,
             begun,
@@ -159,7 +160,7 @@ impl Gatherer {
         let open = self.open.drain(..);
         open.map(|block| {
             writer.give_up(&block.begun);
-            (block.begun.id(), block.bytes)
+            (block.begun.id(), block.bytes.into_bytes())
         })
         .collect()
     }
@@ -167,7 +168,7 @@ impl Gatherer {
     /// The bytes of a block that is still open.
     pub fn bytes(&self, block: BlockId) -> Option<&[u8]> {
         let open = self.open.iter().find(|open| open.begun.id() == block)?;
-        Some(&open.bytes)
+        Some(open.bytes.as_slice())
     }
 
     /// Overwrites bytes of a block that is still open and holds them all. Says whether it did.

@@ -12,8 +12,8 @@ use super::filemap::Window;
 use super::{Handle, Volume};
 use crate::ids::{BlockId, SetId};
 use crate::meta::Records;
-use crate::store::block::{BlockIds, open as open_block};
-use crate::store::{Extent, Held, Source, WindowRecord};
+use crate::store::block::{BlockIds, open_sealed};
+use crate::store::{Buffer, Extent, Held, Source, WindowRecord};
 
 /// How far ahead of a sequential reader blocks are fetched, in bytes.
 const AHEAD: u64 = 8 << 20;
@@ -36,7 +36,7 @@ struct Part {
 enum From {
     Zeros,
     Bytes(Vec<u8>),
-    Raw { raw: Arc<Vec<u8>>, offset: usize },
+    Raw { raw: Arc<Buffer>, offset: usize },
     Piece { piece: u32, offset: usize },
     Block { at: Located, offset: usize },
 }
@@ -306,7 +306,7 @@ impl Volume {
                 block: at.block,
             };
             return self.cache.get_or_load((file.id, at.block), || {
-                open_block(ids, &block.sealed.bytes, record).map_err(|error| {
+                open_sealed(ids, &block.sealed, record).map_err(|error| {
                     VolumeError::new(libc::EIO, format!("a block in memory is bad: {error}"))
                 })
             });
@@ -409,6 +409,6 @@ const SEEK_STEP: u64 = 1 << 30;
 /// Bytes found for a part of an answer.
 enum Found {
     Owned(Vec<u8>),
-    Raw(Arc<Vec<u8>>, usize),
+    Raw(Arc<Buffer>, usize),
     Shared(Arc<[u8]>, usize),
 }

@@ -6,13 +6,13 @@
 //! others, and parity is computed tile by tile while the tiles are in the CPU's cache.
 
 mod reconstruct;
+mod shard;
 
 use std::cell::RefCell;
 
-use reed_solomon_simd::ReedSolomonEncoder;
-use xxhash_rust::xxh3::xxh3_64;
-
 pub use reconstruct::reconstruct;
+use reed_solomon_simd::ReedSolomonEncoder;
+pub use shard::{Shard, encode_shards};
 
 use super::header::{HEADER, Header, HeaderError, Kind};
 use super::records::{Code, PARITY_ALIGN, SHARDS_MAX};
@@ -91,6 +91,25 @@ where
     C: AsRef<[S]>,
     S: AsRef<[u8]>,
 {
+    let mut parity = vec![Vec::new(); usize::from(code.m)];
+    encode_each(code, columns, &mut |shard, bytes| {
+        if let Some(shard) = parity.get_mut(shard) {
+            shard.extend_from_slice(bytes);
+        }
+    })?;
+    Ok(parity)
+}
+
+/// Hands out the parity shards piece by piece, each with the number of its shard and in order.
+fn encode_each<C, S>(
+    code: Code,
+    columns: &[C],
+    made: &mut dyn FnMut(usize, &[u8]),
+) -> Result<(), ParityError>
+where
+    C: AsRef<[S]>,
+    S: AsRef<[u8]>,
+{
     let (k, m) = check_code(code)?;
     if columns.len() != k {
         return Err(ParityError::Columns {
@@ -99,7 +118,7 @@ where
         });
     }
     if m == 0 {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let length = columns
         .iter()
@@ -108,14 +127,13 @@ where
         .unwrap_or(0usize)
         .next_multiple_of(ALIGN);
     let mut columns: Vec<Column<S>> = columns.iter().map(|c| Column::new(c.as_ref())).collect();
-    let mut parity = vec![Vec::with_capacity(length); m];
     let mut done = 0;
     while done < length {
         let tile = TILE.min(length - done);
-        encode_tile(code, &mut columns, tile, &mut parity)?;
+        encode_tile(code, &mut columns, tile, made)?;
         done += tile;
     }
-    Ok(parity)
+    Ok(())
 }
 
 /// Working memory of a thread.
@@ -133,7 +151,7 @@ fn encode_tile<S: AsRef<[u8]>>(
     code: Code,
     columns: &mut [Column<S>],
     tile: usize,
-    parity: &mut [Vec<u8>],
+    made: &mut dyn FnMut(usize, &[u8]),
 ) -> Result<(), ParityError> {
     let refused = |source| ParityError::Library { code, source };
     DESK.with_borrow_mut(|desk| {
@@ -141,9 +159,7 @@ fn encode_tile<S: AsRef<[u8]>>(
         if code.k == 1 {
             for column in columns {
                 let bytes = column.take(tile, gathered);
-                parity
-                    .iter_mut()
-                    .for_each(|copy| copy.extend_from_slice(bytes));
+                (0..usize::from(code.m)).for_each(|copy| made(copy, bytes));
             }
             return Ok(());
         }
@@ -163,8 +179,8 @@ fn encode_tile<S: AsRef<[u8]>>(
                 .map_err(refused)?;
         }
         let result = ready.encode().map_err(refused)?;
-        for (shard, bytes) in parity.iter_mut().zip(result.recovery_iter()) {
-            shard.extend_from_slice(bytes);
+        for (shard, bytes) in result.recovery_iter().enumerate() {
+            made(shard, bytes);
         }
         drop(result);
         *encoder = Some((code, tile, ready));
@@ -247,8 +263,8 @@ impl ParityIds {
     }
 }
 
-/// The header that is stored before a shard's bytes.
-pub fn shard_header(ids: ParityIds, shard: &[u8]) -> [u8; PARITY_HEADER] {
+/// The header that is stored before a shard's bytes, of which there are `length` with this xxh3.
+pub fn shard_header(ids: ParityIds, length: u32, checksum: u64) -> [u8; PARITY_HEADER] {
     Header {
         kind: Kind::Parity,
         detail: ids.shard,
@@ -258,8 +274,8 @@ pub fn shard_header(ids: ParityIds, shard: &[u8]) -> [u8; PARITY_HEADER] {
         set: ids.set,
         window: ids.window,
         raw: 0,
-        length: shard.len() as u32,
-        checksum: xxh3_64(shard),
+        length,
+        checksum,
     }
     .encode()
 }

@@ -1,9 +1,13 @@
 //! Any `k` shards give back all others, for every code and every loss, in any aligned range.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use reed_solomon_simd::ReedSolomonDecoder;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
+use crate::store::records::BLOCK_MAX;
 
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed;
@@ -195,8 +199,8 @@ fn a_shard_is_known_by_its_header() {
         shard: 1,
     };
     let bytes = noise(9, 640);
-    let header = shard_header(ids, &bytes);
     let checksum = xxh3_64(&bytes);
+    let header = shard_header(ids, 640, checksum);
     assert_eq!(check_shard_header(ids, &header, 640, checksum), Ok(()));
     assert!(check_shard_header(ids, &header, 704, checksum).is_err());
     assert!(check_shard_header(ids, &header, 640, checksum + 1).is_err());
@@ -205,6 +209,36 @@ fn a_shard_is_known_by_its_header() {
         check_shard_header(other, &header, 640, checksum),
         Err(HeaderError::Foreign)
     );
+}
+
+#[test]
+fn shards_in_pieces_are_the_same() {
+    let lengths = [BLOCK_MAX + 5000, 70, BLOCK_MAX / 2];
+    let columns: Vec<Vec<Vec<u8>>> = lengths
+        .iter()
+        .map(|&length| {
+            noise(length as u64, length)
+                .chunks(9000)
+                .map(<[u8]>::to_vec)
+                .collect()
+        })
+        .collect();
+    for code in [Code { k: 3, m: 2 }, Code { k: 1, m: 2 }] {
+        let columns = &columns[..usize::from(code.k)];
+        let whole = encode(code, columns).unwrap();
+        let pieces = encode_shards(code, columns, &Arc::default()).unwrap();
+        assert_eq!(pieces.len(), whole.len());
+        for (made, whole) in pieces.iter().zip(&whole) {
+            let bytes: Vec<u8> = made
+                .pieces
+                .iter()
+                .flat_map(|piece| piece.to_vec())
+                .collect();
+            assert_eq!(&bytes, whole);
+            assert_eq!(made.length as usize, whole.len());
+            assert_eq!(made.checksum, xxh3_64(whole));
+        }
+    }
 }
 
 proptest! {

@@ -265,7 +265,11 @@ impl Reader {
         {
             return false;
         }
-        let header = shard_header(self.parity_ids(file, window, number), bytes);
+        let header = shard_header(
+            self.parity_ids(file, window, number),
+            window.parity_length,
+            record.checksum,
+        );
         let stored = [&header[..], bytes].concat();
         let Some(offset) = record.offset.checked_sub(PARITY_HEADER as u64) else {
             return false;

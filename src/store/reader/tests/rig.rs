@@ -71,7 +71,7 @@ impl Rig {
             };
             let sealed = seal(
                 ids,
-                &raw,
+                &Arc::new(raw.clone().into()),
                 [Compression::Lz4, Compression::Zstd(1)][column % 2],
             );
             if kind == 7 {
@@ -95,14 +95,14 @@ impl Rig {
                 protected,
                 offset: objects[column].len() as u64,
                 column_offset: if protected { ends[column] } else { 0 },
-                stored: sealed.bytes.len() as u32,
+                stored: sealed.length() as u32,
                 raw: raw.len() as u32,
                 checksum: sealed.checksum,
             });
-            objects[column].extend_from_slice(&sealed.bytes);
+            objects[column].extend_from_slice(&sealed.bytes());
             if protected {
-                ends[column] += sealed.bytes.len() as u32;
-                columns[column].push(sealed.bytes);
+                ends[column] += sealed.length() as u32;
+                columns[column].push(sealed.bytes());
             }
             raws.push(Some(raw));
         }
@@ -121,7 +121,7 @@ impl Rig {
             // Something of another window lies before it.
             let object = &mut objects[k + number];
             object.resize(100 * number, 0xee);
-            object.extend_from_slice(&shard_header(ids, shard));
+            object.extend_from_slice(&shard_header(ids, shard.len() as u32, xxh3_64(shard)));
             parity.push(ParityShard {
                 offset: object.len() as u64,
                 checksum: xxh3_64(shard),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::buffers::Buffer;
-use super::compression::{Compression, compress, decompress};
+use super::compression::{Compression, compress, decompress, decompress_into};
 use super::header::{HEADER, Header, HeaderError, Kind};
 use super::records::{BLOCK_MAX, BlockRecord, Encoding};
 use crate::ids::{BlockId, FileId, SetId, VolumeId};
@@ -153,6 +153,25 @@ pub fn open(ids: BlockIds, stored: &[u8], record: &BlockRecord) -> Result<Arc<[u
     open_parts(ids, header, payload, record)
 }
 
+/// The same into `out`, which must be as long as the block's bytes.
+pub fn open_into(
+    ids: BlockIds,
+    stored: &[u8],
+    record: &BlockRecord,
+    out: &mut [u8],
+) -> Result<(), BlockError> {
+    check(stored, record)?;
+    let (header, payload) = stored
+        .split_at_checked(HEADER)
+        .ok_or(BlockError::Checksum)?;
+    check_place(ids, header, payload, record)?;
+    if out.len() == record.raw as usize && decompress_into(record.encoding, payload, out) {
+        Ok(())
+    } else {
+        Err(BlockError::Decompress)
+    }
+}
+
 /// The same for a block that is still in memory.
 pub fn open_sealed(
     ids: BlockIds,
@@ -169,6 +188,19 @@ fn open_parts(
     payload: &[u8],
     record: &BlockRecord,
 ) -> Result<Arc<[u8]>, BlockError> {
+    check_place(ids, header, payload, record)?;
+    decompress(record.encoding, payload, record.raw as usize, |raw| {
+        Arc::from(raw)
+    })
+    .ok_or(BlockError::Decompress)
+}
+
+fn check_place(
+    ids: BlockIds,
+    header: &[u8],
+    payload: &[u8],
+    record: &BlockRecord,
+) -> Result<(), BlockError> {
     if record.raw as usize > BLOCK_MAX {
         return Err(BlockError::TooLarge(record.raw));
     }
@@ -187,10 +219,7 @@ fn open_parts(
     if let Some((field, _)) = same.into_iter().find(|(_, same)| !same) {
         return Err(BlockError::Foreign { field });
     }
-    decompress(record.encoding, payload, record.raw as usize, |raw| {
-        Arc::from(raw)
-    })
-    .ok_or(BlockError::Decompress)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -129,6 +129,41 @@ fn zstd(shop: &mut Workshop, level: i32, raw: &[u8]) -> Option<usize> {
         .ok()
 }
 
+/// Decompresses to exactly as many bytes as `out` has, into it; says whether that is what came out.
+pub(super) fn decompress_into(encoding: Encoding, bytes: &[u8], out: &mut [u8]) -> bool {
+    if out.len() > BLOCK_MAX {
+        return false;
+    }
+    if encoding == Encoding::Plain {
+        let same = bytes.len() == out.len();
+        if same {
+            out.copy_from_slice(bytes);
+        }
+        return same;
+    }
+    let length = WORKSHOP.with_borrow_mut(|shop| unpack(&mut shop.unzstd, encoding, bytes, out));
+    length == Some(out.len())
+}
+
+fn unpack(
+    unzstd: &mut Option<zstd::bulk::Decompressor<'static>>,
+    encoding: Encoding,
+    bytes: &[u8],
+    out: &mut [u8],
+) -> Option<usize> {
+    match encoding {
+        Encoding::Plain => None,
+        Encoding::Lz4 => lz4_flex::block::decompress_into(bytes, out).ok(),
+        Encoding::Zstd => {
+            let decompressor = match unzstd {
+                Some(decompressor) => decompressor,
+                none => none.insert(zstd::bulk::Decompressor::new().ok()?),
+            };
+            decompressor.decompress_to_buffer(bytes, out).ok()
+        }
+    }
+}
+
 /// Decompresses to exactly `raw` bytes and hands them to `take`; `None` when that is not what comes out.
 /// Never needs more memory than `BLOCK_MAX`, whatever the bytes say.
 pub(super) fn decompress<T>(
@@ -145,18 +180,11 @@ pub(super) fn decompress<T>(
     }
     WORKSHOP.with_borrow_mut(|shop| {
         shop.scratch(raw);
-        let room = shop.scratch.get_mut(..raw)?;
-        let length = match encoding {
-            Encoding::Plain => return None,
-            Encoding::Lz4 => lz4_flex::block::decompress_into(bytes, room).ok()?,
-            Encoding::Zstd => {
-                let decompressor = match &mut shop.unzstd {
-                    Some(decompressor) => decompressor,
-                    none => none.insert(zstd::bulk::Decompressor::new().ok()?),
-                };
-                decompressor.decompress_to_buffer(bytes, room).ok()?
-            }
-        };
+        let Workshop {
+            unzstd, scratch, ..
+        } = shop;
+        let room = scratch.get_mut(..raw)?;
+        let length = unpack(unzstd, encoding, bytes, room)?;
         (length == raw).then(|| take(room))
     })
 }

@@ -240,6 +240,13 @@ impl Disks {
         Ok(result?)
     }
 
+    /// Tells a disk, if it is there, that the range is soon to be read.
+    pub fn will_read(&self, id: DiskId, object: ObjectName, range: std::ops::Range<u64>) {
+        if let Some(disk) = self.get(id) {
+            disk.will_read(object, range);
+        }
+    }
+
     fn count_failure(&self, id: DiskId) -> u32 {
         let slots = self.slots.read();
         slots.get(&id).map_or(0, |slot| {

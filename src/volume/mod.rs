@@ -26,6 +26,7 @@ mod rescue;
 mod sets;
 mod settle;
 mod status;
+mod straight;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ mod xattrs;
 mod zeros;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -49,6 +50,7 @@ pub use open::{Mode, VolumeOptions};
 pub use status::{
     DiskShare, DiskStatus, FileCounts, Inspection, Owed, Status, TierBytes, WindowLine,
 };
+pub use straight::reuse;
 pub use tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
 pub use write::Allocate;
 
@@ -100,6 +102,10 @@ pub struct Volume {
     cache: Arc<BlockCache>,
     manifests: Arc<ManifestCache>,
     readers: Workers,
+    /// Reads that fetch blocks now.
+    reads: AtomicUsize,
+    /// With fewer reads than this under way, the blocks of one are fetched side by side.
+    spread_below: usize,
     tiers: Arc<dyn TierSource>,
     tiering: Tiering,
     files: Mutex<Table>,

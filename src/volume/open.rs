@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -300,6 +300,8 @@ impl Volume {
                 cache,
                 manifests: Arc::new(ManifestCache::new(MANIFEST_CACHE)),
                 readers,
+                reads: AtomicUsize::new(0),
+                spread_below: std::thread::available_parallelism().map_or(2, usize::from),
                 tiers,
                 tiering: config.policy.tiering,
                 files: Mutex::new(names::Table::default()),

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
+use super::straight::UnderWay;
 use super::{Handle, Volume};
 use crate::ids::{BlockId, SetId};
 use crate::meta::Records;
@@ -18,6 +19,9 @@ use crate::store::{Buffer, Extent, Held, Source, WindowRecord};
 /// How far ahead of a sequential reader blocks are fetched, in bytes.
 const AHEAD: u64 = 8 << 20;
 
+/// The least that the kernel asks for at once where it reads ahead far enough by itself.
+const KERNEL_AHEAD: usize = 512 << 10;
+
 /// Reads in a row, each beginning where the one before ended, that make a reader sequential.
 const SEQUENTIAL: u32 = 2;
 
@@ -26,14 +30,14 @@ const RETRIES: usize = 8;
 
 /// A part of an answer, and where its bytes are to be had.
 #[derive(Debug)]
-struct Part {
+pub(super) struct Part {
     /// Where it lies in the answer.
-    place: Range<usize>,
-    from: From,
+    pub place: Range<usize>,
+    pub from: From,
 }
 
 #[derive(Debug)]
-enum From {
+pub(super) enum From {
     Zeros,
     Bytes(Vec<u8>),
     Raw { raw: Arc<Buffer>, offset: usize },
@@ -43,12 +47,12 @@ enum From {
 
 /// A block and the record to read it by; `None` when the base has it.
 #[derive(Clone, Debug)]
-struct Located {
-    block: BlockId,
-    held: Option<Arc<Held>>,
+pub(super) struct Located {
+    pub block: BlockId,
+    pub held: Option<Arc<Held>>,
     /// The set it was sealed for, while it is held.
     set: SetId,
-    record: Option<Arc<WindowRecord>>,
+    pub record: Option<Arc<WindowRecord>>,
 }
 
 impl Volume {
@@ -80,7 +84,9 @@ impl Volume {
             handle.streak.store(0, Ordering::Relaxed);
             0
         };
-        if streak >= SEQUENTIAL {
+        // Large requests of one that is served through the kernel's cache are the kernel's own reading ahead.
+        let kernel_is_ahead = !handle.direct_io && length >= KERNEL_AHEAD;
+        if streak >= SEQUENTIAL && !kernel_is_ahead {
             self.fetch_ahead(&handle.file, end, &handle.fetched);
         }
         Ok(bytes)
@@ -219,6 +225,11 @@ impl Volume {
             .iter()
             .filter(|part| matches!(part.from, From::Block { .. }))
             .count();
+        let (_under_way, with_it) = UnderWay::begin(&self.reads);
+        if blocks > 1 && with_it >= self.spread_below {
+            // The others keep the processors busy.
+            return self.fetch_here(file, length, parts);
+        }
         let found: Vec<(Range<usize>, Option<Found>)> =
             match self.me.upgrade().filter(|_| blocks > 1) {
                 Some(volume) => {
@@ -265,7 +276,7 @@ impl Volume {
         Ok(answer)
     }
 
-    fn fetch_part(
+    pub(super) fn fetch_part(
         &self,
         file: &Arc<OpenFile>,
         part: Part,
@@ -407,7 +418,7 @@ impl Volume {
 const SEEK_STEP: u64 = 1 << 30;
 
 /// Bytes found for a part of an answer.
-enum Found {
+pub(super) enum Found {
     Owned(Vec<u8>),
     Raw(Arc<Buffer>, usize),
     Shared(Arc<[u8]>, usize),

@@ -8,7 +8,7 @@ use fuser::{
 use crate::ids::FileId;
 use crate::mount::attributes::{NAME_TTL, to_fuse, ttl};
 use crate::mount::errno::errno;
-use crate::volume::{Attributes, Caller, Handle, Opened, Result};
+use crate::volume::{Attributes, Caller, Handle, Opened, Result, reuse};
 
 /// File numbers are never used again, so there is one generation.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -100,7 +100,10 @@ pub(super) fn answer_data(
     result: Result<Vec<u8>>,
 ) {
     match result {
-        Ok(data) => reply.data(&data),
+        Ok(data) => {
+            reply.data(&data);
+            reuse(data);
+        }
         Err(error) => reply.error(errno(operation, file, &error)),
     }
 }

@@ -20,7 +20,7 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 pub use check::{BadBlock, BadShard, WindowReport};
 
-use super::block::{BLOCK_HEADER, BlockError, BlockIds, open};
+use super::block::{BLOCK_HEADER, BlockError, BlockIds, open, open_into};
 use super::cache::BlockCache;
 use super::disks::{Disks, ReadFailure};
 use super::records::{BLOCK_MAX, BlockRecord, WindowRecord};
@@ -186,6 +186,38 @@ impl Reader {
             .get_or_load((file, wanted.block()), || self.load(wanted, true))
     }
 
+    /// A block's bytes into `out`, which must be as long; what is not in the cache does not go there either. For a
+    /// reader that takes the whole block and goes on.
+    pub fn read_block_into(
+        &self,
+        file: FileId,
+        window: &WindowRecord,
+        index: u16,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let wanted = self.find(file, window, index)?;
+        let cached = self.cache.get((file, wanted.block()));
+        let doubtful = wanted.is_protected() && self.disks.reads_fail(wanted.disk);
+        let block = match cached {
+            Some(block) => block,
+            None if doubtful => self
+                .cache
+                .get_or_load((file, wanted.block()), || self.load(wanted, true))?,
+            None => match self.direct_into(wanted, out) {
+                Ok(()) => return Ok(()),
+                Err(cause) => self.reconstructed(wanted, cause)?,
+            },
+        };
+        if block.len() != out.len() {
+            return Err(ReadError::NoBlock {
+                file,
+                block: wanted.block(),
+            });
+        }
+        out.copy_from_slice(&block);
+        Ok(())
+    }
+
     fn load(&self, wanted: Wanted<'_>, in_run: bool) -> Result<Arc<[u8]>, ReadError> {
         // Whoever waits for a dying disk to say no, block after block, waits for long.
         if wanted.is_protected() && self.disks.reads_fail(wanted.disk) {
@@ -291,6 +323,23 @@ impl Reader {
 
     /// The block off its own disk, verified.
     fn direct(&self, wanted: Wanted<'_>) -> Result<Arc<[u8]>, Cause> {
+        self.look_at(wanted, |stored| {
+            open(self.ids(wanted), stored, wanted.record)
+        })
+    }
+
+    fn direct_into(&self, wanted: Wanted<'_>, out: &mut [u8]) -> Result<(), Cause> {
+        self.look_at(wanted, |stored| {
+            open_into(self.ids(wanted), stored, wanted.record, out)
+        })
+    }
+
+    /// What is stored for the block on its own disk, looked at by `look`.
+    fn look_at<T>(
+        &self,
+        wanted: Wanted<'_>,
+        look: impl FnOnce(&[u8]) -> Result<T, BlockError>,
+    ) -> Result<T, Cause> {
         STORED.with_borrow_mut(|room| {
             let length = wanted.record.stored as usize;
             if room.len() < length {
@@ -300,8 +349,7 @@ impl Reader {
             let offset = wanted.record.offset;
             self.disks
                 .read(wanted.disk, wanted.object(), offset, stored)?;
-            open(self.ids(wanted), stored, wanted.record)
-                .map_err(|error| self.bad_block(wanted, error))
+            look(stored).map_err(|error| self.bad_block(wanted, error))
         })
     }
 

@@ -91,18 +91,19 @@ impl Guest {
         let all: Vec<u8> = (0..=255).collect();
         let instructions = strings(1500, 2, 6, &all);
         // Several strings end to end.
-        let join = |random: &mut Random, list: &[Vec<u8>], count: usize, most: u64, between: &[u8]| {
-            let mut joined: Vec<Vec<u8>> = Vec::new();
-            for _ in 0..count {
-                let mut one = Vec::new();
-                for _ in 0..2 + random.below(most) {
-                    one.extend_from_slice(&list[random.below(list.len() as u64) as usize]);
-                    one.extend_from_slice(between);
+        let join =
+            |random: &mut Random, list: &[Vec<u8>], count: usize, most: u64, between: &[u8]| {
+                let mut joined: Vec<Vec<u8>> = Vec::new();
+                for _ in 0..count {
+                    let mut one = Vec::new();
+                    for _ in 0..2 + random.below(most) {
+                        one.extend_from_slice(&list[random.below(list.len() as u64) as usize]);
+                        one.extend_from_slice(between);
+                    }
+                    joined.push(one);
                 }
-                joined.push(one);
-            }
-            joined
-        };
+                joined
+            };
         let phrases = join(&mut random, &words, 1200, 6, b" ");
         let functions = join(&mut random, &instructions, 3000, 5, b"");
         let objects = (0..300)
@@ -114,7 +115,9 @@ impl Guest {
                     6 => random.below(64),
                     _ => random.next() >> 32,
                 };
-                (0..words).flat_map(|_| field(&mut random).to_le_bytes()).collect()
+                (0..words)
+                    .flat_map(|_| field(&mut random).to_le_bytes())
+                    .collect()
             })
             .collect();
         Guest {

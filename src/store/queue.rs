@@ -73,6 +73,11 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Whether nothing waits in it now.
+    pub fn is_empty(&self) -> bool {
+        self.state.lock().things.is_empty()
+    }
+
     /// Takes no more things; those in it are still given out.
     pub fn close(&self) {
         self.state.lock().closed = true;

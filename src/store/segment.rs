@@ -18,6 +18,10 @@ use crate::ids::DiskId;
 /// the commit.
 const WRITE_BACK: u64 = 4 << 20;
 
+/// Bytes that are made durable at once when their disk has nothing else to do: a commit, and the cache of the device,
+/// then have the less left. A disk that is behind is not held up so.
+const EARLY_SYNC: u64 = 8 << 20;
+
 /// The most blocks that are appended with one write.
 const TOGETHER: usize = 16;
 
@@ -55,7 +59,9 @@ enum State {
     Unborn,
     Growing {
         appender: Box<dyn Appender>,
+        end: u64,
         begun: u64,
+        synced: u64,
     },
     Failed(AppendError),
 }
@@ -80,17 +86,27 @@ impl Segment {
         let mut state = self.state.lock();
         if let State::Unborn = *state {
             *state = match self.disk.create(self.object) {
-                Ok(appender) => State::Growing { appender, begun: 0 },
+                Ok(appender) => State::Growing {
+                    appender,
+                    end: 0,
+                    begun: 0,
+                    synced: 0,
+                },
                 Err(error) => State::Failed((&error).into()),
             };
         }
         let result = match &mut *state {
-            State::Growing { appender, begun } => match appender.append(parts) {
+            State::Growing {
+                appender,
+                end,
+                begun,
+                ..
+            } => match appender.append(parts) {
                 Ok(offset) => {
-                    let end = offset + parts.iter().map(|part| part.len() as u64).sum::<u64>();
-                    if end - *begun >= WRITE_BACK {
+                    *end = offset + parts.iter().map(|part| part.len() as u64).sum::<u64>();
+                    if *end - *begun >= WRITE_BACK {
                         appender.start_sync();
-                        *begun = end;
+                        *begun = *end;
                     }
                     Ok(offset)
                 }
@@ -110,10 +126,22 @@ impl Segment {
     }
 
     fn sync(&self) -> Result<(), AppendError> {
+        self.sync_from(0)
+    }
+
+    /// Makes durable what was appended, if it is `least` bytes or more.
+    fn sync_from(&self, least: u64) -> Result<(), AppendError> {
         let mut state = self.state.lock();
         let result = match &mut *state {
             State::Unborn => Ok(()),
-            State::Growing { appender, .. } => {
+            State::Growing { end, synced, .. } if *end - *synced < least => Ok(()),
+            State::Growing {
+                appender,
+                end,
+                synced,
+                ..
+            } => {
+                *synced = *end;
                 appender.sync().map_err(|error| AppendError::from(&error))
             }
             State::Failed(error) => Err(error.clone()),
@@ -247,6 +275,8 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<J
             disks.mark_faulty(id, &error.reason);
         }
     };
+    // Segments that were appended to since nothing was left to do.
+    let mut touched: Vec<Arc<Segment>> = Vec::new();
     loop {
         let mut taken = jobs.pop_some(TOGETHER);
         if taken.is_empty() {
@@ -262,6 +292,9 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<J
                     let mut together = vec![(payload, done)];
                     take_those_of(&segment, &mut taken, &mut together);
                     append_together(&segment, together, &failed);
+                    if !touched.iter().any(|other| Arc::ptr_eq(other, &segment)) {
+                        touched.push(segment);
+                    }
                 }
                 Job::Sync { segments, done } => {
                     let result = segments
@@ -274,6 +307,13 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<J
                         failed(error);
                     }
                     done(result);
+                }
+            }
+        }
+        if jobs.is_empty() {
+            for segment in touched.drain(..) {
+                if let Err(error) = segment.sync_from(EARLY_SYNC) {
+                    failed(&error);
                 }
             }
         }

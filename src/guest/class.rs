@@ -262,16 +262,40 @@ impl Classes {
         }
     }
 
-    /// Calls every page zero that `is_zero` says holds only zeros. What the page is used for no longer matters then: there is
-    /// nothing to lose.
-    pub fn mark_zero(&mut self, mut is_zero: impl FnMut(u64) -> bool) {
+    /// Calls every page zero that holds only zeros: `zeros_from` says how many frames from one on do, or at least that one does.
+    /// It is asked in rising order. What the page is used for no longer matters then: there is nothing to lose.
+    pub fn mark_zero(&mut self, mut zeros_from: impl FnMut(u64) -> u64) {
         for (frames, at) in &self.ranges {
-            for (pfn, slot) in frames.clone().zip(self.numbers.iter_mut().skip(*at)) {
-                if is_zero(pfn) {
-                    *slot = PageClass::Zero;
-                }
+            let mut pfn = frames.start;
+            while pfn < frames.end {
+                let zeros = zeros_from(pfn).min(frames.end - pfn);
+                let first = at + (pfn - frames.start) as usize;
+                self.numbers
+                    .get_mut(first..first + zeros as usize)
+                    .unwrap_or_default()
+                    .fill(PageClass::Zero);
+                pfn += zeros.max(1);
             }
         }
+    }
+
+    /// The class of the page at a guest-physical address, and how many pages from it on have that class and follow each
+    /// other, up to a limit; at least one. Without memory there the class is none, for one page.
+    pub fn run_at(&self, gpa: u64, limit: u64) -> (Option<PageClass>, u64) {
+        let pfn = gpa >> self.page_shift;
+        let after = self
+            .ranges
+            .partition_point(|(frames, _)| frames.start <= pfn);
+        let range = after.checked_sub(1).and_then(|last| self.ranges.get(last));
+        let Some((frames, at)) = range.filter(|(frames, _)| frames.contains(&pfn)) else {
+            return (None, 1);
+        };
+        let first = at + (pfn - frames.start) as usize;
+        let pages = (frames.end - pfn).min(limit.max(1)) as usize;
+        let here = self.numbers.get(first..first + pages).unwrap_or_default();
+        let class = here.first().copied();
+        let same = here.iter().take_while(|&&other| Some(other) == class);
+        (class, (same.count() as u64).max(1))
     }
 
     /// Every page frame with its class, ascending.

@@ -612,7 +612,7 @@ fn zeros_outrank_what_they_are_used_for() {
     let guest = Synthetic::new();
     look(&guest, |found, classes| {
         let mut classes = classes.clone();
-        classes.mark_zero(|pfn| pfn == PFN);
+        classes.mark_zero(|pfn| u64::from(pfn == PFN));
         assert_eq!(classes.get(PFN), Some(PageClass::Zero));
         assert_eq!(found.explain(&classes, PFN).reason, Reason::Zero);
         assert_eq!(classes.runs().count(), 3);

@@ -167,7 +167,7 @@ impl Look {
         };
         let shift = classes.page_shift();
         let mut zeros = ZeroWalk::new(&map, &scan);
-        classes.mark_zero(|pfn| zeros.is_zero(pfn << shift, 1 << shift));
+        classes.mark_zero(|pfn| zeros.zeros_from(pfn << shift, 1 << shift));
         Ok(Look {
             snapshot: Snapshot {
                 contents: snapshot::Contents::Mapped(map),

@@ -306,6 +306,35 @@ impl<'a> ZeroWalk<'a> {
         Self { scan, runs, run }
     }
 
+    /// How many pages of the guest, of `length` bytes each, hold only zeros from this one on; not always all of them.
+    pub(super) fn zeros_from(&mut self, gpa: u64, length: u64) -> u64 {
+        if !self.is_zero(gpa, length) {
+            return 0;
+        }
+        // Where pages lie side by side in the file, a word of bits tells of many.
+        let size = self.scan.page_size;
+        let Some(run) = self.run.filter(|run| length == size && run.gpa.0 <= gpa) else {
+            return 1;
+        };
+        let at = (gpa - run.gpa.0) / size;
+        let left = run.pages.saturating_sub(at);
+        match run.place {
+            Place::Zero => left,
+            Place::Stored(file) if run.stride == size => {
+                let first = file / size + at;
+                let words = self
+                    .scan
+                    .zeros
+                    .get((first / 64) as usize..)
+                    .unwrap_or_default();
+                let full = words.iter().take_while(|&&word| word == u64::MAX).count() as u64;
+                (full * 64).saturating_sub(first % 64).min(left)
+            }
+            _ => 1,
+        }
+        .max(1)
+    }
+
     /// Whether `length` bytes from the address are in the file as zeros and nothing else.
     pub(super) fn is_zero(&mut self, gpa: u64, length: u64) -> bool {
         let size = self.scan.page_size;

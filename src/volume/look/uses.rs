@@ -22,7 +22,6 @@ pub enum FileUse {
 pub struct Uses<'a> {
     pieces: Option<Pieces<'a>>,
     classes: Option<&'a Classes>,
-    page_size: u64,
     rest: Option<Piece>,
 }
 
@@ -30,16 +29,23 @@ impl<'a> Uses<'a> {
     pub(super) fn new(map: Option<&'a PageMap>, classes: Option<&'a Classes>) -> Self {
         Self {
             pieces: map.map(|map| map.pieces(0..map.file_length())),
-            page_size: map.map_or(4096, PageMap::page_size),
             classes,
             rest: None,
         }
     }
 
-    fn class(&self, gpa: u64) -> PageClass {
-        self.classes
-            .and_then(|classes| classes.at(gpa))
-            .unwrap_or(PageClass::Unknown)
+    /// The class of the page at an address, and how many bytes from there on have it, up to a limit.
+    fn class(&self, gpa: u64, limit: u64) -> (PageClass, u64) {
+        let Some(classes) = self.classes else {
+            return (PageClass::Unknown, limit);
+        };
+        // The guest's pages may be larger than the file's; an address may lie within one.
+        let size = 1 << classes.page_shift();
+        let (class, pages) = classes.run_at(gpa, limit.div_ceil(size) + 1);
+        (
+            class.unwrap_or(PageClass::Unknown),
+            (pages * size - gpa % size).min(limit),
+        )
     }
 }
 
@@ -57,13 +63,8 @@ impl Iterator for Uses<'_> {
             PieceKind::Dead => return Some((piece.range, FileUse::Dead)),
         };
         let Range { start, end } = piece.range;
-        let class = self.class(gpa);
-        // From page to page for as long as the class stays.
-        let mut length = self.page_size - gpa % self.page_size;
-        while start + length < end && self.class(gpa + length) == class {
-            length += self.page_size;
-        }
-        let cut = end.min(start + length);
+        let (class, length) = self.class(gpa, end - start);
+        let cut = end.min(start + length.max(1));
         if cut < end {
             let kind = PieceKind::Page(Gpa(gpa + length));
             self.rest = Some(Piece {

@@ -14,6 +14,7 @@ mod damage;
 mod files;
 mod fsx;
 mod model;
+mod operate;
 mod pjdfstest;
 mod programs;
 mod security;

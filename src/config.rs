@@ -2,6 +2,7 @@
 //! text alone, and names the file and the key of what it refuses. Looks at no disk, but for the device that two
 //! paths may share (`warnings`).
 
+mod edit;
 mod error;
 mod parse;
 mod raw;

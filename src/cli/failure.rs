@@ -51,16 +51,28 @@ pub(super) enum Failure {
     /// What a daemon has told already, in its log and to who started it.
     #[error("the daemon failed; its log says why")]
     Told,
+    /// A task failed or was cancelled, which is told already.
+    #[error("the task is not done")]
+    TaskNotDone,
+    /// It was done, and something is not well: 3, told already.
+    #[error("something is not well")]
+    NotWell,
+    /// It was done, and something is not well that cannot be mended: 4, told already.
+    #[error("something cannot be mended")]
+    BeyondRepair,
     /// In words.
     #[error("{0}")]
     Other(String),
 }
 
 impl Failure {
-    /// The exit code: 2 for what only the user can put right on the command line, 1 for everything else.
+    /// The exit code: 2 for what only the user can put right on the command line, 3 and 4 for what was found not to
+    /// be well, 1 for everything else.
     pub(super) fn code(&self) -> u8 {
         match self {
             Failure::Option(_) | Failure::Usage(_) => 2,
+            Failure::NotWell => 3,
+            Failure::BeyondRepair => 4,
             _ => 1,
         }
     }

@@ -8,8 +8,21 @@ use std::path::Path;
 
 use crate::mount::options::MountOptions;
 
-pub(super) const COMMANDS: [&str; 9] = [
-    "init", "mount", "umount", "status", "inspect", "rescue", "classify", "plan", "help",
+pub(super) const COMMANDS: [&str; 14] = [
+    "init",
+    "mount",
+    "umount",
+    "status",
+    "inspect",
+    "rescue",
+    "classify",
+    "plan",
+    "scrub",
+    "rebalance",
+    "disk",
+    "task",
+    "fsck",
+    "help",
 ];
 
 /// Gives the arguments as the command line has them; `None` if there is nothing to do (`mount -f`). Arguments that are

@@ -2,16 +2,21 @@
 
 mod classify;
 mod daemon;
+mod disk;
 mod failure;
+mod fsck;
 mod helper;
 mod init;
 mod inspect;
 mod log;
 mod mount;
 mod plan;
+mod progress;
 mod rescue;
+mod scrub;
 mod status;
 mod table;
+mod task;
 mod umount;
 
 use std::ffi::OsString;
@@ -53,6 +58,11 @@ enum Command {
     Rescue(rescue::Rescue),
     Plan(plan::Plan),
     Classify(classify::Classify),
+    Scrub(scrub::Scrub),
+    Rebalance(scrub::Rebalance),
+    Disk(disk::Disk),
+    Task(task::Task),
+    Fsck(fsck::Fsck),
 }
 
 /// Runs the program with its arguments, the program's own name first.
@@ -83,11 +93,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Rescue(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Classify(command) => command.run(),
+        Command::Scrub(command) => command.run(),
+        Command::Rebalance(command) => command.run(),
+        Command::Disk(command) => command.run(),
+        Command::Task(command) => command.run(),
+        Command::Fsck(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !matches!(failure, failure::Failure::Told) {
+            use failure::Failure::{BeyondRepair, NotWell, TaskNotDone, Told};
+            if !matches!(failure, Told | TaskNotDone | NotWell | BeyondRepair) {
                 eprintln!("parsfs: {failure}");
             }
             ExitCode::from(failure.code())

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use super::failure::Failure;
-use super::log;
 use super::table::{Align, Table, bytes};
 use super::umount::mount_at;
+use super::{log, progress};
 use crate::config::Config;
 use crate::mount::control::client::Client;
 use crate::mount::control::{Identity, Request, Response};
@@ -161,6 +161,9 @@ fn describe(status: &volume::Status, identity: Option<&Identity>) -> String {
             owed.commits_running,
             owed.compactions_waiting
         ));
+    }
+    if let Some(task) = &status.task {
+        text.push_str(&format!("\n{}", progress::describe(task)));
     }
     text
 }

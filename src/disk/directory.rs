@@ -7,7 +7,7 @@ mod path;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::io::ReadWriteFlags;
 
 use self::open_files::OpenFiles;
 use super::{Appender, Disk, DiskError, ObjectName, RandomAccess, Result, Space};
@@ -350,6 +351,24 @@ impl Disk for DirectoryDisk {
             .map_err(|error| self.failed("open", object, error))?
             .read_exact_at(buffer, offset)
             .map_err(|error| read_error(&self.name, object, offset, buffer.len(), error))
+    }
+
+    fn read_at_once(&self, object: ObjectName, offset: u64, buffer: &mut [u8]) -> bool {
+        // Opening a file may have to wait too.
+        let Some(file) = self.open.peek(object) else {
+            return false;
+        };
+        let length = buffer.len();
+        let mut slices = [IoSliceMut::new(buffer)];
+        let read = rustix::io::preadv2(&*file, &mut slices, offset, ReadWriteFlags::NOWAIT);
+        read == Ok(length)
+    }
+
+    fn forget(&self, object: ObjectName) {
+        if let Ok(file) = self.reader(object) {
+            // A hint: bytes that stay in memory are only looked at there.
+            let _ = rustix::fs::fadvise(&*file, 0, None, Advice::DontNeed);
+        }
     }
 
     fn will_read(&self, object: ObjectName, range: Range<u64>) {

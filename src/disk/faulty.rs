@@ -148,6 +148,10 @@ impl Disk for FaultyDisk {
         }
     }
 
+    fn forget(&self, object: ObjectName) {
+        self.inner.forget(object);
+    }
+
     fn length(&self, object: ObjectName) -> Result<u64> {
         self.simple(Operation::Length, Some(object), None, || {
             self.inner.length(object)

@@ -43,8 +43,10 @@ pub struct Label {
     pub disk_name: String,
     /// When it joined, in seconds since 1970.
     pub created: i64,
-    /// How many disks the volume had when the label was written; 0 when it does not tell.
-    pub disks: u16,
+    /// Counts the changes of the volume's disks: of two labels the one with the higher number knows better.
+    pub roster: u32,
+    /// All disks that the volume had when the label was written, with their names.
+    pub members: Vec<(DiskId, String)>,
 }
 
 /// The lines of the text between the first and the last. The volume is text because TOML has no number
@@ -56,8 +58,8 @@ struct Lines {
     disk: DiskId,
     disk_name: String,
     created: i64,
-    #[serde(default)]
-    disks: u16,
+    roster: u32,
+    members: Vec<(DiskId, String)>,
 }
 
 /// Why a disk's label was not read.
@@ -118,7 +120,8 @@ impl Label {
             disk: self.disk,
             disk_name: self.disk_name.clone(),
             created: self.created,
-            disks: self.disks,
+            roster: self.roster,
+            members: self.members.clone(),
         })
         .map_err(|error| LabelError::Damaged {
             disk: disk.to_owned(),
@@ -170,7 +173,8 @@ impl Label {
             disk: lines.disk,
             disk_name: lines.disk_name,
             created: lines.created,
-            disks: lines.disks,
+            roster: lines.roster,
+            members: lines.members,
         })
     }
 }
@@ -190,7 +194,8 @@ mod tests {
             disk: DiskId(3),
             disk_name: "cellar".into(),
             created: 1_700_000_000,
-            disks: 6,
+            roster: 2,
+            members: vec![(DiskId(0), "attic".into()), (DiskId(3), "cellar".into())],
         }
     }
 

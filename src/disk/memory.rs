@@ -258,6 +258,10 @@ impl Disk for MemoryDisk {
 
     fn will_read(&self, _object: ObjectName, _range: Range<u64>) {}
 
+    fn read_at_once(&self, object: ObjectName, offset: u64, buffer: &mut [u8]) -> bool {
+        self.read_at(object, offset, buffer).is_ok()
+    }
+
     fn length(&self, object: ObjectName) -> Result<u64> {
         Ok(self.content(object)?.lock().now.len() as u64)
     }

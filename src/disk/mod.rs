@@ -90,6 +90,16 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Fills `buffer` with the object's bytes from `offset`; fewer bytes there is an error (`Short`).
     fn read_at(&self, object: ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Fills `buffer` if that needs no waiting for the medium; tells whether it did. Nothing else is told by it: what
+    /// went wrong, if anything did, `read_at` says.
+    fn read_at_once(&self, _object: ObjectName, _offset: u64, _buffer: &mut [u8]) -> bool {
+        false
+    }
+
+    /// Forgets what is kept in memory of an object, so that the next read asks the medium. Does nothing where that
+    /// cannot be had.
+    fn forget(&self, _object: ObjectName) {}
+
     /// Tells that the range is soon to be read. Does nothing where the medium has no use for it.
     fn will_read(&self, object: ObjectName, range: Range<u64>);
 

@@ -2,6 +2,7 @@
 //! journal with an image when the old one has grown.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::change;
@@ -67,7 +68,7 @@ impl Inner {
         }
     }
 
-    fn advance_databases(self: &Arc<Self>, mark: Mark) -> Result<()> {
+    pub(super) fn advance_databases(self: &Arc<Self>, mark: Mark) -> Result<()> {
         let frozen = self.frozen();
         let base = self.state.read().base.epoch;
         if base == mark.epoch && frozen.is_empty() {
@@ -78,9 +79,10 @@ impl Inner {
             volume: self.options.volume,
             mark,
         };
+        let online: Vec<_> = self.online().collect();
         let results: Vec<_> = std::thread::scope(|scope| {
-            let running: Vec<_> = self
-                .online()
+            let running: Vec<_> = online
+                .iter()
                 .map(|replica| {
                     let frozen = &frozen;
                     let work = scope.spawn(move || -> Result<Snapshot> {
@@ -140,20 +142,20 @@ impl Inner {
             (None, failed) => {
                 let error = failed.unwrap_or(MetaError::TooFewDisks {
                     online: 0,
-                    total: self.disks_of_volume,
+                    total: self.disks_of_volume.load(Ordering::SeqCst),
                 });
                 self.poison(error.clone());
                 return Err(error);
             }
         }
-        for replica in &self.replicas {
+        for replica in self.replicas.read().iter() {
             replica.close_if_idle();
         }
         Ok(())
     }
 
     /// Begins a new journal with an image of the databases, which are at `commit`'s mark.
-    fn begin_journal(self: &Arc<Self>, commit: &mut Commit) -> Result<()> {
+    pub(super) fn begin_journal(self: &Arc<Self>, commit: &mut Commit) -> Result<()> {
         let view = self.view();
         let number = commit.number + 1;
         let journals: Vec<&Journal> = commit.journals.iter().collect();

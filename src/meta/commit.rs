@@ -3,6 +3,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::change;
 use super::error::{MetaError, Result};
@@ -132,10 +133,10 @@ impl Inner {
         self.leave_out_failed(failed);
         // Those too that somebody else left out meanwhile.
         let all_well = !self.drop_left_out(commit);
-        if commit.journals.len() < self.disks_needed {
+        if commit.journals.len() < self.disks_needed.load(Ordering::SeqCst) {
             let error = MetaError::TooFewDisks {
                 online: commit.journals.len(),
-                total: self.disks_of_volume,
+                total: self.disks_of_volume.load(Ordering::SeqCst),
             };
             self.poison(error.clone());
             return Err(error);
@@ -146,6 +147,7 @@ impl Inner {
             generation: record.generation,
             fingerprint,
         };
+        *self.newest.lock() = commit.mark;
         Ok(all_well)
     }
 

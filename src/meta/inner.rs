@@ -1,11 +1,12 @@
 //! What all parts of the metadata share, and the ways in: a view for reading, an update for changing.
 //!
-//! Locks are taken in this order: `checkpointing`, `names`, `commit`, `writer`, `state`, a layer.
+//! Locks are taken in this order: `checkpointing`, `names`, `commit`, `writer`, `state`, a layer; `replicas` is held for a
+//! moment.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -14,6 +15,7 @@ use super::commit::Commit;
 use super::database::{Found, Snapshot};
 use super::error::{MetaError, Result};
 use super::flusher::Wake;
+use super::history::Mark;
 use super::layer::Layer;
 use super::names::Names;
 use super::open::Options;
@@ -28,15 +30,21 @@ pub(super) struct Inner {
     pub(super) options: Options,
     pub(super) read_only: bool,
     /// All disks of the volume, those that are not here included.
-    pub(super) disks_of_volume: usize,
+    pub(super) disks_of_volume: AtomicUsize,
     /// How many of them must take a transaction.
-    pub(super) disks_needed: usize,
+    pub(super) disks_needed: AtomicUsize,
     pub(super) mounts: u32,
     pub(super) next_number: AtomicU64,
-    pub(super) replicas: Vec<Replica>,
+    pub(super) replicas: RwLock<Vec<Arc<Replica>>>,
+    /// Disks that are here and take no part, since they were faulty.
+    pub(super) excluded: Vec<DiskId>,
+    /// Disks that missed transactions which others were answered for.
+    pub(super) was_away: Vec<DiskId>,
     pub(super) state: RwLock<State>,
     pub(super) writer: Mutex<Writer>,
     pub(super) commit: Mutex<Commit>,
+    /// The newest durable moment, for who must not wait for the next one.
+    pub(super) newest: Mutex<Mark>,
     pub(super) names: Mutex<Names>,
     /// Held during a checkpoint: when the last one was.
     pub(super) checkpointing: Mutex<Instant>,
@@ -163,8 +171,11 @@ impl Inner {
 
     /// Leaves a disk out from now on and tells those who want to know.
     pub(super) fn leave_out(&self, disk: DiskId, error: &MetaError) {
-        let replica = self.replicas.iter().find(|replica| replica.id == disk);
-        if replica.is_some_and(Replica::leave_out) {
+        let replica = {
+            let replicas = self.replicas.read();
+            replicas.iter().find(|replica| replica.id == disk).cloned()
+        };
+        if replica.is_some_and(|replica| replica.leave_out()) {
             tracing::error!(%disk, %error, "a disk no longer takes metadata");
             (self.options.on_disk_failed)(disk, error);
         }
@@ -176,8 +187,9 @@ impl Inner {
         }
     }
 
-    pub(super) fn online(&self) -> impl Iterator<Item = &Replica> {
-        self.replicas.iter().filter(|replica| replica.is_online())
+    pub(super) fn online(&self) -> impl Iterator<Item = Arc<Replica>> + use<> {
+        let replicas = self.replicas.read().clone();
+        replicas.into_iter().filter(|replica| replica.is_online())
     }
 
     pub(super) fn new_number(&self) -> Result<u64> {
@@ -233,7 +245,7 @@ impl Inner {
             // The database is a copy in memory that was checked as a whole: another one is no better.
             return Err(error);
         }
-        for replica in &self.replicas {
+        for replica in self.replicas.read().clone() {
             let Ok(Some(snapshot)) = replica.snapshot_at(base.epoch) else {
                 continue;
             };

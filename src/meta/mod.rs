@@ -13,6 +13,7 @@
 //! hold the same, and each can stand in for another.
 
 mod change;
+mod check;
 mod checkpoint;
 mod codec;
 mod commit;
@@ -21,6 +22,7 @@ mod error;
 mod flusher;
 mod history;
 mod inner;
+mod join;
 mod journal;
 mod layer;
 mod names;
@@ -43,20 +45,25 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
+pub use check::check;
 pub use error::{MetaError, Result};
 pub use history::Mark;
+pub use join::CopiesReport;
 pub use namespace::{
     Attributes, Listed, NAME_MAX, Names, NamespaceError, New, Overwrite, Removed, Rename, SetXattr,
     TARGET_MAX, XATTR_MAX,
 };
 pub use open::{Disks, OnDiskFailed, Options, RescueReport};
-pub use records::{DiskRecord, DiskState, Entry, FileKind, Inode, SetRecord, Timestamp};
+pub use records::{
+    DiskHealth, DiskRecord, DiskState, Entry, FileKind, Inode, SetRecord, Timestamp,
+};
 pub use table::{Key, PunchKey, Table, Value};
 pub use typed::{Records, WriteRecords};
 pub use update::Update;
 pub use view::{Read, Scan, View};
 
 use self::inner::Inner;
+use crate::disk::Disk;
 use crate::ids::{DiskId, FileId};
 
 /// The root directory.
@@ -121,6 +128,38 @@ impl Meta {
         self.inner.leave_out(disk, why);
     }
 
+    /// Has a disk take part from now on, while the metadata is in use: a new one, or one that was left out. It is
+    /// durable when this returns.
+    pub fn join(&self, disk: DiskId, medium: &Arc<dyn Disk>) -> Result<()> {
+        self.inner.join(disk, medium)
+    }
+
+    /// Has a disk take no part from now on, although nothing is wrong with it: it leaves.
+    pub fn part_with(&self, disk: DiskId) -> Result<()> {
+        self.inner.part_with(disk)
+    }
+
+    /// So many disks the volume has now: half of them must take what is written.
+    pub fn set_members(&self, count: usize) {
+        self.inner.set_members(count);
+    }
+
+    /// Looks all copies of the metadata over, on every disk that takes part, and with `repair` makes good what is not
+    /// what it should be.
+    pub fn check_copies(&self, repair: bool) -> Result<CopiesReport> {
+        self.inner.check_copies(repair)
+    }
+
+    /// The disks that are here and take no part, since they were faulty in an earlier mount.
+    pub fn excluded(&self) -> &[DiskId] {
+        &self.inner.excluded
+    }
+
+    /// The disks that missed transactions when the metadata was opened, and have them now.
+    pub fn was_away(&self) -> &[DiskId] {
+        &self.inner.was_away
+    }
+
     /// The disks that take what is written.
     pub fn online(&self) -> Vec<DiskId> {
         self.inner.online().map(|replica| replica.id).collect()
@@ -143,7 +182,7 @@ impl Meta {
 
     /// The newest durable moment.
     pub fn mark(&self) -> Mark {
-        self.inner.commit.lock().mark
+        *self.inner.newest.lock()
     }
 
     fn stop_flusher(&self) {

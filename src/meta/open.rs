@@ -1,23 +1,24 @@
 //! Making the metadata of a new volume, opening that of an old one, and saving what can be saved.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::Meta;
 use super::commit::{Commit, MOUNTS, random_generation};
-use super::database::{Database, READ_CACHE, Snapshot, State as Reached, WRITE_CACHE};
+use super::database::{Database, READ_CACHE, Snapshot, State as Reached, Sums, WRITE_CACHE};
 use super::error::{MetaError, Result};
 use super::flusher::{self, Wake};
 use super::history::Mark;
 use super::inner::{Inner, State, Writer};
 use super::names::{self, Names, Saved};
 use super::rebuild::{advance, copy, database_in_memory, first_database, open_journals, salvage};
+use super::records::{DiskHealth, DiskRecord};
 use super::recovery::{self, Found, Plan, images, look, plan};
 use super::replica::Replica;
-use super::table::{Key, Value};
+use super::table::{Key, Table, Value};
 use super::update::Update;
 use crate::disk::{Disk, DiskError, ObjectName};
 use crate::ids::{DiskId, Epoch, VolumeId};
@@ -36,6 +37,8 @@ pub struct Options {
     pub force: bool,
     /// Told of disks that fail.
     pub on_disk_failed: OnDiskFailed,
+    /// Faulty disks take no part as long as there are so many others.
+    pub least: usize,
     /// After this time a change is made durable though nobody asked.
     pub flush_after: Duration,
     /// At least this often the databases are brought up to the journal.
@@ -54,6 +57,7 @@ impl Options {
             read_only: false,
             force: false,
             on_disk_failed: Box::new(|_, _| {}),
+            least: 1,
             flush_after: Duration::from_secs(1),
             checkpoint_after: Duration::from_secs(30),
             checkpoint_bytes: 4 << 20,
@@ -149,23 +153,23 @@ impl Meta {
             return Err(error);
         }
         drop(databases);
-        let replicas: Vec<Replica> = disks
-            .into_iter()
-            .zip(all_sums)
-            .map(|((id, disk), sums)| Replica::new(id, disk, sums))
-            .collect();
+        let replicas = replicas(
+            disks
+                .into_iter()
+                .zip(all_sums)
+                .map(|((id, disk), sums)| (id, disk, sums)),
+        );
         let snapshot = first_snapshot(&replicas)?;
         let count = replicas.len();
-        let names = Names::default();
-        let meta = start(
-            options,
-            false,
-            count,
-            count,
+        let opened = Opened {
+            read_only: false,
+            disks_of_volume: count,
+            disks_needed: count,
             replicas,
-            (commit, names),
-            snapshot,
-        )?;
+            excluded: Vec::new(),
+            was_away: Vec::new(),
+        };
+        let meta = start(options, opened, (commit, Names::default()), snapshot)?;
         meta.update(fill)?;
         meta.close()
     }
@@ -220,12 +224,19 @@ impl Meta {
             let database = database_in_memory(&plan, &found, volume)?;
             let snapshot = database.snapshot()?;
             let commit = idle(plan.target);
-            let replicas = found
-                .into_iter()
-                .map(|disk| Replica::new(disk.id, disk.disk, disk.sums))
-                .collect();
-            let names = Names::default();
-            return start(options, true, count, 0, replicas, (commit, names), snapshot);
+            let opened = Opened {
+                read_only: true,
+                disks_of_volume: count,
+                disks_needed: 0,
+                replicas: replicas(
+                    found
+                        .into_iter()
+                        .map(|disk| (disk.id, disk.disk, disk.sums)),
+                ),
+                excluded: Vec::new(),
+                was_away: Vec::new(),
+            };
+            return start(options, opened, (commit, Names::default()), snapshot);
         }
         let (mark, plan, first) = match planned {
             Reachable::Planned(plan) => {
@@ -237,31 +248,71 @@ impl Meta {
                 (mark, None, (0, database.ok_or(MetaError::Nothing)?))
             }
         };
-        let (commit, well) = bring_up(&found, plan.as_deref(), mark, &first, &options)?;
+        let needed = if options.force { 1 } else { count.div_ceil(2) };
+        let excluded = excluded(&first.1, &found, needed.max(options.least))?;
+        let was_away = found
+            .iter()
+            .filter(|disk| disk.newest().generation != mark.generation && plan.is_some())
+            .map(|disk| disk.id)
+            .collect();
+        let (commit, well) = bring_up(&found, plan.as_deref(), mark, &first, &excluded, &options)?;
         // All databases are closed before the one to be read from is opened again, with its larger cache.
         drop(first);
         let names = Names::resume(&found, &well, mark, volume);
         found.retain(|disk| well.contains(&disk.id));
-        let replicas: Vec<Replica> = found
-            .into_iter()
-            .map(|disk| Replica::new(disk.id, disk.disk, disk.sums))
-            .collect();
+        let replicas = replicas(
+            found
+                .into_iter()
+                .map(|disk| (disk.id, disk.disk, disk.sums)),
+        );
         let snapshot = first_snapshot(&replicas)?;
-        let needed = if options.force { 1 } else { count.div_ceil(2) };
-        start(
-            options,
-            false,
-            count,
-            needed,
+        let opened = Opened {
+            read_only: false,
+            disks_of_volume: count,
+            disks_needed: needed,
             replicas,
-            (commit, names),
-            snapshot,
-        )
+            excluded,
+            was_away,
+        };
+        start(options, opened, (commit, names), snapshot)
     }
 }
 
+fn replicas(
+    disks: impl IntoIterator<Item = (DiskId, Arc<dyn Disk>, Arc<Sums>)>,
+) -> Vec<Arc<Replica>> {
+    let disks = disks.into_iter();
+    disks
+        .map(|(id, disk, sums)| Arc::new(Replica::new(id, disk, sums)))
+        .collect()
+}
+
+/// The disks that are left alone since they were faulty, unless fewer than `needed` others are here.
+fn excluded(database: &Arc<Database>, found: &[Found], needed: usize) -> Result<Vec<DiskId>> {
+    let prefix = Key::table_prefix(Table::Disk);
+    let bound = std::ops::Bound::Included(prefix.as_bytes());
+    let records = database
+        .snapshot()?
+        .range(prefix.as_bytes(), bound, usize::MAX)?;
+    let mut faulty = Vec::new();
+    for (key, value) in records {
+        // One that is damaged is healed when it is next read, and says nothing now.
+        let record = value.and_then(|value| DiskRecord::decode(&value));
+        if let (Some(id), Some(record)) = (key.decoder().key_u16(), record)
+            && record.health == DiskHealth::Faulty
+            && found.iter().any(|disk| disk.id == DiskId(id))
+        {
+            faulty.push(DiskId(id));
+        }
+    }
+    if found.len() < needed + faulty.len() {
+        faulty.clear();
+    }
+    Ok(faulty)
+}
+
 /// The first database that opens; all are alike.
-fn first_snapshot(replicas: &[Replica]) -> Result<Snapshot> {
+fn first_snapshot(replicas: &[Arc<Replica>]) -> Result<Snapshot> {
     let mut last = MetaError::Nothing;
     for replica in replicas {
         let opened = replica.database_with(READ_CACHE);
@@ -335,6 +386,7 @@ fn bring_up(
     plan: Option<&Plan>,
     mark: Mark,
     first: &(usize, Arc<Database>),
+    excluded: &[DiskId],
     options: &Options,
 ) -> Result<(Commit, Vec<DiskId>)> {
     let volume = options.volume;
@@ -344,6 +396,9 @@ fn bring_up(
     };
     let mut well: Vec<&Found> = Vec::new();
     for (place, disk) in found.iter().enumerate() {
+        if excluded.contains(&disk.id) {
+            continue;
+        }
         if place == first.0 {
             well.push(disk);
             continue;
@@ -455,16 +510,24 @@ fn idle(mark: Mark) -> Commit {
     }
 }
 
-/// Puts the parts together; begins a generation where anything may be written.
-fn start(
-    options: Options,
+/// What metadata is opened over.
+struct Opened {
     read_only: bool,
     disks_of_volume: usize,
     disks_needed: usize,
-    replicas: Vec<Replica>,
+    replicas: Vec<Arc<Replica>>,
+    excluded: Vec<DiskId>,
+    was_away: Vec<DiskId>,
+}
+
+/// Puts the parts together; begins a generation where anything may be written.
+fn start(
+    options: Options,
+    opened: Opened,
     (commit, names): (Commit, Names),
     base: Snapshot,
 ) -> Result<Meta> {
+    let read_only = opened.read_only;
     let mounts = match base.get(&Key::setting(MOUNTS))? {
         None => 0,
         Some(value) => value
@@ -483,11 +546,13 @@ fn start(
     let inner = Arc::new(Inner {
         options,
         read_only,
-        disks_of_volume,
-        disks_needed,
+        disks_of_volume: AtomicUsize::new(opened.disks_of_volume),
+        disks_needed: AtomicUsize::new(opened.disks_needed),
+        excluded: opened.excluded,
+        was_away: opened.was_away,
         mounts,
         next_number: AtomicU64::new(0),
-        replicas,
+        replicas: RwLock::new(opened.replicas),
         state: RwLock::new(State {
             version: 0,
             current: Arc::default(),
@@ -495,6 +560,7 @@ fn start(
             base: Arc::new(base),
         }),
         writer: Mutex::new(Writer::default()),
+        newest: Mutex::new(commit.mark),
         commit: Mutex::new(commit),
         names: Mutex::new(names),
         checkpointing: Mutex::new(Instant::now()),
@@ -515,7 +581,7 @@ fn start(
         inner.begin_generation(&mut commit, vec![(Key::setting(MOUNTS), Some(value))])?;
         commit.durable = inner.state.read().version;
     }
-    for replica in &inner.replicas {
+    for replica in inner.replicas.read().iter() {
         replica.close_if_idle();
     }
     let flusher = flusher::start(&inner).map_err(|source| DiskError::Io {

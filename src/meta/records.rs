@@ -214,23 +214,89 @@ pub enum DiskState {
     Left = 2,
 }
 
+/// How a disk fares, over mounts. The numbers are on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DiskHealth {
+    /// Written to and read from.
+    #[default]
+    Online = 1,
+    /// It fails now and then, or is slow: read around, and given no new data while the others are enough.
+    Suspect = 2,
+    /// It failed: nothing is written to it.
+    Faulty = 3,
+    /// It is not there.
+    Missing = 4,
+    /// It was away, or is new: what it lacks is being written to it.
+    Rebuilding = 5,
+}
+
+impl DiskHealth {
+    fn from_byte(byte: u8) -> Option<DiskHealth> {
+        Some(match byte {
+            1 => DiskHealth::Online,
+            2 => DiskHealth::Suspect,
+            3 => DiskHealth::Faulty,
+            4 => DiskHealth::Missing,
+            5 => DiskHealth::Rebuilding,
+            _ => return None,
+        })
+    }
+
+    /// The word that administrators see.
+    pub fn word(self) -> &'static str {
+        match self {
+            DiskHealth::Online => "online",
+            DiskHealth::Suspect => "suspect",
+            DiskHealth::Faulty => "faulty",
+            DiskHealth::Missing => "missing",
+            DiskHealth::Rebuilding => "rebuilding",
+        }
+    }
+}
+
 /// What the volume knows of one of its disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskRecord {
     /// Whether it belongs to the volume.
     pub state: DiskState,
+    /// How it fares.
+    pub health: DiskHealth,
     /// What the administrator calls it.
     pub name: String,
     /// When it joined.
     pub joined: Timestamp,
+    /// Since when it fares so.
+    pub since: Timestamp,
+    /// Why it is not online; empty when it is.
+    pub why: String,
 }
 
+/// The longest name and the longest reason of a disk, in bytes.
+const DISK_TEXT: usize = u16::MAX as usize;
+
 impl DiskRecord {
+    /// A disk that joins now.
+    pub fn new(name: &str, now: Timestamp) -> DiskRecord {
+        DiskRecord {
+            state: DiskState::Member,
+            health: DiskHealth::Online,
+            name: name.to_owned(),
+            joined: now,
+            since: now,
+            why: String::new(),
+        }
+    }
+
     /// The bytes to be stored.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION, self.state as u8];
+        let mut bytes = vec![VERSION, self.state as u8, self.health as u8];
         self.joined.encode(&mut bytes);
-        bytes.extend(self.name.as_bytes());
+        self.since.encode(&mut bytes);
+        let name = shortened(&self.name);
+        bytes.extend((name.len() as u16).to_le_bytes());
+        bytes.extend(name.as_bytes());
+        bytes.extend(shortened(&self.why).as_bytes());
         bytes
     }
 
@@ -240,16 +306,36 @@ impl DiskRecord {
         if decoder.u8()? != VERSION {
             return None;
         }
-        Some(DiskRecord {
-            state: match decoder.u8()? {
-                1 => DiskState::Member,
-                2 => DiskState::Left,
-                _ => return None,
-            },
-            joined: Timestamp::decode(&mut decoder)?,
-            name: String::from_utf8(decoder.rest().to_vec()).ok()?,
-        })
+        let state = match decoder.u8()? {
+            1 => DiskState::Member,
+            2 => DiskState::Left,
+            _ => return None,
+        };
+        let health = DiskHealth::from_byte(decoder.u8()?)?;
+        let joined = Timestamp::decode(&mut decoder)?;
+        let since = Timestamp::decode(&mut decoder)?;
+        let length = usize::from(decoder.u16()?);
+        let (name, why) = decoder.rest().split_at_checked(length)?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let record = DiskRecord {
+            state,
+            health,
+            name: text(name)?,
+            joined,
+            since,
+            why: text(why)?,
+        };
+        (record.why.len() <= DISK_TEXT).then_some(record)
     }
+}
+
+/// As much of a text as a record takes.
+fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(DISK_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -284,13 +370,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_come_back(inode in inode(), file: u64, kind in kind(), references: u32, name: String, joined in time()) {
+        fn records_come_back(inode in inode(), file: u64, kind in kind(), references: u32, name: String, why: String, joined in time()) {
             prop_assert_eq!(Inode::decode(&inode.encode()), Some(inode));
             let entry = Entry { file: FileId(file), kind };
             prop_assert_eq!(Entry::decode(&entry.encode()), Some(entry));
             let set = SetRecord { references };
             prop_assert_eq!(SetRecord::decode(&set.encode()), Some(set));
-            let disk = DiskRecord { state: DiskState::Left, name, joined };
+            let disk = DiskRecord {
+                state: DiskState::Left, health: DiskHealth::Faulty, since: joined, ..DiskRecord { why, ..DiskRecord::new(&name, joined) }
+            };
             prop_assert_eq!(DiskRecord::decode(&disk.encode()), Some(disk));
         }
 

@@ -37,6 +37,11 @@ impl Found {
         let head = self.history.head;
         (head.epoch != newest.epoch || head.fingerprint != newest.fingerprint).then_some(head.epoch)
     }
+
+    /// The newest moment that the disk knows of.
+    pub(super) fn newest(&self) -> Mark {
+        self.history.head
+    }
 }
 
 /// Looks at one disk. An error means that the disk does not answer at all.

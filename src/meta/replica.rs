@@ -84,6 +84,13 @@ impl Replica {
         Ok(())
     }
 
+    /// Whether this is the disk's open database.
+    pub(super) fn has_open(&self, database: &Arc<Database>) -> bool {
+        let open = self.open.lock();
+        let open = open.database.as_ref();
+        open.is_some_and(|open| Arc::ptr_eq(open, database))
+    }
+
     /// A snapshot of the disk's database if it is at this epoch.
     pub(super) fn snapshot_at(&self, epoch: Epoch) -> Result<Option<Snapshot>> {
         let snapshot = self.database()?.snapshot()?;

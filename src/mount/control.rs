@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod server;
+pub mod tasks;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::volume::{Inspection, Status};
+use crate::volume::{Inspection, Status, TaskStatus};
 
 /// The longest request that is listened to.
 pub const REQUEST_MAX: u64 = 16 << 10;
@@ -31,6 +32,59 @@ pub enum Request {
     },
     /// Commit everything that is open, and answer when it is done.
     Commit {},
+    /// How is the task that runs, or the last one?
+    Task {},
+    /// End the task that runs.
+    CancelTask {},
+    /// Have the task keep to so many bytes a second; without a rate it goes as fast as it can.
+    TaskRate {
+        /// Bytes a second.
+        rate: Option<u64>,
+    },
+    /// Begin to verify and repair everything.
+    Scrub {
+        /// Bytes a second.
+        rate: Option<u64>,
+    },
+    /// Begin to move blocks until all disks are about equally full.
+    Rebalance {
+        /// Bytes a second.
+        rate: Option<u64>,
+    },
+    /// Have an empty directory become a disk.
+    AddDisk {
+        /// The directory.
+        path: PathBuf,
+        /// What it is to be called.
+        name: Option<String>,
+    },
+    /// Begin to move what a disk holds to the others; then it leaves.
+    RemoveDisk {
+        /// Its name or path.
+        disk: String,
+        /// Bytes that only it had, and does not give, are given up.
+        give_up: bool,
+        /// Bytes a second.
+        rate: Option<u64>,
+    },
+    /// Begin to move what a disk holds to an empty directory that joins for it; then it leaves.
+    ReplaceDisk {
+        /// Its name or path.
+        disk: String,
+        /// The directory of the new one.
+        path: PathBuf,
+        /// What the new one is to be called.
+        name: Option<String>,
+        /// Bytes that only the old one had, and does not give, are given up.
+        give_up: bool,
+        /// Bytes a second.
+        rate: Option<u64>,
+    },
+    /// Have a disk that was suspect, faulty or missing take part again.
+    DiskOnline {
+        /// Its name or path.
+        disk: String,
+    },
     /// Answer when the mount has ended and everything is committed.
     AwaitEnd {},
 }
@@ -49,6 +103,13 @@ pub enum Response {
     Committed {},
     /// To `AwaitEnd`, at once: the end will be told.
     Awaited {},
+    /// To whatever has to do with a task; none if there never was one.
+    Task(Box<Option<TaskStatus>>),
+    /// To `AddDisk` and `DiskOnline`: what was done, in words.
+    Said {
+        /// The words.
+        message: String,
+    },
     /// To `AwaitEnd`: the process ends now.
     Ended {
         /// Why the last commit failed, if it did.
@@ -130,6 +191,15 @@ mod tests {
             (r#"{"inspect":{"file":7}}"#, Request::Inspect { file: 7 }),
             (r#"{"commit":{}}"#, Request::Commit {}),
             (r#"{"await_end":{}}"#, Request::AwaitEnd {}),
+            (r#"{"scrub":{"rate":null}}"#, Request::Scrub { rate: None }),
+            (
+                r#"{"remove_disk":{"disk":"a","give_up":false,"rate":5}}"#,
+                Request::RemoveDisk {
+                    disk: "a".to_string(),
+                    give_up: false,
+                    rate: Some(5),
+                },
+            ),
         ] {
             assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
             assert_eq!(serde_json::to_string(&request).unwrap(), text);

@@ -26,7 +26,7 @@ pub use budget::{Budget, Permit};
 pub use buffers::{Buffer, Buffers};
 pub use cache::BlockCache;
 pub use compression::Compression;
-pub use disks::{DiskState, Disks};
+pub use disks::{DiskState, Disks, Takes};
 pub use pipeline::{NoWindow, Pipeline, WritePolicy};
 pub use placement::{Candidate, data_capacity};
 pub use reader::{ReadError, Reader};

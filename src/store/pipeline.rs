@@ -2,7 +2,7 @@
 //! of disks for the next window.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::budget::Budget;
 use super::buffers::Buffers;
@@ -73,6 +73,8 @@ pub struct Pipeline {
     /// Bytes of sealed blocks that no disk has taken yet.
     pub(super) unwritten: AtomicU64,
     turn: AtomicU64,
+    /// New windows are narrower than the policy has them.
+    narrow: AtomicBool,
 }
 
 impl Pipeline {
@@ -86,7 +88,7 @@ impl Pipeline {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let workers = Workers::start("compress", threads, true)?;
         let room = Arc::new(Room::new(Arc::clone(&disks)));
-        let writers = DiskWriters::start(&disks, &room)?;
+        let writers = DiskWriters::new(&disks, &room);
         Ok(Arc::new(Pipeline {
             volume,
             policy,
@@ -98,7 +100,27 @@ impl Pipeline {
             workers,
             unwritten: AtomicU64::new(0),
             turn: AtomicU64::new(0),
+            narrow: AtomicBool::new(false),
         }))
+    }
+
+    /// Says once when new windows cannot be as wide as the policy has it, and when they can again. They survive as many
+    /// losses all the same, for more room.
+    fn tell_of_narrow_windows(&self, code: Code, disks: usize) {
+        let narrow = disks < usize::from(code.k) + usize::from(code.m);
+        if code.m == 0 || self.narrow.swap(narrow, Ordering::Relaxed) == narrow {
+            return;
+        }
+        if narrow {
+            tracing::warn!(disks, policy = %code, "too few disks take data for windows as wide as the policy has them");
+        } else {
+            tracing::info!(disks, policy = %code, "enough disks take data again");
+        }
+    }
+
+    /// A disk is another one now, or gone: its writer ends once what is queued for it is done.
+    pub fn end_writer(&self, disk: DiskId) {
+        self.writers.end(disk);
     }
 
     /// Bytes of blocks that are on their way to a disk.
@@ -125,7 +147,9 @@ impl Pipeline {
     pub(super) fn choose(&self, lane: Lane) -> Result<(Code, Vec<DiskId>), NoWindow> {
         let code = self.code(lane);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let candidates = self.room.candidates();
+        let whole = usize::from(code.k) + usize::from(code.m);
+        let candidates = self.room.candidates_for(whole);
+        self.tell_of_narrow_windows(code, candidates.len());
         choose(code, &candidates, turn).ok_or_else(|| self.refusal(code, candidates.len()))
     }
 

@@ -64,6 +64,8 @@ pub struct BlockRecord {
     pub encoding: Encoding,
     /// Whether the block's stored bytes are part of its column, that is, under parity.
     pub protected: bool,
+    /// Whether the block is known to be gone: its disk was given up and nothing else holds it.
+    pub lost: bool,
     /// Where the block's header begins in the window set's blocks object on that disk.
     pub offset: u64,
     /// Where the block begins in its column; without meaning unless protected. Bytes.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::disks::{DiskState, Disks};
+use super::disks::{Disks, Takes};
 use super::placement::Candidate;
 use crate::disk::Space;
 use crate::ids::DiskId;
@@ -51,11 +51,19 @@ impl Room {
             let mut space = BTreeMap::new();
             for status in self.disks.list() {
                 // Asked here because nothing else notices that a disk is gone on which nothing new is made.
-                if status.state == DiskState::Online && !self.disks.check(status.id) {
+                if status.state.takes_writes() && !self.disks.check(status.id) {
                     continue;
                 }
-                if let Some(Ok(now)) = self.disks.get(status.id).map(|disk| disk.space()) {
-                    space.insert(status.id, now);
+                match self.disks.ask(status.id, |disk| disk.space()) {
+                    Some(Ok(now)) => {
+                        space.insert(status.id, now);
+                    }
+                    Some(Err(_)) => {}
+                    // It hangs: what it last said is as good as anything.
+                    None => {
+                        let before = state.space.get(&status.id);
+                        space.extend(before.map(|before| (status.id, *before)));
+                    }
                 }
             }
             state.space = space;
@@ -83,6 +91,16 @@ impl Room {
         state.asked = None;
     }
 
+    /// The disks that can take new windows of so many disks, with what they can take beyond the reserve. Suspect
+    /// disks are among them only where the others are not enough.
+    pub fn candidates_for(&self, disks: usize) -> Vec<Candidate> {
+        let all = self.candidates();
+        let takes =
+            |candidate: &&Candidate| self.disks.takes_data(candidate.disk) == Takes::Anything;
+        let good: Vec<Candidate> = all.iter().filter(takes).copied().collect();
+        if good.len() >= disks { good } else { all }
+    }
+
     /// The disks that can take new windows, with what they can take beyond the reserve.
     pub fn candidates(&self) -> Vec<Candidate> {
         let space = self.space();
@@ -91,7 +109,8 @@ impl Room {
         let usable = self.disks.usable_for_writing();
         let with_room = usable
             .into_iter()
-            .filter(|disk| !state.full.contains_key(disk));
+            .filter(|disk| !state.full.contains_key(disk))
+            .filter(|disk| self.disks.takes_data(*disk) != Takes::Nothing);
         with_room
             .filter_map(|disk| {
                 let space = space.get(&disk)?;

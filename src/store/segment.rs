@@ -175,40 +175,69 @@ enum Job {
     },
 }
 
-/// The ordered writers of all disks.
+/// The ordered writers of all disks. A disk's writer is started when it is first needed.
 pub struct DiskWriters {
+    disks: Arc<Disks>,
+    room: Arc<Room>,
+    writers: Mutex<Writers>,
+}
+
+#[derive(Default)]
+struct Writers {
     queues: HashMap<DiskId, Arc<Queue<Job>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Vec<JoinHandle<()>>,
+    stopped: bool,
 }
 
 impl std::fmt::Debug for DiskWriters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DiskWriters")
-            .field("disks", &self.queues.len())
+            .field("disks", &self.writers.lock().queues.len())
             .finish()
     }
 }
 
 impl DiskWriters {
-    /// Starts a writer for every disk that is there.
-    pub fn start(disks: &Arc<Disks>, room: &Arc<Room>) -> std::io::Result<DiskWriters> {
-        let mut queues = HashMap::new();
-        let mut threads = Vec::new();
-        for id in disks.list().into_iter().map(|status| status.id) {
-            let Some(disk) = disks.get(id) else { continue };
-            let queue: Arc<Queue<Job>> = Arc::default();
-            let jobs = Arc::clone(&queue);
-            let (disks, room) = (Arc::clone(disks), Arc::clone(room));
-            let thread = std::thread::Builder::new()
-                .name(format!("disk {id}"))
-                .spawn(move || serve(&disks, &room, id, disk.as_ref(), &jobs))?;
-            queues.insert(id, queue);
-            threads.push(thread);
+    /// No writer yet.
+    pub fn new(disks: &Arc<Disks>, room: &Arc<Room>) -> DiskWriters {
+        DiskWriters {
+            disks: Arc::clone(disks),
+            room: Arc::clone(room),
+            writers: Mutex::default(),
         }
-        Ok(DiskWriters {
-            queues,
-            threads: Mutex::new(threads),
-        })
+    }
+
+    /// A disk's queue, with a writer behind it.
+    fn queue(&self, id: DiskId) -> Option<Arc<Queue<Job>>> {
+        let mut writers = self.writers.lock();
+        if let Some(queue) = writers.queues.get(&id) {
+            return Some(Arc::clone(queue));
+        }
+        let disk = self.disks.get(id).filter(|_| !writers.stopped)?;
+        let queue: Arc<Queue<Job>> = Arc::default();
+        let jobs = Arc::clone(&queue);
+        let (disks, room) = (Arc::clone(&self.disks), Arc::clone(&self.room));
+        let thread = std::thread::Builder::new()
+            .name(format!("disk {id}"))
+            .spawn(move || serve(&disks, &room, id, disk.as_ref(), &jobs));
+        match thread {
+            Ok(thread) => {
+                writers.queues.insert(id, Arc::clone(&queue));
+                writers.threads.push(thread);
+                Some(queue)
+            }
+            Err(error) => {
+                tracing::error!(%error, "no thread to write to a disk");
+                None
+            }
+        }
+    }
+
+    /// A disk is another one now, or gone: what is queued for it is finished, and its writer ends.
+    pub fn end(&self, id: DiskId) {
+        if let Some(queue) = self.writers.lock().queues.remove(&id) {
+            queue.close();
+        }
     }
 
     /// Queues bytes behind everything queued for that disk before.
@@ -230,7 +259,7 @@ impl DiskWriters {
     }
 
     fn send(&self, id: DiskId, job: Job) {
-        let refused = match self.queues.get(&id) {
+        let refused = match self.queue(id) {
             Some(queue) => queue.push(job).err(),
             None => Some(job),
         };
@@ -247,11 +276,16 @@ impl DiskWriters {
 
     /// Finishes what is queued and ends the writers.
     pub fn stop(&mut self) {
-        for queue in self.queues.values() {
-            queue.close();
-        }
+        let threads = {
+            let mut writers = self.writers.lock();
+            writers.stopped = true;
+            for queue in writers.queues.values() {
+                queue.close();
+            }
+            std::mem::take(&mut writers.threads)
+        };
         let own = std::thread::current().id();
-        for thread in self.threads.lock().drain(..) {
+        for thread in threads {
             // The last to let go may be a writer itself, telling how its last append went.
             if thread.thread().id() != own {
                 // A writer that panicked has dropped its callbacks; whoever waits for them sees that.

@@ -442,6 +442,11 @@ impl SetWriter {
         }
         let (sender, results) = bounded(by_disk.len().max(1));
         for (disk, segments) in by_disk {
+            if self.pipeline.disks.get(disk).is_none() {
+                // Its directory was deleted: what is still open there would take everything, and keep nothing.
+                self.state.lock().failed.insert(disk);
+                continue;
+            }
             let sender = sender.clone();
             let done = Box::new(move |result: Result<(), AppendError>| {
                 // The receiver waits for exactly these answers.

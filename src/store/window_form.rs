@@ -15,7 +15,7 @@
 //! 34  2  a disk, k + m times
 //!        then a parity shard, 16 bytes each: offset 8, xxh3 8
 //!        then a block, 32 bytes each:
-//!              column 1 · encoding in the low 7 bits, protected in the highest 1 · 0 2 · column offset 4 ·
+//!              column 1 · encoding in the low 6 bits, lost in the next, protected in the highest 1 · 0 2 · column offset 4 ·
 //!              stored bytes 4 · bytes of the file 4 · offset 8 · xxh3 8
 //! ```
 //!
@@ -36,6 +36,7 @@ pub const WINDOW_HEAD: usize = 8;
 pub const WINDOW_FORM_MAX: usize = WINDOW_HEAD + 26 + SHARDS_MAX * (2 + 16) + WINDOW_BLOCKS * 32;
 
 const PROTECTED: u8 = 0x80;
+const LOST: u8 = 0x40;
 
 /// What is wrong with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +64,9 @@ pub fn put_window(out: &mut Vec<u8>, window: &WindowRecord) -> Result<(), BadWin
     }
     for block in &window.blocks {
         let protected = if block.protected { PROTECTED } else { 0 };
-        out.extend_from_slice(&[block.column, block.encoding as u8 | protected, 0, 0]);
+        let lost = if block.lost { LOST } else { 0 };
+        let flags = block.encoding as u8 | protected | lost;
+        out.extend_from_slice(&[block.column, flags, 0, 0]);
         out.extend_from_slice(&block.column_offset.to_le_bytes());
         out.extend_from_slice(&block.stored.to_le_bytes());
         out.extend_from_slice(&block.raw.to_le_bytes());
@@ -130,7 +133,7 @@ fn parse(no: WindowNo, wire: &mut Wire<'_>) -> Option<Result<WindowRecord, BadWi
         let column = wire.u8()?;
         let flags = wire.u8()?;
         wire.u16()?;
-        let encoding = match flags & !PROTECTED {
+        let encoding = match flags & !(PROTECTED | LOST) {
             0 => Encoding::Plain,
             1 => Encoding::Zstd,
             2 => Encoding::Lz4,
@@ -140,6 +143,7 @@ fn parse(no: WindowNo, wire: &mut Wire<'_>) -> Option<Result<WindowRecord, BadWi
             column,
             encoding,
             protected: flags & PROTECTED != 0,
+            lost: flags & LOST != 0,
             column_offset: wire.u32()?,
             stored: wire.u32()?,
             raw: wire.u32()?,
@@ -195,11 +199,15 @@ pub fn validate(window: &WindowRecord) -> Result<(), BadWindow> {
     for block in &window.blocks {
         if block.stored == 0 {
             must(
-                block.raw == 0 && !block.protected,
+                block.raw == 0 && !block.protected && !block.lost,
                 "a place given up holds bytes",
             )?;
             continue;
         }
+        must(
+            !(block.lost && block.protected),
+            "a block that is gone is under parity",
+        )?;
         let (stored, raw) = (block.stored as usize, block.raw as usize);
         must(usize::from(block.column) < k, "a block's column")?;
         must((1..=BLOCK_MAX).contains(&raw), "a block's length")?;

@@ -57,6 +57,8 @@ pub enum Purpose {
     Spill,
     /// Too much is dead: move what lives out of sparse windows.
     Compact,
+    /// Make true what a task has moved, and nothing that programs wrote.
+    Relocate,
 }
 
 /// What a commit works on.
@@ -71,6 +73,8 @@ pub(super) struct Frozen {
     pub dead: u64,
     /// All inline pieces are to become blocks.
     pub unpack_pieces: bool,
+    /// A new base is written in any case.
+    pub must_fold: bool,
     /// What may be given back once this is true.
     pub sweep: Sweep,
     pub purpose: Purpose,
@@ -170,6 +174,7 @@ impl Volume {
             followed: (purpose != Purpose::Spill).then(|| state.follow.freeze()),
             dead: state.dead,
             unpack_pieces,
+            must_fold: false,
             sweep: Sweep::default(),
             purpose,
             dead_pieces: Vec::new(),
@@ -215,7 +220,7 @@ impl Volume {
     }
 
     /// Makes all pending sets durable, and puts elsewhere what failing disks did not take.
-    fn sync_sets(&self, file: &Arc<OpenFile>) -> Result<()> {
+    pub(super) fn sync_sets(&self, file: &Arc<OpenFile>) -> Result<()> {
         let mut handled: BTreeSet<(SetId, DiskId)> = BTreeSet::new();
         for _ in 0..ROUNDS {
             let pending = file.state.lock().pending.clone();
@@ -238,9 +243,10 @@ impl Volume {
         ))
     }
 
-    fn write_metadata(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
+    pub(super) fn write_metadata(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
         let spill = frozen.purpose == Purpose::Spill;
-        let dropped = if spill {
+        let relocates = frozen.purpose == Purpose::Relocate;
+        let dropped = if spill || relocates {
             Vec::new()
         } else {
             self.drop_dead_windows(file)?
@@ -261,6 +267,7 @@ impl Volume {
         delta.dropped = dropped;
         let encoded = encode_delta(&delta)?;
         let fold = spill
+            || frozen.must_fold
             || frozen.purpose == Purpose::Compact
             || encoded.len() > DELTA_BYTES
             || next_delta - first_delta >= DELTAS_MAX
@@ -351,9 +358,12 @@ impl Volume {
                 }
                 head.next_delta = next_delta + 1;
                 head.sets.extend(&new_sets);
-                let (stored, unprotected) = sums(&delta.windows);
-                head.stored += stored;
-                head.unprotected += unprotected;
+                // What was only moved is counted already.
+                if !relocates {
+                    let (stored, unprotected) = sums(&delta.windows);
+                    head.stored += stored;
+                    head.unprotected += unprotected;
+                }
             }
         }
         let dead_bytes: u32 = frozen

@@ -11,11 +11,14 @@ mod file;
 mod filemap;
 mod fold;
 mod follow;
+mod fsck;
 mod gather;
 mod guests;
 mod handles;
 mod head;
+mod health;
 pub mod look;
+mod members;
 mod names;
 mod open;
 mod open_file;
@@ -23,11 +26,13 @@ mod overlay;
 mod read;
 mod recover;
 mod rescue;
+mod roster;
 mod sets;
 mod settle;
 mod status;
 mod straight;
 mod sweep;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod tiers;
@@ -44,6 +49,7 @@ use parking_lot::{Mutex, RwLock};
 pub use attributes::{Attributes, Caller, Capacity, Changes, Entry, SetTime};
 pub use error::{Result, VolumeError};
 pub use follow::Followed;
+pub use fsck::{FsckReport, Problem};
 pub use guests::Guests;
 pub use handles::{Handle, Opened};
 pub use open::{Mode, VolumeOptions};
@@ -51,6 +57,7 @@ pub use status::{
     DiskShare, DiskStatus, FileCounts, Inspection, Owed, Status, TierBytes, WindowLine,
 };
 pub use straight::reuse;
+pub use tasks::{TaskKind, TaskState, TaskStatus};
 pub use tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
 pub use write::Allocate;
 
@@ -96,7 +103,12 @@ pub struct Volume {
     disks: Arc<Disks>,
     /// Given back when the volume is closed.
     locks: Mutex<Vec<DiskLock>>,
-    paths: Vec<(crate::ids::DiskId, String)>,
+    paths: Mutex<Vec<(crate::ids::DiskId, String)>>,
+    /// Where the config is, which names the disks.
+    config: std::path::PathBuf,
+    roster: Mutex<roster::Roster>,
+    bell: Arc<health::Bell>,
+    tasks: tasks::Tasks,
     pipeline: Arc<Pipeline>,
     reader: Reader,
     cache: Arc<BlockCache>,

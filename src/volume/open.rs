@@ -1,6 +1,6 @@
 //! Making a volume, opening it, closing it.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -13,10 +13,12 @@ use super::handles::Handles;
 use super::names;
 use super::recover;
 use super::rescue;
+use super::roster::{self, Found, Roster, busy};
 use super::sweep::Sweeper;
+use super::tasks::Tasks;
 use super::tiers::TierSource;
-use crate::config::{CommitMode, Config, DiskConfig};
-use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError};
+use crate::config::{CommitMode, Config};
+use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError};
 use crate::ids::{DiskId, VolumeId};
 use crate::meta::{self, DiskRecord, DiskState, Meta, MetaError, Records, Timestamp, WriteRecords};
 use crate::store::manifest::ManifestCache;
@@ -61,17 +63,6 @@ const MANIFEST_CACHE: u64 = 16 << 20;
 /// Threads that read and decompress.
 const READERS: usize = 8;
 
-/// A disk of the config, as it was found.
-struct Found {
-    name: String,
-    path: PathBuf,
-    disk: Option<Arc<dyn Disk>>,
-    label: Option<Label>,
-    /// The label is there and cannot be read.
-    damaged: bool,
-    lock: Option<DiskLock>,
-}
-
 impl Volume {
     /// Makes a new volume on the config's disks.
     pub fn create(config: &Config) -> Result<()> {
@@ -111,16 +102,7 @@ impl Volume {
         }
         let records: Vec<(DiskId, DiskRecord)> = disks
             .iter()
-            .map(|(id, disk)| {
-                (
-                    *id,
-                    DiskRecord {
-                        state: DiskState::Member,
-                        name: disk.name().to_owned(),
-                        joined: now,
-                    },
-                )
-            })
+            .map(|(id, disk)| (*id, DiskRecord::new(disk.name(), now)))
             .collect();
         // The owner of the root is whoever makes the volume.
         let (uid, gid) = (
@@ -134,6 +116,10 @@ impl Volume {
             }
             Ok(())
         })?;
+        let members: Vec<(DiskId, String)> = disks
+            .iter()
+            .map(|(id, disk)| (*id, disk.name().to_owned()))
+            .collect();
         // The labels come last: without all of them the disks are not yet a volume.
         for (id, disk) in &disks {
             Label {
@@ -143,7 +129,8 @@ impl Volume {
                 disk: *id,
                 disk_name: disk.name().to_owned(),
                 created: now.seconds,
-                disks: config.disks.len() as u16,
+                roster: 1,
+                members: members.clone(),
             }
             .write(disk.as_ref())?;
         }
@@ -158,7 +145,7 @@ impl Volume {
 
     /// The same with other options.
     pub fn open_with(config: &Config, mode: Mode, options: VolumeOptions) -> Result<Arc<Volume>> {
-        Self::open_found(config, find(config, mode)?, mode, options)
+        Self::open_found(config, roster::find(config, mode)?, mode, options)
     }
 
     /// Opens a volume on disks that are in hand, in the order of the config; `None` for one that is missing.
@@ -170,7 +157,7 @@ impl Volume {
         options: VolumeOptions,
     ) -> Result<Arc<Volume>> {
         let disks = config.disks.iter().zip(media);
-        let found = disks.map(|(disk, medium)| look(disk, medium));
+        let found = disks.map(|(disk, medium)| roster::look(disk, medium));
         Self::open_found(config, found.collect::<Result<_>>()?, mode, options)
     }
 
@@ -183,7 +170,10 @@ impl Volume {
         let opened = Self::open_or_rescue(config, found, mode, options, None)?;
         if !opened.read_only {
             recover::orphans(&opened)?;
+            opened.keep_health()?;
             recover::begin(&opened);
+            opened.resume_task()?;
+            Volume::begin_to_look_after(&opened);
         }
         Ok(opened)
     }
@@ -192,7 +182,7 @@ impl Volume {
     pub(super) fn open_for_rescue(config: &Config, lines: &mut Vec<String>) -> Result<Arc<Volume>> {
         Self::open_or_rescue(
             config,
-            find(config, Mode::ReadWrite)?,
+            roster::find(config, Mode::ReadWrite)?,
             Mode::ReadWrite,
             VolumeOptions::default(),
             Some(lines),
@@ -201,20 +191,19 @@ impl Volume {
 
     fn open_or_rescue(
         config: &Config,
-        mut found: Vec<Found>,
+        found: Vec<Found>,
         mode: Mode,
         options: VolumeOptions,
         report: Option<&mut Vec<String>>,
     ) -> Result<Arc<Volume>> {
-        let volume = identify(config, &found)?;
-        let ids = number(&found)?;
+        let roster = Roster::of(config, &found)?;
+        let mut found = roster.assign(config, found)?;
         let media: Vec<(DiskId, Option<Arc<dyn Disk>>)> = found
             .iter()
-            .zip(&ids)
-            .map(|(found, id)| (*id, found.disk.clone()))
+            .map(|(id, found)| (*id, found.disk.clone()))
             .collect();
         let registry = Arc::new(Disks::new(mode == Mode::ReadOnly));
-        for ((id, disk), found) in media.iter().zip(&found) {
+        for ((id, disk), (_, found)) in media.iter().zip(&found) {
             registry.insert(*id, found.name.clone(), disk.clone());
         }
         let (journal_bytes, checkpoint_bytes) = (options.journal_bytes, options.checkpoint_bytes);
@@ -224,40 +213,42 @@ impl Volume {
                 meta::Options {
                     read_only: mode == Mode::ReadOnly,
                     force: mode == Mode::Forced,
+                    least: usize::from(config.policy.critical.m) + 1,
                     journal_bytes,
                     checkpoint_bytes,
                     on_disk_failed: Box::new(move |disk, error| registry.mark_faulty(disk, error)),
-                    ..meta::Options::new(volume)
+                    ..meta::Options::new(roster.volume)
                 }
             };
             match report {
                 None => Meta::open(media.clone(), options())?,
-                Some(lines) => rescue::metadata(config, &media, options, lines)?,
+                Some(lines) => rescue::metadata(&media, options, lines)?,
             }
         };
-        let opened = Self::assemble(config, volume, meta, registry, &found, &ids, options.tiers)?;
+        let opened = Self::assemble(config, &roster, meta, registry, &found, options.tiers)?;
         opened
             .locks
             .lock()
-            .extend(found.iter_mut().filter_map(|found| found.lock.take()));
+            .extend(found.iter_mut().filter_map(|(_, found)| found.lock.take()));
         if !opened.read_only {
-            opened.relabel(&found, &ids)?;
+            opened.settle_members(&found)?;
         }
+        opened.take_up_health(&found)?;
         Ok(opened)
     }
 
     fn assemble(
         config: &Config,
-        id: VolumeId,
+        roster: &Roster,
         meta: Meta,
         disks: Arc<Disks>,
-        found: &[Found],
-        ids: &[DiskId],
+        found: &[(DiskId, Found)],
         tiers: Arc<dyn TierSource>,
     ) -> Result<Arc<Volume>> {
         let io = |error: std::io::Error| {
             VolumeError::new(libc::EAGAIN, format!("cannot start threads: {error}"))
         };
+        let id = roster.volume;
         let policy = WritePolicy {
             critical: config.policy.critical,
             expendable: config.policy.expendable,
@@ -291,11 +282,16 @@ impl Volume {
                 reader,
                 disks,
                 locks: Mutex::new(Vec::new()),
-                paths: found
-                    .iter()
-                    .zip(ids)
-                    .map(|(found, id)| (*id, found.path.display().to_string()))
-                    .collect(),
+                paths: Mutex::new(
+                    found
+                        .iter()
+                        .map(|(id, found)| (*id, found.path.display().to_string()))
+                        .collect(),
+                ),
+                config: config.file.clone(),
+                roster: Mutex::new(roster.clone()),
+                bell: Arc::default(),
+                tasks: Tasks::default(),
                 pipeline,
                 cache,
                 manifests: Arc::new(ManifestCache::new(MANIFEST_CACHE)),
@@ -329,32 +325,70 @@ impl Volume {
         }
     }
 
-    /// Writes the label of a disk anew whose label was damaged: what else is on it has proved it a member.
-    fn relabel(&self, found: &[Found], ids: &[DiskId]) -> Result<()> {
+    /// Makes the metadata and the labels agree on which disks there are, and what they are called.
+    fn settle_members(&self, found: &[(DiskId, Found)]) -> Result<()> {
+        let now = Timestamp::now();
+        let records: BTreeMap<DiskId, DiskRecord> = self.meta.view().disks()?.into_iter().collect();
+        let mut members = Vec::new();
+        for (id, found) in found {
+            let known = records.get(id);
+            let record = match known {
+                // It left, and a crash kept its label from saying so.
+                Some(record) if record.state == DiskState::Left => continue,
+                Some(record) => DiskRecord {
+                    name: found.name.clone(),
+                    ..record.clone()
+                },
+                None => DiskRecord::new(&found.name, now),
+            };
+            if known != Some(&record) {
+                self.meta.update(|update| -> Result<()> {
+                    update.put_disk(*id, &record);
+                    Ok(())
+                })?;
+            }
+            members.push((*id, found.name.clone()));
+        }
+        let labels: BTreeMap<DiskId, Label> = found
+            .iter()
+            .filter_map(|(id, found)| Some((*id, found.label.clone()?)))
+            .collect();
+        self.relabel(members, &labels)
+    }
+
+    /// Writes the labels of all disks that take writes and do not tell of these members.
+    pub(super) fn relabel(
+        &self,
+        members: Vec<(DiskId, String)>,
+        known: &BTreeMap<DiskId, Label>,
+    ) -> Result<()> {
+        let mut roster = self.roster.lock();
+        if roster.members != members {
+            roster.number += 1;
+            roster.members = members;
+        }
         let online = self.meta.online();
-        for (found, id) in found.iter().zip(ids) {
-            let Some(disk) = found
-                .disk
-                .as_ref()
-                .filter(|_| found.damaged && online.contains(id))
-            else {
+        let view = self.meta.view();
+        for (id, name) in &roster.members {
+            let Some(disk) = self.disks.get(*id).filter(|_| online.contains(id)) else {
                 continue;
             };
-            let record = self.meta.view().disk(*id)?;
             let label = Label {
                 format: FORMAT,
                 volume: self.id,
                 volume_name: self.name.clone(),
                 disk: *id,
-                disk_name: found.name.clone(),
-                created: record.map_or(0, |record| record.joined.seconds),
-                disks: ids.len() as u16,
+                disk_name: name.clone(),
+                created: view.disk(*id)?.map_or(0, |record| record.joined.seconds),
+                roster: roster.number,
+                members: roster.members.clone(),
             };
-            label.write(disk.as_ref())?;
-            tracing::warn!(
-                disk = found.name,
-                "its label was damaged and is written anew"
-            );
+            if known.get(id) != Some(&label) {
+                if let Err(error) = label.write(disk.as_ref()) {
+                    tracing::warn!(disk = name, %error, "its label cannot be written");
+                    self.disks.mark_faulty(*id, error);
+                }
+            }
         }
         Ok(())
     }
@@ -364,6 +398,8 @@ impl Volume {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.bell.stop();
+        self.stop_task();
         let committed = if self.read_only {
             Ok(())
         } else {
@@ -383,149 +419,4 @@ fn random() -> u128 {
     // The kernel's random numbers cannot fail once it has started; a clash would need 2^64 volumes.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     u128::from_le_bytes(bytes)
-}
-
-fn busy(error: LockError) -> VolumeError {
-    VolumeError::new(libc::EBUSY, error.to_string())
-}
-
-/// Finds every disk of the config. One that is not there is not an error here.
-fn find(config: &Config, mode: Mode) -> Result<Vec<Found>> {
-    let mut all = Vec::new();
-    for disk in &config.disks {
-        let opened = if mode == Mode::ReadOnly {
-            DirectoryDisk::open_untouched(&disk.name, &disk.path)
-        } else {
-            DirectoryDisk::open(&disk.name, &disk.path)
-        };
-        let medium: Option<Arc<dyn Disk>> = match opened {
-            Ok(directory) => Some(Arc::new(directory)),
-            Err(error) => {
-                tracing::warn!(disk = disk.name, %error, "missing");
-                None
-            }
-        };
-        let mut found = look(disk, medium)?;
-        if mode != Mode::ReadOnly && found.disk.is_some() {
-            match DiskLock::take(&disk.path) {
-                Ok(lock) => found.lock = Some(lock),
-                Err(error) => {
-                    if matches!(error, LockError::Held { .. }) {
-                        return Err(busy(error));
-                    }
-                    // A disk that cannot be written to is not lost for reading.
-                    tracing::warn!(disk = disk.name, %error, "cannot be locked");
-                }
-            }
-        }
-        all.push(found);
-    }
-    Ok(all)
-}
-
-/// Looks at the label of a disk of the config.
-fn look(disk: &DiskConfig, medium: Option<Arc<dyn Disk>>) -> Result<Found> {
-    let mut found = Found {
-        name: disk.name.clone(),
-        path: disk.path.clone(),
-        disk: None,
-        label: None,
-        damaged: false,
-        lock: None,
-    };
-    let Some(medium) = medium else {
-        return Ok(found);
-    };
-    match Label::read(medium.as_ref()) {
-        Ok(label) => found.label = Some(label),
-        Err(LabelError::Damaged { .. }) => found.damaged = true,
-        Err(error @ LabelError::TooNew { .. }) => return Err(error.into()),
-        Err(LabelError::Disk(error)) => {
-            tracing::warn!(disk = disk.name, %error, "no disk of a volume; it counts as missing");
-            return Ok(found);
-        }
-    }
-    found.disk = Some(medium);
-    Ok(found)
-}
-
-/// The volume that the disks belong to.
-fn identify(config: &Config, found: &[Found]) -> Result<VolumeId> {
-    let mut volume: Option<&Label> = None;
-    for label in found.iter().filter_map(|found| found.label.as_ref()) {
-        match volume {
-            Some(other) if other.volume != label.volume => {
-                return Err(VolumeError::new(
-                    libc::EINVAL,
-                    format!(
-                        "disk {} belongs to volume {} ({}), and disk {} to volume {} ({}); name the disks of one \
-                         volume in {}",
-                        other.disk_name,
-                        other.volume_name,
-                        other.volume,
-                        label.disk_name,
-                        label.volume_name,
-                        label.volume,
-                        config.file.display()
-                    ),
-                ));
-            }
-            Some(_) => {}
-            None => volume = Some(label),
-        }
-    }
-    // Whether enough disks are here to write is a question of all of them, not of those that the config names.
-    if let Some(label) = volume
-        && usize::from(label.disks) > found.len()
-    {
-        return Err(VolumeError::new(
-            libc::EINVAL,
-            format!(
-                "volume {} has {} disks, and {} names only {}; name all of them, those too that are gone",
-                label.volume_name,
-                label.disks,
-                config.file.display(),
-                found.len()
-            ),
-        ));
-    }
-    volume.map(|label| label.volume).ok_or_else(|| {
-        VolumeError::new(
-            libc::ENODEV,
-            format!(
-                "none of the disks in {} holds a volume: are they mounted? `parsfs init` makes a new volume",
-                config.file.display()
-            ),
-        )
-    })
-}
-
-/// The numbers of the disks: what their labels say, and for those without one the numbers that are left.
-fn number(found: &[Found]) -> Result<Vec<DiskId>> {
-    let mut taken: Vec<(DiskId, &str)> = Vec::new();
-    for disk in found {
-        let Some(label) = &disk.label else { continue };
-        if let Some((_, other)) = taken.iter().find(|(id, _)| *id == label.disk) {
-            return Err(VolumeError::new(
-                libc::EINVAL,
-                format!(
-                    "disks {other} and {} are both disk {} of the volume: one is a copy of the other; take one away",
-                    disk.name, label.disk
-                ),
-            ));
-        }
-        taken.push((label.disk, &disk.name));
-    }
-    let mut left = (0..)
-        .map(DiskId)
-        .filter(|id| taken.iter().all(|(taken, _)| taken != id));
-    let mut ids = Vec::new();
-    for disk in found {
-        let id = match &disk.label {
-            Some(label) => label.disk,
-            None => left.next().unwrap_or_default(),
-        };
-        ids.push(id);
-    }
-    Ok(ids)
 }

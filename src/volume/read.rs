@@ -76,6 +76,7 @@ impl Volume {
                 "the file was opened for writing only",
             ));
         }
+        self.disks.note_read();
         let bytes = self.read_file(&handle.file, offset, length)?;
         let end = offset + bytes.len() as u64;
         let streak = if handle.next_read.swap(end, Ordering::Relaxed) == offset {

@@ -46,7 +46,7 @@ pub(super) fn begin(volume: &Arc<Volume>) {
 
 impl Volume {
     /// Gives back what nothing refers to, and makes manifests whole again.
-    fn tidy(&self) -> Result<()> {
+    pub(super) fn tidy(&self) -> Result<()> {
         let view = self.meta.view();
         let punches = view.punches()?;
         let sets: HashSet<SetId> = view.sets()?.into_iter().map(|(set, _)| set).collect();

@@ -13,8 +13,8 @@ use crate::config::Config;
 use crate::disk::{Disk, ObjectName};
 use crate::ids::{DiskId, FileId, ManifestId, SetId};
 use crate::meta::{
-    self, DiskRecord, DiskState, FileKind, Key, Meta, MetaError, New, ROOT, Records, Timestamp,
-    Update, WriteRecords,
+    self, DiskRecord, FileKind, Key, Meta, MetaError, New, ROOT, Records, Timestamp, Update,
+    WriteRecords,
 };
 use crate::store::manifest::{Manifest, ManifestRef};
 
@@ -39,7 +39,6 @@ struct Description {
 /// Opens metadata that has to be put together. When no disk holds any of it, new metadata is begun, for the
 /// manifests to fill.
 pub(super) fn metadata(
-    config: &Config,
     disks: &[(DiskId, Option<Arc<dyn Disk>>)],
     options: impl Fn() -> meta::Options,
     lines: &mut Vec<String>,
@@ -107,13 +106,10 @@ pub(super) fn metadata(
     let now = Timestamp::now();
     Meta::create(present, options(), |update| {
         update.make_root(0o755, 0, 0, now);
-        for ((id, _), disk) in disks.iter().zip(&config.disks) {
-            let record = DiskRecord {
-                state: DiskState::Member,
-                name: disk.name.clone(),
-                joined: now,
-            };
-            update.put_disk(*id, &record);
+        for (id, disk) in disks {
+            if let Some(disk) = disk {
+                update.put_disk(*id, &DiskRecord::new(disk.name(), now));
+            }
         }
         update.count_mounts(mounts);
         // What has an older number may be all that is left of a file: it is never taken for rubbish.

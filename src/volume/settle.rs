@@ -487,7 +487,7 @@ impl Volume {
 
     /// Copies the bytes of the selected extents into new blocks, in the lanes that `lanes` tells, and points
     /// the frozen map at them.
-    fn repack(
+    pub(super) fn repack(
         &self,
         file: &Arc<OpenFile>,
         selected: &dyn Fn(&Source) -> bool,
@@ -588,11 +588,12 @@ fn lane(tier: Tier) -> Lane {
     }
 }
 
-fn given_up() -> crate::store::BlockRecord {
+pub(super) fn given_up() -> crate::store::BlockRecord {
     crate::store::BlockRecord {
         column: 0,
         encoding: crate::store::Encoding::Plain,
         protected: false,
+        lost: false,
         offset: 0,
         column_offset: 0,
         stored: 0,

@@ -10,6 +10,7 @@ use super::annex::ANNEX;
 use super::error::Result;
 use super::file::{FileCondition, OpenFile};
 use super::head::FileHead;
+use super::tasks::TaskStatus;
 use crate::ids::{DiskId, FileId};
 use crate::meta::{FileKind, Key, Read, Records, Table};
 use crate::store::parity::PARITY_HEADER;
@@ -41,6 +42,8 @@ pub struct Status {
     pub stored: StoredBytes,
     /// What is not done yet.
     pub owed: Owed,
+    /// The task that runs, or the last one.
+    pub task: Option<TaskStatus>,
     /// Bytes of file data that the volume holds in all under its policy.
     pub capacity_total: u64,
     /// Bytes of incompressible critical data that it can still take.
@@ -54,7 +57,7 @@ pub struct DiskStatus {
     pub name: String,
     /// Its directory.
     pub path: String,
-    /// `online`, `faulty` or `missing`.
+    /// `online`, `suspect`, `faulty`, `missing` or `rebuilding`.
     pub state: String,
     /// All its bytes.
     pub total: u64,
@@ -64,6 +67,12 @@ pub struct DiskStatus {
     pub used: u64,
     /// Why it is not online.
     pub note: Option<String>,
+    /// Reads that failed in this mount.
+    pub read_errors: u32,
+    /// Times that it gave other bytes than were written, or lacked them, in this mount.
+    pub wrong_bytes: u32,
+    /// Times that it did not answer in time, in this mount.
+    pub waits: u32,
 }
 
 /// What there is in a volume.
@@ -226,6 +235,7 @@ impl Volume {
             },
             files,
             stored,
+            task: self.task()?,
             capacity_total: capacity.total,
             capacity_free: capacity.free,
         })
@@ -249,29 +259,33 @@ impl Volume {
         let space = self.pipeline.room.space();
         let list = self.disks.list().into_iter();
         list.map(|status| {
-            let (state, note) = match &status.state {
-                DiskState::Online => ("online", None),
-                DiskState::Faulty(why) => ("faulty", Some(why.clone())),
-                DiskState::Missing => ("missing", None),
+            let note = match (status.leaving, status.note.is_empty()) {
+                (true, _) => Some("what it holds is being moved to other disks".to_owned()),
+                (false, true) => None,
+                (false, false) => Some(status.note.clone()),
             };
-            let used = match self.disks.get(status.id).map(|disk| disk.list()) {
+            let used = match self.disks.ask(status.id, |disk| disk.list()) {
                 Some(Ok(objects)) => objects.iter().map(|(_, bytes)| bytes).sum(),
                 Some(Err(_)) | None => 0,
             };
             let space = space.get(&status.id).copied().unwrap_or_default();
             let path = self
                 .paths
+                .lock()
                 .iter()
                 .find(|(id, _)| *id == status.id)
                 .map(|(_, path)| path.clone());
             DiskStatus {
                 name: status.name,
                 path: path.unwrap_or_default(),
-                state: state.to_owned(),
+                state: status.state.to_string(),
                 total: space.total,
                 free: space.free,
                 used,
                 note,
+                read_errors: status.read_errors,
+                wrong_bytes: status.wrong_bytes,
+                waits: status.waits,
             }
         })
         .collect()
@@ -299,12 +313,7 @@ impl Volume {
         let rest = counts
             .files
             .saturating_sub(counts.open + counts.committing + counts.damaged);
-        if self
-            .disks
-            .list()
-            .iter()
-            .all(|status| status.state == DiskState::Online)
-        {
+        if self.disks.all_online() {
             counts.protected = rest;
         } else {
             // Which of them has bytes on the disks that are gone, only an inspection of each tells.
@@ -312,7 +321,7 @@ impl Volume {
                 .disks
                 .list()
                 .iter()
-                .filter(|status| status.state != DiskState::Online)
+                .filter(|status| !status.state.takes_writes())
                 .count();
             if gone > usize::from(self.pipeline.policy.critical.m) {
                 counts.damaged += rest;
@@ -345,7 +354,10 @@ impl Volume {
             let protected = window.blocks.iter().any(|block| block.protected);
             let missing = |disk: &&DiskId| self.disks.state(**disk) == DiskState::Missing;
             let gone = window.disks.iter().filter(missing).count();
-            let offline = window.disks.iter().any(|disk| !self.disks.is_online(*disk));
+            let offline = window
+                .disks
+                .iter()
+                .any(|disk| !self.disks.state(*disk).is_whole());
             if protected && gone > usize::from(window.code.m) {
                 condition = FileCondition::Damaged;
             } else if condition == FileCondition::Protected

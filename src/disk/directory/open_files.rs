@@ -60,6 +60,16 @@ impl OpenFiles {
         Ok(file)
     }
 
+    /// The open file of an object, if it is at hand.
+    pub(super) fn peek(&self, object: ObjectName) -> Option<Arc<File>> {
+        let mut state = self.state.lock();
+        state.clock += 1;
+        let clock = state.clock;
+        let (file, used) = state.files.get_mut(&object)?;
+        *used = clock;
+        Some(Arc::clone(file))
+    }
+
     /// Closes an object's file: it was removed or replaced, and an open file would keep its room.
     pub(super) fn forget(&self, object: ObjectName) {
         let mut state = self.state.lock();

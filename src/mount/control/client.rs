@@ -107,6 +107,12 @@ impl Client {
         self.receive(Some(PATIENCE))
     }
 
+    /// Asks for what may take as long as copying all metadata takes.
+    pub fn ask_patiently(&mut self, request: &Request) -> Result<Response, ControlError> {
+        self.send(request)?;
+        self.receive(None)
+    }
+
     /// Sends a request whose answer is to be received later.
     pub fn send(&mut self, request: &Request) -> Result<(), ControlError> {
         let result = serde_json::to_vec(request)

@@ -226,14 +226,17 @@ impl Shared {
 }
 
 fn answer(volume: &Volume, identity: &Identity, request: &Request) -> Response {
+    if let Some(response) = super::tasks::answer(volume, request) {
+        return response;
+    }
     let answered = match request {
         Request::Pid {} => Ok(Response::Pid(identity.clone())),
         Request::Status {} => volume.status().map(Response::Status),
         Request::Inspect { file } => volume.inspect(FileId(*file)).map(Response::Inspection),
         Request::Commit {} => volume.commit_all().map(|()| Response::Committed {}),
-        // Answered where connections are served: the answer is the last on one.
-        Request::AwaitEnd {} => Ok(Response::Error {
-            message: "the end is awaited elsewhere".to_string(),
+        // The end is answered where connections are served: the answer is the last on one.
+        _ => Ok(Response::Error {
+            message: "that is answered elsewhere".to_string(),
         }),
     };
     answered.unwrap_or_else(|error| Response::Error {

@@ -113,7 +113,7 @@ impl Pages {
     /// The disks in turn, those that fare well first.
     fn in_turn(&self) -> Vec<DiskId> {
         let mut copies = self.copies.clone();
-        copies.sort_by_key(|&id| !self.disks.is_online(id));
+        copies.sort_by_key(|&id| (self.disks.reads_fail(id), !self.disks.is_online(id)));
         copies
     }
 
@@ -164,7 +164,8 @@ impl Pages {
 
     fn mend(&self, bad: &[DiskId], number: u64, page: &Page) {
         let offset = number.saturating_mul(PAGE as u64);
-        for &id in bad.iter().filter(|&&id| self.disks.is_online(id)) {
+        let worth = |id: DiskId| self.disks.is_online(id) && !self.disks.reads_fail(id);
+        for &id in bad.iter().filter(|&&id| worth(id)) {
             let disk = self.disks.name(id);
             tracing::warn!(manifest = %self.name, page = number, disk, "bad copy of a page");
             self.disks.repair(id, self.object(), offset, page.bytes());

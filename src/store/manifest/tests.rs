@@ -81,6 +81,7 @@ fn window(no: u32, random: u64) -> WindowRecord {
         column: (index % 4) as u8,
         encoding: Encoding::Zstd,
         protected: index.is_multiple_of(3),
+        lost: false,
         offset: u64::from(index) << 17,
         column_offset: 0,
         stored: 1000 + index,

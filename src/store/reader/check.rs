@@ -7,6 +7,7 @@ use super::{Cause, Reader, Wanted};
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, FileId};
 use crate::store::block::{BLOCK_HEADER, check};
+use crate::store::disks::DiskState;
 use crate::store::parity::{PARITY_HEADER, ParityIds, check_shard_header, encode, shard_header};
 use crate::store::records::WindowRecord;
 
@@ -120,7 +121,8 @@ impl Reader {
         let mut stored = vec![0; wanted.record.stored as usize];
         let offset = wanted.record.offset;
         self.disks
-            .read(wanted.disk, wanted.object(), offset, &mut stored)?;
+            .read(wanted.disk, wanted.object(), offset, &mut stored)
+            .map_err(|failure| self.failed(wanted, failure))?;
         check(&stored, wanted.record).map_err(|error| self.bad_block(wanted, error))?;
         Ok(stored)
     }
@@ -128,10 +130,20 @@ impl Reader {
     fn verify_column(&self, file: FileId, window: &WindowRecord, column: usize) -> WindowReport {
         let mut report = WindowReport::default();
         for (index, record) in (0u16..).zip(&window.blocks) {
-            if record.stored == 0 || usize::from(record.column) != column {
+            if record.stored == 0 || record.lost || usize::from(record.column) != column {
                 continue;
             }
             report.blocks += 1;
+            let disk = window.disk(column).unwrap_or(DiskId(u16::MAX));
+            if self.disks.state(disk) == DiskState::Faulty {
+                report.bad_blocks.push(BadBlock {
+                    index,
+                    protected: record.protected,
+                    disk,
+                    cause: format!("disk {} is faulty and left alone", self.disks.name(disk)),
+                });
+                continue;
+            }
             report.bytes += u64::from(record.stored);
             let cause = match self.find(file, window, index) {
                 Ok(wanted) => self.stored(wanted).err().map(|cause| cause.to_string()),
@@ -141,7 +153,7 @@ impl Reader {
                 report.bad_blocks.push(BadBlock {
                     index,
                     protected: record.protected,
-                    disk: window.disk(column).unwrap_or(DiskId(u16::MAX)),
+                    disk,
                     cause,
                 });
             }
@@ -182,7 +194,12 @@ impl Reader {
         disk.unwrap_or(DiskId(u16::MAX))
     }
 
-    fn parity_ids(&self, file: FileId, window: &WindowRecord, parity: usize) -> ParityIds {
+    pub(super) fn parity_ids(
+        &self,
+        file: FileId,
+        window: &WindowRecord,
+        parity: usize,
+    ) -> ParityIds {
         ParityIds {
             volume: self.volume,
             file,
@@ -211,7 +228,7 @@ impl Reader {
 
     /// All parity of a window computed anew, from blocks that are all verified. Holds the window's protected
     /// blocks in memory, at most 32 MiB. `None` when one of them cannot be had.
-    fn parity_again(&self, file: FileId, window: &WindowRecord) -> Option<Vec<Vec<u8>>> {
+    pub(super) fn parity_again(&self, file: FileId, window: &WindowRecord) -> Option<Vec<Vec<u8>>> {
         let k = usize::from(window.code.k);
         let mut columns: Vec<Vec<(u32, Arc<[u8]>)>> = vec![Vec::new(); k];
         for (index, record) in (0u16..).zip(&window.blocks) {

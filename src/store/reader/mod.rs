@@ -7,6 +7,7 @@
 //! number of callers, in pools of their own too, may read at once.
 
 mod check;
+mod moved;
 mod rebuild;
 mod shards;
 mod stored;
@@ -205,7 +206,7 @@ impl Reader {
                 .get_or_load((file, wanted.block()), || self.load(wanted, true))?,
             None => match self.direct_into(wanted, out) {
                 Ok(()) => return Ok(()),
-                Err(cause) => self.reconstructed(wanted, cause)?,
+                Err(cause) => self.otherwise(wanted, cause)?,
             },
         };
         if block.len() != out.len() {
@@ -232,7 +233,19 @@ impl Reader {
             }
         }
         self.direct(wanted)
-            .or_else(|cause| self.reconstructed(wanted, cause))
+            .or_else(|cause| self.otherwise(wanted, cause))
+    }
+
+    /// The block when its own disk did not give it: out of the others, or by waiting for a disk that hangs.
+    fn otherwise(&self, wanted: Wanted<'_>, cause: Cause) -> Result<Arc<[u8]>, ReadError> {
+        let slow = matches!(cause, Cause::Disk(ReadFailure::Slow { .. }));
+        let error = match self.reconstructed(wanted, cause) {
+            Ok(block) => return Ok(block),
+            Err(error) => error,
+        };
+        // It may answer yet, and nobody else has the bytes.
+        let waited = slow.then(|| self.waited_for(wanted).ok()).flatten();
+        waited.ok_or(error)
     }
 
     /// The block, and into the cache those behind it in its column.
@@ -282,7 +295,19 @@ impl Reader {
         window: &'a WindowRecord,
         index: u16,
     ) -> Result<Wanted<'a>, ReadError> {
-        let found = window.block(index).and_then(|record| {
+        let block = BlockId {
+            window: window.no,
+            index,
+        };
+        let found = window.block(index);
+        if found.is_some_and(|record| record.lost) {
+            return Err(ReadError::Lost {
+                file,
+                block,
+                cause: "its disk was given up".to_owned(),
+            });
+        }
+        let found = found.and_then(|record| {
             let possible =
                 record.column < window.code.k && record.stored as usize <= BLOCK_MAX + BLOCK_HEADER;
             let disk = window.disk(usize::from(record.column))?;
@@ -294,13 +319,7 @@ impl Reader {
                 disk,
             })
         });
-        found.ok_or(ReadError::NoBlock {
-            file,
-            block: BlockId {
-                window: window.no,
-                index,
-            },
-        })
+        found.ok_or(ReadError::NoBlock { file, block })
     }
 
     fn ids(&self, wanted: Wanted<'_>) -> BlockIds {
@@ -313,12 +332,35 @@ impl Reader {
     }
 
     fn bad_block(&self, wanted: Wanted<'_>, error: BlockError) -> Cause {
+        let object = wanted.object();
+        self.disks
+            .count_wrong_bytes(wanted.disk, format_args!("{object:?}: {error}"));
         Cause::Block {
             disk: self.disks.name(wanted.disk),
             object: wanted.object(),
             offset: wanted.record.offset,
             error,
         }
+    }
+
+    /// What a disk said to a read, counted against it if it lacks what it was given.
+    fn failed(&self, wanted: Wanted<'_>, failure: ReadFailure) -> Cause {
+        if let ReadFailure::Disk(error) = &failure
+            && error.is_missing()
+        {
+            self.disks.count_wrong_bytes(wanted.disk, error);
+        }
+        failure.into()
+    }
+
+    /// The block off its own disk, for which nobody else can stand in.
+    fn waited_for(&self, wanted: Wanted<'_>) -> Result<Arc<[u8]>, Cause> {
+        let mut stored = vec![0; wanted.record.stored as usize];
+        let offset = wanted.record.offset;
+        self.disks
+            .read_at_last(wanted.disk, wanted.object(), offset, &mut stored)?;
+        open(self.ids(wanted), &stored, wanted.record)
+            .map_err(|error| self.bad_block(wanted, error))
     }
 
     /// The block off its own disk, verified.
@@ -348,7 +390,8 @@ impl Reader {
             let stored = room.get_mut(..length).unwrap_or_default();
             let offset = wanted.record.offset;
             self.disks
-                .read(wanted.disk, wanted.object(), offset, stored)?;
+                .read(wanted.disk, wanted.object(), offset, stored)
+                .map_err(|failure| self.failed(wanted, failure))?;
             look(stored).map_err(|error| self.bad_block(wanted, error))
         })
     }
@@ -369,7 +412,8 @@ impl Reader {
 
     /// Writes a block's good bytes over its bad ones; says whether it did.
     fn mend(&self, wanted: Wanted<'_>, stored: &[u8], cause: &Cause) -> bool {
-        if !self.disks.is_online(wanted.disk) {
+        // A disk that hangs would hold up whoever repairs it.
+        if !self.disks.is_online(wanted.disk) || self.disks.reads_fail(wanted.disk) {
             return false;
         }
         tracing::warn!(

@@ -1,0 +1,712 @@
+//! The operator's commands on a mounted volume: disks that come back, are replaced, join and leave; scrub, rebalance and
+//! fsck; ended in the middle and gone on with.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::harness::content;
+use crate::harness::disks::{Backing, Kind};
+use crate::harness::process::{Outcome, shell};
+use crate::harness::random::Random;
+use crate::harness::volume::{Shape, Volume};
+use crate::harness::wait_until;
+
+const LENGTH: u64 = 12 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn shape(disks: usize, critical: &'static str) -> Shape {
+    Shape {
+        disks,
+        critical,
+        ..Shape::default()
+    }
+}
+
+/// Three files: of several windows, of one, and one that is in the metadata.
+fn fill(volume: &Volume) {
+    content::write_file(&volume.path("large"), 1, 3 * LENGTH).expect("a large file");
+    content::write_file(&volume.path("file"), 2, LENGTH).expect("a file");
+    content::write_file(&volume.path("small"), 3, 2000).expect("a small file");
+}
+
+#[track_caller]
+fn check(volume: &Volume, when: &str) {
+    for (name, seed, length) in [
+        ("large", 1, 3 * LENGTH),
+        ("file", 2, LENGTH),
+        ("small", 3, 2000),
+    ] {
+        if let Err(why) = content::check_file(&volume.path(name), seed, length) {
+            panic!("{when}: {why}");
+        }
+    }
+}
+
+fn forget_cached() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
+}
+
+/// Runs a command on the mount point, or on the config where nothing is mounted.
+fn on(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
+    let target = if volume.is_mounted() {
+        volume.mountpoint.clone()
+    } else {
+        volume.config.clone()
+    };
+    let mut arguments: Vec<PathBuf> = before.iter().map(PathBuf::from).collect();
+    arguments.push(target);
+    arguments.extend(after.iter().map(PathBuf::from));
+    volume.parsfs(arguments)
+}
+
+#[track_caller]
+fn done(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
+    on(volume, before, after)
+        .expect_success(&format!("parsfs {before:?} {after:?}\n{}", volume.said()))
+}
+
+/// The states of all disks by name.
+fn state_of(volume: &Volume, disk: &str) -> Option<String> {
+    let status = volume.status();
+    let disks = status["disks"].as_array().expect("disks").clone();
+    let found = disks.iter().find(|found| found["name"] == disk)?;
+    Some(found["state"].as_str().expect("a state").to_owned())
+}
+
+#[track_caller]
+fn becomes(volume: &Volume, disk: &str, state: &str) {
+    wait_until(&format!("disk {disk} to be {state}"), PATIENCE, || {
+        state_of(volume, disk).as_deref() == Some(state)
+    });
+}
+
+fn task(volume: &Volume) -> serde_json::Value {
+    let outcome = done(volume, &["task", "--json"], &[]);
+    serde_json::from_str(&outcome.stdout).expect("JSON from parsfs task --json")
+}
+
+fn new_directory(volume: &Volume, name: &str) -> PathBuf {
+    volume.scratch.directory(name)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of text")
+}
+
+/// Any two disks may be gone, of those that there are: what an operator has done left all redundancy in place.
+fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
+    volume.umount();
+    for (first, second) in [
+        (0, 1),
+        (paths.len() - 2, paths.len() - 1),
+        (1, paths.len() - 1),
+    ] {
+        let away: Vec<(PathBuf, PathBuf)> = [first, second]
+            .map(|at| (paths[at].clone(), paths[at].with_extension("off")))
+            .into();
+        for (path, off) in &away {
+            fs::rename(path, off).expect("taking a disk away");
+        }
+        volume.mount_with(&["--read-only"]);
+        check(
+            volume,
+            &format!("without disks {first} and {second} of {paths:?}"),
+        );
+        volume.umount();
+        for (path, off) in &away {
+            fs::rename(off, path).expect("bringing a disk back");
+        }
+    }
+    volume.mount();
+}
+
+fn paths(volume: &Volume) -> Vec<PathBuf> {
+    volume.disks.iter().map(|disk| disk.path.clone()).collect()
+}
+
+/// A directory is deleted under the daemon: it is noticed without anybody writing, and a new disk takes its place.
+#[test]
+fn a_deleted_disk_is_noticed_and_replaced() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    fs::remove_dir_all(&volume.disks[2].path).expect("rm -rf");
+    becomes(&volume, "disk3", "missing");
+    check(&volume, "without a disk");
+    let new = new_directory(&volume, "new");
+    done(&volume, &["disk", "replace"], &["disk3", text(&new)]);
+    assert_eq!(
+        state_of(&volume, "disk3"),
+        None,
+        "the old disk is still there"
+    );
+    assert_eq!(state_of(&volume, "new").as_deref(), Some("online"));
+    check(&volume, "after the replacement");
+    assert!(
+        fs::read_to_string(&volume.config)
+            .expect("the config")
+            .contains(text(&new))
+    );
+    let mut all = paths(&volume);
+    all[2] = new;
+    survives_any_two(&mut volume, &all);
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
+}
+
+/// A disk that works is replaced: what it held is copied, it is emptied, and the volume stays whole throughout.
+#[test]
+fn a_disk_that_works_is_replaced_while_the_mount_serves() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    let new = new_directory(&volume, "new");
+    let writer = {
+        let path = volume.path("meanwhile");
+        std::thread::spawn(move || content::write_file(&path, 9, LENGTH))
+    };
+    done(
+        &volume,
+        &["disk", "replace", "--json"],
+        &["disk1", text(&new)],
+    );
+    writer.join().expect("a writer").expect("writing meanwhile");
+    content::check_file(&volume.path("meanwhile"), 9, LENGTH).expect("what was written meanwhile");
+    assert!(!volume.disks[0].path.join("label").exists());
+    for kind in [Kind::Segment, Kind::Journal, Kind::Database] {
+        let left = volume.disks[0].files(kind);
+        assert!(left.is_empty(), "the old disk is not emptied: {left:?}");
+    }
+    let mut all = paths(&volume);
+    all[0] = new;
+    survives_any_two(&mut volume, &all);
+}
+
+/// A seventh disk joins and gets its part; then another one leaves.
+#[test]
+fn disks_join_and_leave() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    let seventh = new_directory(&volume, "seventh");
+    done(&volume, &["disk", "add"], &[text(&seventh)]);
+    assert_eq!(state_of(&volume, "seventh").as_deref(), Some("online"));
+    let used = || -> u64 {
+        let output = shell(
+            &seventh,
+            "du -s --block-size=1 segments 2>/dev/null || echo 0",
+        )
+        .stdout;
+        output
+            .split_whitespace()
+            .next()
+            .expect("a number")
+            .parse()
+            .expect("a number")
+    };
+    assert_eq!(used(), 0);
+    done(&volume, &["rebalance"], &[]);
+    assert!(
+        used() > 3 << 20,
+        "{} bytes are on the new disk\n{:#}",
+        used(),
+        task(&volume)
+    );
+    check(&volume, "after the rebalance");
+    volume.remount();
+    check(&volume, "mounted anew");
+    done(&volume, &["disk", "remove"], &["disk4"]);
+    assert_eq!(state_of(&volume, "disk4"), None);
+    check(&volume, "after the removal");
+    let mut all = paths(&volume);
+    all.remove(3);
+    all.push(seventh);
+    survives_any_two(&mut volume, &all);
+    // Now every disk is needed for the policy's width.
+    let refused = on(&volume, &["disk", "remove"], &["disk1"]);
+    assert!(
+        !refused.success() && refused.stderr.contains("4+2"),
+        "{}",
+        refused.stderr
+    );
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
+}
+
+/// With fewer disks than the windows are wide, they are written anew.
+#[test]
+fn a_disk_leaves_although_every_window_uses_it() {
+    let mut volume = Volume::mounted_as(&shape(6, "3+2"));
+    fill(&volume);
+    volume.umount();
+    // Windows over all six disks, as an earlier policy had it, and one disk fewer wanted.
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    fs::write(&volume.config, config.replace("3+2", "4+2")).expect("the config");
+    volume.mount();
+    content::write_file(&volume.path("wide"), 7, LENGTH).expect("a wide file");
+    volume.umount();
+    fs::write(&volume.config, config).expect("the config");
+    volume.mount();
+    done(&volume, &["disk", "remove"], &["disk6"]);
+    check(&volume, "after the removal");
+    content::check_file(&volume.path("wide"), 7, LENGTH).expect("the wide file");
+    let mut all = paths(&volume);
+    all.pop();
+    survives_any_two(&mut volume, &all);
+}
+
+/// Scrub finds flipped bits everywhere and puts them right, so that two other disks may go.
+#[test]
+fn a_scrub_repairs_what_nobody_reads() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    volume.umount();
+    let mut random = Random::new(11);
+    for disk in [0, 3] {
+        let flips = volume.disks[disk].flip_bits(Kind::Segment, 40, &mut random);
+        assert!(flips.len() > 20);
+        volume.disks[disk].flip_bits(Kind::Manifest, 5, &mut random);
+    }
+    volume.mount();
+    done(&volume, &["scrub"], &[]);
+    let first = task(&volume);
+    assert!(first["repaired"].as_u64() > Some(20), "{first:#}");
+    assert_eq!(first["problem_count"], 0, "{first:#}");
+    done(&volume, &["scrub"], &[]);
+    let second = task(&volume);
+    assert_eq!(second["bad"], 0, "{second:#}");
+    let all = paths(&volume);
+    survives_any_two(
+        &mut volume,
+        &[
+            all[1].clone(),
+            all[2].clone(),
+            all[4].clone(),
+            all[5].clone(),
+        ],
+    );
+}
+
+/// More is damaged than the code can stand: the scrub says so, and names the file.
+#[test]
+fn a_scrub_tells_of_what_is_beyond_repair() {
+    let mut volume = Volume::mounted();
+    content::write_file(&volume.path("large"), 1, 3 << 20).expect("a file");
+    volume.umount();
+    for disk in [0, 2, 3] {
+        for file in volume.disks[disk].files(Kind::Segment) {
+            let bytes = fs::read(&file).expect("a segment");
+            fs::write(&file, vec![7; bytes.len()]).expect("a segment");
+        }
+    }
+    let outcome = on(&volume, &["scrub"], &[]);
+    assert_eq!(
+        outcome.status.code(),
+        Some(4),
+        "{}{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+    assert!(outcome.stdout.contains("large"), "{}", outcome.stdout);
+}
+
+/// A disk is put back as it was a week ago: it lacks what was written since, and gets it.
+#[test]
+fn a_disk_comes_back_with_old_contents() {
+    let mut volume = Volume::mounted();
+    content::write_file(&volume.path("old"), 8, LENGTH).expect("an old file");
+    volume.umount();
+    let old = volume.scratch.path().join("a week ago");
+    let disk = volume.disks[1].path.clone();
+    shell(
+        volume.scratch.path(),
+        &format!("cp -a '{}' '{}'", disk.display(), old.display()),
+    );
+    volume.mount();
+    fill(&volume);
+    fs::remove_file(volume.path("old")).expect("unlink");
+    volume.umount();
+    fs::remove_dir_all(&disk).expect("the disk as it is");
+    fs::rename(&old, &disk).expect("the disk as it was");
+    volume.mount();
+    becomes(&volume, "disk2", "online");
+    let rebuilt = task(&volume);
+    assert_eq!(
+        rebuilt["kind"],
+        serde_json::json!({ "rebuild": {} }),
+        "{rebuilt:#}"
+    );
+    assert!(rebuilt["repaired"].as_u64() > Some(10), "{rebuilt:#}");
+    check(&volume, "after its return");
+    // It has all that it should have: two others may go.
+    let all = paths(&volume);
+    survives_any_two(
+        &mut volume,
+        &[
+            all[0].clone(),
+            all[2].clone(),
+            all[3].clone(),
+            all[4].clone(),
+        ],
+    );
+}
+
+/// The paths of two disks are exchanged, one is cloned, and the whole volume is copied to other disks.
+#[test]
+fn disks_are_known_by_what_is_on_them() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    volume.umount();
+    let [a, b] = [0, 4].map(|disk| volume.disks[disk].path.clone());
+    let aside = volume.scratch.path().join("aside");
+    for (from, to) in [(&a, &aside), (&b, &a), (&aside, &b)] {
+        fs::rename(from, to).expect("exchanging disks");
+    }
+    volume.mount();
+    check(&volume, "two disks exchanged");
+    content::write_file(&volume.path("after"), 5, LENGTH).expect("a file");
+    volume.umount();
+
+    // A clone beside its original is refused by name.
+    let clone = volume.disks[2].path.clone();
+    let kept = clone.with_extension("kept");
+    fs::rename(&clone, &kept).expect("a disk put aside");
+    shell(
+        volume.scratch.path(),
+        &format!(
+            "cp -a '{}' '{}'",
+            volume.disks[3].path.display(),
+            clone.display()
+        ),
+    );
+    let why = volume
+        .try_mount(&[])
+        .expect_err("a clone beside its original");
+    assert!(
+        why.contains("disk3") && why.contains("disk4") && why.contains("copy"),
+        "{why}"
+    );
+    fs::remove_dir_all(&clone).expect("the clone");
+    fs::rename(&kept, &clone).expect("the disk");
+
+    // rsync to other disks: the same volume.
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    let mut copied = config.clone();
+    for disk in paths(&volume) {
+        let copy = disk.with_extension("copy");
+        shell(
+            volume.scratch.path(),
+            &format!("rsync -a '{}/' '{}/'", disk.display(), copy.display()),
+        );
+        copied = copied.replace(
+            &format!("{}\"", disk.display()),
+            &format!("{}\"", copy.display()),
+        );
+    }
+    fs::write(&volume.config, copied).expect("the config");
+    volume.mount();
+    check(&volume, "copied to other disks");
+    content::check_file(&volume.path("after"), 5, LENGTH).expect("the last file");
+}
+
+/// While a lost disk is being replaced a second one dies: everything is still there, and the replacement comes to its end.
+#[test]
+fn a_second_disk_dies_during_a_replacement() {
+    let volume = Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    });
+    fill(&volume);
+    volume.disks[1].faults().set(|faults| faults.dead = true);
+    let new = new_directory(&volume, "new");
+    done(
+        &volume,
+        &["disk", "replace", "--rate", "4M", "--detach"],
+        &["disk2", text(&new)],
+    );
+    wait_until("the replacement to move something", PATIENCE, || {
+        task(&volume)["moved"].as_u64() > Some(0)
+    });
+    volume.disks[4].faults().set(|faults| faults.dead = true);
+    check(&volume, "in the middle of it");
+    done(&volume, &["task", "--rate", "0"], &[]);
+    done(&volume, &["task", "--wait"], &[]);
+    assert_eq!(state_of(&volume, "disk2"), None, "{:#}", task(&volume));
+    check(&volume, "with a second one dead");
+    forget_cached();
+    check(&volume, "read anew");
+}
+
+/// The daemon is killed in the middle of a scrub, a replacement and a rebalance; the next mount goes on with it.
+#[test]
+fn tasks_go_on_after_a_crash() {
+    let mut volume = Volume::mounted();
+    volume.limit(300);
+    for number in 0..12 {
+        content::write_file(&volume.path(&format!("f{number}")), number, 4 << 20).expect("a file");
+    }
+    let all_there = |volume: &Volume, when: &str| {
+        for number in 0..12 {
+            content::check_file(&volume.path(&format!("f{number}")), number, 4 << 20)
+                .unwrap_or_else(|why| panic!("{when}: {why}"));
+        }
+    };
+    let new = new_directory(&volume, "new");
+    let seventh = new_directory(&volume, "seventh");
+    for (begin, arguments) in [
+        (vec!["scrub", "--rate", "3M", "--detach"], vec![]),
+        (
+            vec!["disk", "replace", "--rate", "400K", "--detach"],
+            vec!["disk5", text(&new)],
+        ),
+        (vec!["rebalance", "--rate", "300K", "--detach"], vec![]),
+    ] {
+        if begin.contains(&"rebalance") {
+            done(&volume, &["disk", "add"], &[text(&seventh)]);
+        }
+        done(&volume, &begin, &arguments);
+        wait_until("the task to be some way on", PATIENCE, || {
+            let now = task(&volume);
+            now["files_done"].as_u64() > Some(2) || now["state"] != "running"
+        });
+        // What it has done is written down every two seconds.
+        std::thread::sleep(Duration::from_secs(3));
+        let before = task(&volume);
+        assert_eq!(
+            before["state"], "running",
+            "it was over too soon: {before:#}"
+        );
+        volume.kill();
+        volume.mount();
+        let after = task(&volume);
+        assert_eq!(after["what"], before["what"], "{after:#}");
+        assert_eq!(after["state"], "running", "{after:#}");
+        assert!(
+            after["cursor"].as_u64() > Some(0),
+            "it begins anew: {after:#}"
+        );
+        all_there(&volume, "in the middle");
+        done(&volume, &["task", "--rate", "0"], &[]);
+        done(&volume, &["task", "--wait"], &[]);
+        assert_eq!(task(&volume)["state"], "done");
+        all_there(&volume, "at the end");
+    }
+    assert_eq!(state_of(&volume, "disk5"), None);
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
+}
+
+/// One task at a time, and one that is ended stops soon.
+#[test]
+fn one_task_at_a_time() {
+    let volume = Volume::mounted();
+    fill(&volume);
+    done(&volume, &["scrub", "--rate", "100K", "--detach"], &[]);
+    let second = on(&volume, &["rebalance"], &[]);
+    assert!(
+        !second.success() && second.stderr.contains("the scrub is under way"),
+        "{}",
+        second.stderr
+    );
+    let begin = Instant::now();
+    done(&volume, &["task", "--cancel"], &[]);
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    assert_eq!(task(&volume)["state"], "cancelled");
+    done(&volume, &["scrub"], &[]);
+    assert_eq!(task(&volume)["state"], "done");
+}
+
+/// A disk that answers nothing any more: reads go around it, and it is suspect and then faulty; an administrator brings it
+/// back, and what it missed is written to it.
+#[test]
+fn a_disk_hangs() {
+    let mut volume = Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    });
+    fill(&volume);
+    volume.remount();
+    forget_cached();
+    // Not the first disk: its database is the one that is read from.
+    volume.disks[3]
+        .faults()
+        .set(|faults| faults.delay = Duration::from_secs(15));
+    check(&volume, "one disk hangs");
+    // Whoever had waited for it would have found it well.
+    let state = state_of(&volume, "disk4").expect("a state");
+    assert!(state == "suspect" || state == "faulty", "{state}");
+    volume.disks[3].faults().heal();
+    done(&volume, &["disk", "online"], &["disk4"]);
+    becomes(&volume, "disk4", "online");
+    volume.umount();
+}
+
+/// A disk that fails to write is faulty, stays so over mounts, and is brought back by a command only.
+#[test]
+fn a_faulty_disk_stays_faulty_until_it_is_trusted_again() {
+    let mut volume = Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    });
+    fill(&volume);
+    volume.disks[2]
+        .faults()
+        .set(|faults| faults.failing_writes = true);
+    content::write_file(&volume.path("during"), 4, LENGTH).expect("a file");
+    becomes(&volume, "disk3", "faulty");
+    volume.umount();
+    volume.disks[2].faults().heal();
+    volume.mount();
+    assert_eq!(state_of(&volume, "disk3").as_deref(), Some("faulty"));
+    content::write_file(&volume.path("after"), 5, LENGTH).expect("a file");
+    done(&volume, &["disk", "online"], &["disk3"]);
+    becomes(&volume, "disk3", "online");
+    check(&volume, "trusted again");
+    done(&volume, &["scrub"], &[]);
+    volume.remount();
+    assert_eq!(state_of(&volume, "disk3").as_deref(), Some("online"));
+    content::check_file(&volume.path("during"), 4, LENGTH).expect("the file from then");
+}
+
+/// One disk alone is full: what is moved goes elsewhere, and nothing is lost.
+#[test]
+fn one_disk_is_full() {
+    let mut volume = Volume::mounted_as(&Shape {
+        disks: 7,
+        backing: Backing::Ext4(128),
+        ..Shape::default()
+    });
+    fill(&volume);
+    let ballast = fs::File::create(volume.disks[6].path.join("ballast")).expect("ballast");
+    let mut at = 0;
+    while ballast.write_all_at(&vec![1; 1 << 20], at << 20).is_ok() {
+        at += 1;
+    }
+    content::write_file(&volume.path("after"), 4, LENGTH).expect("a file with one disk full");
+    done(&volume, &["disk", "remove"], &["disk1"]);
+    check(&volume, "after the removal");
+    content::check_file(&volume.path("after"), 4, LENGTH).expect("the file with one disk full");
+    volume.umount();
+}
+
+/// The host's clock has gone back by years, so that everything on the disks is from the future: histories are told apart
+/// by their epochs and not by time.
+#[test]
+fn the_clock_has_gone_back() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    volume.umount();
+    let future = std::time::SystemTime::now() + Duration::from_secs(10 * 365 * 86400);
+    for disk in &volume.disks {
+        for file in disk.files(Kind::Any) {
+            let file = fs::File::options().write(true).open(&file).expect("a file");
+            file.set_modified(future).expect("a time");
+        }
+    }
+    volume.disks[1].take_away();
+    volume.mount();
+    content::write_file(&volume.path("later"), 6, LENGTH).expect("a file");
+    volume.umount();
+    volume.disks[1].bring_back();
+    volume.mount();
+    becomes(&volume, "disk2", "online");
+    check(&volume, "after the clock went back");
+    content::check_file(&volume.path("later"), 6, LENGTH).expect("the last file");
+    done(&volume, &["scrub"], &[]);
+}
+
+/// fsck finds what is wrong, sets right what is safe, and says what is not.
+#[test]
+fn fsck_finds_and_sets_right() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    fs::create_dir(volume.path("directory")).expect("mkdir");
+    let mounted = volume.parsfs(["fsck".as_ref(), volume.config.as_os_str()]);
+    assert_eq!(
+        mounted.status.code(),
+        Some(1),
+        "a mounted volume is not checked: {}",
+        mounted.stdout
+    );
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
+    // A database, a journal, a manifest copy and a label are damaged, and something lies about.
+    fs::write(volume.disks[1].path.join("meta.redb"), b"nonsense").expect("a database");
+    for file in volume.disks[2].files(Kind::Journal) {
+        fs::write(file, b"nonsense").expect("a journal");
+    }
+    for file in volume.disks[3].files(Kind::Manifest) {
+        let bytes = fs::read(&file).expect("a manifest");
+        fs::write(&file, vec![1; bytes.len()]).expect("a manifest");
+    }
+    fs::write(volume.disks[4].path.join("label"), b"nonsense").expect("a label");
+    let stray = volume.disks[0]
+        .path
+        .join("segments/07/0000000000000007.blocks");
+    fs::create_dir_all(stray.parent().expect("a directory")).expect("a directory");
+    fs::write(&stray, vec![1; 5000]).expect("an object that nothing refers to");
+    let found = on(&volume, &["fsck"], &[]);
+    assert_eq!(
+        found.status.code(),
+        Some(3),
+        "{}{}",
+        found.stdout,
+        found.stderr
+    );
+    for what in [
+        "database",
+        "journal",
+        "manifest",
+        "label",
+        "nothing refers to",
+    ] {
+        assert!(found.stdout.contains(what), "{what}: {}", found.stdout);
+    }
+    let repaired = on(&volume, &["fsck", "--repair"], &[]);
+    assert_eq!(
+        repaired.status.code(),
+        Some(3),
+        "{}{}",
+        repaired.stdout,
+        repaired.stderr
+    );
+    done(&volume, &["fsck"], &[]);
+    assert!(!stray.exists());
+    // A disk that is gone cannot be made.
+    volume.disks[5].take_away();
+    let missing = on(&volume, &["fsck"], &[]);
+    assert_eq!(
+        missing.status.code(),
+        Some(4),
+        "{}{}",
+        missing.stdout,
+        missing.stderr
+    );
+    volume.disks[5].bring_back();
+    volume.mount();
+    check(&volume, "after the repair");
+}
+
+/// Nobody but root and the owner may talk to a mount.
+#[test]
+fn others_cannot_use_the_control_socket() {
+    let volume = Volume::mounted();
+    let outcome = volume.parsfs(["status".as_ref(), volume.mountpoint.as_os_str()]);
+    assert!(outcome.success());
+    let sockets = shell(
+        Path::new("/"),
+        "stat -c '%a %u' /run/parsfs && stat -c '%a %u' /run/parsfs/*.sock",
+    );
+    for line in sockets.stdout.lines() {
+        assert!(["700 0", "600 0"].contains(&line), "{line}");
+    }
+    let other = shell(
+        Path::new("/"),
+        &format!(
+            "setpriv --reuid=65534 --regid=65534 --clear-groups '{}' task --cancel '{}' 2>&1 || echo refused",
+            crate::harness::volume::binary().display(),
+            volume.mountpoint.display()
+        ),
+    );
+    assert!(other.stdout.contains("refused"), "{}", other.stdout);
+}

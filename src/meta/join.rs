@@ -1,0 +1,229 @@
+//! A disk joins while the metadata is in use, or comes back, or leaves for good; and all copies are looked over. Whoever
+//! changes something meanwhile waits for the copying only if there is too much of it to be kept in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::database::{Database, Snapshot, Sums, WRITE_CACHE};
+use super::error::{MetaError, Result};
+use super::inner::Inner;
+use super::journal::{Journal, Series, scan};
+use super::rebuild::copy_all;
+use super::replica::Replica;
+use super::table::Key;
+use crate::disk::Disk;
+use crate::ids::DiskId;
+
+/// Keys copied at once.
+const BATCH: usize = 2_000;
+
+/// What was found when all copies of the metadata were looked over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopiesReport {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Disks whose journal or database was not what it should be, each with what was wrong.
+    pub bad: Vec<(DiskId, String)>,
+    /// Those of them that were made good.
+    pub repaired: Vec<DiskId>,
+}
+
+fn same(base: &Snapshot, database: &Arc<Database>) -> bool {
+    Arc::ptr_eq(&base.database, database)
+}
+
+impl Inner {
+    /// Has a disk take part from now on: one that is new, or one that was left out. What it held of the metadata is
+    /// written anew.
+    pub(super) fn join(self: &Arc<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        self.check_writable()?;
+        let _last = self.checkpointing.lock();
+        self.join_now(id, disk)
+    }
+
+    /// The same, with `checkpointing` locked.
+    fn join_now(self: &Arc<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        // 1. An earlier part of the disk in this is ended, and nobody reads its database any more.
+        self.part_with(id)?;
+        // 2. The database as of the last checkpoint is copied, while others go on.
+        let base = Arc::clone(&self.state.read().base);
+        let state = base.database.state()?.ok_or(MetaError::Nothing)?;
+        let sums: Arc<Sums> = Arc::default();
+        copy_all(
+            &base,
+            &Database::create(&**disk, &sums, WRITE_CACHE)?,
+            state,
+        )?;
+        drop(base);
+        // 3. Then nobody commits for a moment: what has changed since is brought into all databases, this one too,
+        let mut commit = self.commit.lock();
+        let mark = self.commit_pending(&mut commit, true)?;
+        let journal = Journal::start(id, Arc::clone(disk), Series::Journal, None)?;
+        let replica = Arc::new(Replica::new(id, Arc::clone(disk), sums));
+        self.replicas.write().push(replica);
+        let since = self.frozen();
+        let advanced = self.advance_databases(mark);
+        commit.journals.push(journal);
+        // 4. and a journal is begun everywhere with an image of them.
+        let begun = advanced.and_then(|()| self.begin_journal(&mut commit));
+        if let Err(error) = begun {
+            self.leave_out(id, &error);
+            self.drop_left_out(&mut commit);
+            return Err(error);
+        }
+        // 5. The disks that there are now have a generation of their own.
+        self.drop_left_out(&mut commit);
+        self.begin_generation(&mut commit, Vec::new())?;
+        drop(commit);
+        self.write_names(&since, mark);
+        if self.online().any(|replica| replica.id == id) {
+            Ok(())
+        } else {
+            Err(MetaError::Database {
+                disk: disk.name().to_owned(),
+                what: "join the volume",
+                why: "the disk failed meanwhile".to_owned(),
+            })
+        }
+    }
+
+    /// Ends a disk's part, and has the databases of others read from.
+    pub(super) fn part_with(&self, id: DiskId) -> Result<()> {
+        let old = {
+            let mut replicas = self.replicas.write();
+            let place = replicas.iter().position(|replica| replica.id == id);
+            place.map(|place| replicas.remove(place))
+        };
+        let Some(old) = old else { return Ok(()) };
+        if old.leave_out() {
+            let mut commit = self.commit.lock();
+            if self.drop_left_out(&mut commit) {
+                self.begin_generation(&mut commit, Vec::new())?;
+            }
+        }
+        let base = Arc::clone(&self.state.read().base);
+        if !old.has_open(&base.database) {
+            return Ok(());
+        }
+        for replica in self.online() {
+            if let Ok(Some(snapshot)) = replica.snapshot_at(base.epoch) {
+                let mut state = self.state.write();
+                if same(&state.base, &base.database) {
+                    state.base = Arc::new(snapshot);
+                }
+                return Ok(());
+            }
+        }
+        Err(MetaError::Nothing)
+    }
+
+    /// So many disks the volume has now.
+    pub(super) fn set_members(&self, count: usize) {
+        self.disks_of_volume.store(count, Ordering::SeqCst);
+        let needed = if self.options.force {
+            1
+        } else {
+            count.div_ceil(2)
+        };
+        self.disks_needed.store(needed, Ordering::SeqCst);
+    }
+
+    /// Reads every disk's journal and database, compares them, and with `repair` writes anew those that are not what
+    /// they should be. Nothing is committed while a journal is read.
+    pub(super) fn check_copies(self: &Arc<Self>, repair: bool) -> Result<CopiesReport> {
+        let mut report = CopiesReport::default();
+        let mut last = self.checkpointing.lock();
+        let (mark, since) = {
+            let mut commit = self.commit.lock();
+            let mark = self.commit_pending(&mut commit, true)?;
+            let since = self.frozen();
+            self.advance_databases(mark)?;
+            *last = std::time::Instant::now();
+            for replica in self.online() {
+                let found = scan(&*replica.disk, self.options.volume)?;
+                report.bytes += found.files.iter().map(|file| file.length).sum::<u64>();
+                let newest = found.files.last();
+                let reached = newest.and_then(|file| {
+                    let last = file.transactions.last().map(|last| last.epoch);
+                    last.or(file.image.as_ref().map(|image| image.epoch))
+                });
+                let sound = newest.is_some_and(|file| file.is_sound() && file.damaged_at.is_none());
+                if !sound || reached != Some(mark.epoch) {
+                    let what = "its journal is damaged".to_owned();
+                    report.bad.push((replica.id, what));
+                }
+            }
+            (mark, since)
+        };
+        self.write_names(&since, mark);
+        let mut digests: Vec<(DiskId, u64)> = Vec::new();
+        let epoch = self.state.read().base.epoch;
+        for replica in self.online() {
+            let read = replica.snapshot_at(epoch).and_then(|snapshot| {
+                let snapshot = snapshot.ok_or(MetaError::Nothing)?;
+                digest(&snapshot, &mut report.bytes)
+            });
+            match read {
+                Ok(digest) => digests.push((replica.id, digest)),
+                Err(error) => report
+                    .bad
+                    .push((replica.id, format!("its database: {error}"))),
+            }
+            replica.close_if_idle();
+        }
+        // All say the same, or most of them know better.
+        let agrees = |of: u64| digests.iter().filter(|(_, digest)| *digest == of).count();
+        if let Some((_, right)) = digests.iter().max_by_key(|(_, digest)| agrees(*digest)) {
+            for (id, digest) in &digests {
+                if digest != right {
+                    let what = "its database differs from the others'".to_owned();
+                    report.bad.push((*id, what));
+                }
+            }
+        }
+        if !repair {
+            return Ok(report);
+        }
+        let mut bad: Vec<DiskId> = report.bad.iter().map(|(id, _)| *id).collect();
+        bad.dedup();
+        let all = self.online().count();
+        for id in bad {
+            let disk = {
+                let replicas = self.replicas.read();
+                let replica = replicas.iter().find(|replica| replica.id == id);
+                replica.map(|replica| Arc::clone(&replica.disk))
+            };
+            // The last one has nobody to copy from; its values are healed one by one as they are read.
+            if let Some(disk) = disk.filter(|_| all > 1) {
+                self.join_now(id, &disk)?;
+                report.repaired.push(id);
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// A fingerprint of everything in a database; an error where any of it is damaged.
+fn digest(of: &Snapshot, bytes: &mut u64) -> Result<u64> {
+    let mut hash = Xxh3::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let batch = of.after(after.as_ref(), BATCH)?;
+        for (key, value) in &batch {
+            let Some(value) = value else {
+                return Err(MetaError::Damaged { key: key.clone() });
+            };
+            for part in [key.as_bytes(), value] {
+                hash.update(&(part.len() as u64).to_le_bytes());
+                hash.update(part);
+                *bytes += part.len() as u64;
+            }
+        }
+        match batch.into_iter().next_back() {
+            Some((key, _)) => after = Some(key),
+            None => return Ok(hash.digest()),
+        }
+    }
+}

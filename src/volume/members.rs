@@ -1,0 +1,419 @@
+//! Disks that join the volume and leave it, and that come back, while it is in use. The metadata says which disks there
+//! are, the labels repeat it, and the config names where they are. In each step every other one may be the older one:
+//! a crash between two of them leaves a volume that mounts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Volume;
+use super::error::{Result, VolumeError};
+use super::roster::busy;
+use super::tasks::{TaskKind, TaskStatus};
+use crate::config::Config;
+use crate::disk::{
+    DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError, ObjectName,
+};
+use crate::ids::DiskId;
+use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
+use crate::store::DiskState;
+
+fn refused(message: String) -> VolumeError {
+    VolumeError::new(libc::EINVAL, message)
+}
+
+impl Volume {
+    /// The disk of a name, or of a path.
+    fn disk_called(&self, name: &str) -> Result<DiskId> {
+        let list = self.disks.list();
+        let by_path = || {
+            let paths = self.paths.lock();
+            paths
+                .iter()
+                .find(|(_, path)| path.as_str() == name)
+                .map(|(id, _)| *id)
+        };
+        let by_name = list
+            .iter()
+            .find(|disk| disk.name == name)
+            .map(|disk| disk.id);
+        by_name.or_else(by_path).ok_or_else(|| {
+            let names: Vec<&str> = list.iter().map(|disk| disk.name.as_str()).collect();
+            refused(format!(
+                "the volume has no disk {name}; it has {}",
+                names.join(", ")
+            ))
+        })
+    }
+
+    /// Has an empty directory become a disk of the volume, and names it in the config.
+    pub fn add_disk(&self, path: &Path, name: Option<&str>) -> Result<String> {
+        self.check_writable()?;
+        self.check_no_task()?;
+        let (id, name) = self.join_disk(path, name)?;
+        tracing::info!(disk = name, %id, "a disk has joined the volume");
+        Ok(name)
+    }
+
+    fn check_no_task(&self) -> Result<()> {
+        self.end_rebuild();
+        match self.task()? {
+            Some(task) if task.state == super::TaskState::Running => Err(VolumeError::new(
+                libc::EBUSY,
+                format!(
+                    "{} is under way; wait for it, or end it with `parsfs task --cancel`",
+                    task.what
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn join_disk(&self, path: &Path, name: Option<&str>) -> Result<(DiskId, String)> {
+        let path = path.canonicalize().map_err(|error| {
+            refused(format!(
+                "{}: {error}; give an existing, empty directory on a device of its own",
+                path.display()
+            ))
+        })?;
+        let config = Config::load(&self.config).map_err(|error| refused(error.to_string()))?;
+        // It may be there already, put there by hand or by a try that did not come to its end.
+        let named = config
+            .disks
+            .iter()
+            .find(|disk| same_directory(&disk.path, &path));
+        let edited = match named {
+            Some(_) => None,
+            None => Some(
+                config
+                    .with_disk(&path, name)
+                    .map_err(|error| refused(error.to_string()))?,
+            ),
+        };
+        let after = match &edited {
+            Some(text) => {
+                Config::parse(text, &self.config).map_err(|error| refused(error.to_string()))?
+            }
+            None => config.clone(),
+        };
+        let entry = after
+            .disks
+            .iter()
+            .find(|disk| same_directory(&disk.path, &path))
+            .ok_or_else(|| refused(format!("{} cannot be named in the config", path.display())))?;
+        let name = entry.name.clone();
+        if self.disks.list().iter().any(|disk| disk.name == name) {
+            return Err(refused(format!(
+                "the volume has a disk {name} already; give another --name"
+            )));
+        }
+        let directory = DirectoryDisk::open(&name, &path)?;
+        match Label::read(&directory) {
+            Err(LabelError::Disk(DiskError::Missing { .. })) => {}
+            Ok(label) if label.volume == self.id => {
+                return Err(refused(format!(
+                    "{} is or was disk {} of this volume; a disk that was away comes back with `parsfs disk online`; \
+                     one that has left can be added once its directory is emptied",
+                    path.display(),
+                    label.disk_name
+                )));
+            }
+            Ok(label) => {
+                return Err(refused(format!(
+                    "{} belongs to volume {} ({}); empty the directory first if that volume is to be given up",
+                    path.display(),
+                    label.volume_name,
+                    label.volume
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if !directory.list()?.is_empty() {
+            return Err(refused(format!(
+                "{} is not empty: it holds files of a volume",
+                path.display()
+            )));
+        }
+        let lock = DiskLock::take(&path).map_err(busy)?;
+        // 1. The config names it: one that is no disk of the volume does no harm there.
+        if let Some(text) = edited {
+            Config::replace(&self.config, &text).map_err(|error| {
+                refused(format!(
+                    "the config {} cannot be written ({error}); add these lines yourself and try again:\n[[disk]]\npath = \
+                     {:?}\nname = {name:?}",
+                    self.config.display(),
+                    path.display().to_string()
+                ))
+            })?;
+        }
+        // 2. Its label says that it belongs here: now a mount would take it up, and give it the metadata.
+        let id = self.next_disk()?;
+        let now = Timestamp::now();
+        let medium: Arc<dyn Disk> = Arc::new(directory);
+        {
+            let roster = self.roster.lock();
+            let mut members = roster.members.clone();
+            members.push((id, name.clone()));
+            let label = Label {
+                format: FORMAT,
+                volume: self.id,
+                volume_name: self.name.clone(),
+                disk: id,
+                disk_name: name.clone(),
+                created: now.seconds,
+                roster: roster.number + 1,
+                members,
+            };
+            label.write(medium.as_ref())?;
+        }
+        // 3. It has all the metadata, and the metadata knows it.
+        let joined = self
+            .meta
+            .join(id, &medium)
+            .map_err(VolumeError::from)
+            .and_then(|()| {
+                self.meta.update(|update| -> Result<()> {
+                    update.put_disk(id, &DiskRecord::new(&name, now));
+                    Ok(())
+                })?;
+                Ok(self.meta.sync()?)
+            });
+        if let Err(error) = joined {
+            let _ = medium.remove(ObjectName::Label);
+            return Err(error);
+        }
+        self.locks.lock().push(lock);
+        self.paths.lock().push((id, path.display().to_string()));
+        self.disks.insert(id, &name, Some(medium));
+        // 4. All labels name it.
+        let mut members = self.roster.lock().members.clone();
+        members.push((id, name.clone()));
+        self.meta.set_members(members.len());
+        self.relabel(members, &BTreeMap::new())?;
+        self.pipeline.room.forget();
+        Ok((id, name))
+    }
+
+    /// A number that no disk of the volume ever had.
+    fn next_disk(&self) -> Result<DiskId> {
+        let known = self.meta.view().disks()?.into_iter().map(|(id, _)| id);
+        let here = self.disks.list().into_iter().map(|disk| disk.id);
+        let last = known.chain(here).max().unwrap_or_default();
+        last.0
+            .checked_add(1)
+            .map(DiskId)
+            .ok_or_else(|| refused("the volume has had too many disks".to_owned()))
+    }
+
+    /// Begins to move what a disk holds to the others; then it leaves.
+    pub fn remove_disk(&self, name: &str, give_up: bool, rate: Option<u64>) -> Result<TaskStatus> {
+        self.check_writable()?;
+        let disk = self.disk_called(name)?;
+        self.check_no_task()?;
+        let name = self.disks.name(disk);
+        let config = Config::load(&self.config).map_err(|error| refused(error.to_string()))?;
+        if let Some(text) = config.without_disk(&name) {
+            Config::parse(&text, &self.config).map_err(|error| {
+                refused(format!(
+                    "without disk {name} the config would not hold: {error}"
+                ))
+            })?;
+        }
+        let others = self
+            .disks
+            .list()
+            .iter()
+            .filter(|other| other.id != disk && other.state.takes_writes())
+            .count();
+        let needed = usize::from(self.pipeline.policy.critical.m) + 1;
+        if others < needed {
+            return Err(refused(format!(
+                "{others} disks would be left that can be written to, and the policy needs {needed}; add a disk first"
+            )));
+        }
+        let kind = TaskKind::Remove { disk, give_up };
+        self.begin_task(kind, format!("the removal of disk {name}"), rate)
+    }
+
+    /// Has an empty directory join, and begins to move to it what a disk holds; then that one leaves.
+    pub fn replace_disk(
+        &self,
+        name: &str,
+        path: &Path,
+        new_name: Option<&str>,
+        give_up: bool,
+        rate: Option<u64>,
+    ) -> Result<TaskStatus> {
+        self.check_writable()?;
+        let disk = self.disk_called(name)?;
+        self.check_no_task()?;
+        let name = self.disks.name(disk);
+        // A try that did not come to its end has joined it already.
+        let known = {
+            let paths = self.paths.lock();
+            let known = paths
+                .iter()
+                .find(|(_, known)| same_directory(Path::new(known), path));
+            known.map(|(id, _)| *id)
+        };
+        let by = match known {
+            Some(by) if by == disk => {
+                return Err(refused(format!(
+                    "{} is where disk {name} is; give the new disk another path",
+                    path.display()
+                )));
+            }
+            Some(by) => by,
+            None => self.join_disk(path, new_name)?.0,
+        };
+        let what = format!("the replacement of disk {name} by {}", self.disks.name(by));
+        self.begin_task(TaskKind::Replace { disk, by, give_up }, what, rate)
+    }
+
+    /// Begins to read and verify everything.
+    pub fn scrub(&self, rate: Option<u64>) -> Result<TaskStatus> {
+        self.begin_task(TaskKind::Scrub {}, "the scrub".to_owned(), rate)
+    }
+
+    /// Begins to move blocks until all disks are about equally full.
+    pub fn rebalance(&self, rate: Option<u64>) -> Result<TaskStatus> {
+        self.begin_task(TaskKind::Rebalance {}, "the rebalance".to_owned(), rate)
+    }
+
+    /// Nothing refers to a disk any more: it is no disk of the volume from now on.
+    pub(super) fn strike_off(&self, disk: DiskId) -> Result<()> {
+        let name = self.disks.name(disk);
+        let members: Vec<(DiskId, String)> = {
+            let roster = self.roster.lock();
+            let members = roster.members.iter().filter(|(id, _)| *id != disk);
+            members.cloned().collect()
+        };
+        // 1. The others go on without it, in a generation of their own, and their metadata says so.
+        self.meta.part_with(disk)?;
+        self.meta.set_members(members.len());
+        let record = self.meta.view().disk(disk)?;
+        self.meta.update(|update| -> Result<()> {
+            if let Some(record) = record {
+                let left = DiskRecord {
+                    state: Membership::Left,
+                    since: Timestamp::now(),
+                    ..record
+                };
+                update.put_disk(disk, &left);
+            }
+            Ok(())
+        })?;
+        self.meta.sync()?;
+        // 2. Their labels no longer name it.
+        self.relabel(members, &BTreeMap::new())?;
+        // 3. What it still holds is of no use to anybody; the label goes last.
+        let was = self.disks.state(disk);
+        let medium = self.disks.get(disk);
+        self.disks.remove(disk);
+        self.pipeline.end_writer(disk);
+        self.pipeline.room.forget();
+        if let Some(medium) = medium.filter(|_| was != DiskState::Faulty) {
+            let emptied = medium.list().and_then(|objects| {
+                let label = |(object, _): &(ObjectName, u64)| *object == ObjectName::Label;
+                for (object, _) in objects.iter().filter(|object| !label(object)) {
+                    medium.remove(*object)?;
+                }
+                medium.remove(ObjectName::Label)?;
+                medium.sync_names()
+            });
+            if let Err(error) = emptied {
+                tracing::warn!(disk = name, %error, "it has left, and is not emptied");
+            }
+        }
+        let path = {
+            let mut paths = self.paths.lock();
+            let path = paths
+                .iter()
+                .find(|(id, _)| *id == disk)
+                .map(|(_, path)| path.clone());
+            paths.retain(|(id, _)| *id != disk);
+            path
+        };
+        // 4. The config need not name it any more.
+        let edited = Config::load(&self.config)
+            .map_err(|error| error.to_string())
+            .and_then(|config| {
+                config
+                    .without_disk(&name)
+                    .ok_or_else(|| "its lines are not found".to_owned())
+            })
+            .and_then(|text| {
+                Config::replace(&self.config, &text).map_err(|error| error.to_string())
+            });
+        if let Err(error) = edited {
+            let path = path.unwrap_or_default();
+            tracing::warn!(
+                disk = name,
+                path,
+                error,
+                "it has left; take it out of the config yourself"
+            );
+        }
+        tracing::info!(disk = name, "a disk has left the volume");
+        Ok(())
+    }
+
+    /// Has a disk that was suspect, faulty or missing take part again. What it lacks is written to it.
+    pub fn bring_disk_online(&self, name: &str) -> Result<String> {
+        self.check_writable()?;
+        let disk = self.disk_called(name)?;
+        let name = self.disks.name(disk);
+        match self.disks.state(disk) {
+            DiskState::Online => Ok(format!("disk {name} is online")),
+            DiskState::Rebuilding => Ok(format!("disk {name} is being rebuilt already")),
+            DiskState::Suspect => {
+                self.disks.mark_online(disk, "an administrator trusts it");
+                Ok(format!("disk {name} is online"))
+            }
+            DiskState::Faulty | DiskState::Missing => {
+                let path = {
+                    let paths = self.paths.lock();
+                    let path = paths
+                        .iter()
+                        .find(|(id, _)| *id == disk)
+                        .map(|(_, path)| path.clone());
+                    PathBuf::from(path.unwrap_or_default())
+                };
+                let directory = DirectoryDisk::open(&name, &path)?;
+                let label = Label::read(&directory)?;
+                if label.volume != self.id || label.disk != disk {
+                    return Err(refused(format!(
+                        "{} holds disk {} of volume {}, not disk {name} of this volume",
+                        path.display(),
+                        label.disk_name,
+                        label.volume_name
+                    )));
+                }
+                // A faulty disk's lock is held since the mount; one that was gone may have lost it.
+                match DiskLock::take(&path) {
+                    Ok(lock) => self.locks.lock().push(lock),
+                    Err(LockError::Held { holder, .. })
+                        if holder == format!("process {}", std::process::id()) => {}
+                    Err(error) => return Err(busy(error)),
+                }
+                let medium: Arc<dyn Disk> = Arc::new(directory);
+                self.meta.join(disk, &medium)?;
+                self.pipeline.end_writer(disk);
+                self.disks.insert(disk, &name, Some(medium));
+                self.disks
+                    .mark_rebuilding(disk, "an administrator brought it back");
+                let members = self.roster.lock().members.clone();
+                self.relabel(members, &BTreeMap::new())?;
+                self.pipeline.room.forget();
+                self.bell.ring();
+                Ok(format!(
+                    "disk {name} takes part again, and what it lacks is written to it"
+                ))
+            }
+        }
+    }
+}
+
+fn same_directory(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}

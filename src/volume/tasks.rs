@@ -1,0 +1,524 @@
+//! Work on a volume as a whole, beside its service: scrub, rebuild, evacuation of a disk, rebalance. One *task* at a time
+//! walks over all files by their numbers. How far it has come is kept in the metadata, so that the next mount goes on
+//! where a crash ended it. It makes way for programs that read, and keeps to a rate.
+
+mod evacuate;
+mod rebalance;
+mod record;
+mod relocate;
+mod scrub;
+mod throttle;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+pub use record::{TaskKind, TaskState, TaskStatus};
+
+use self::throttle::Throttle;
+use super::Volume;
+use super::error::{Result, VolumeError};
+use crate::ids::FileId;
+use crate::meta::{FileKind, Inode, Key, Read, Records, Table, Timestamp, WriteRecords};
+use crate::store::DiskState;
+
+/// The setting that keeps the task.
+const SETTING: &[u8] = b"task";
+
+/// How often the task is written down.
+const KEEP: Duration = Duration::from_secs(2);
+
+/// Files looked up at once.
+const BATCH: usize = 256;
+
+/// How long files that are being written are left alone before the next try.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Problems that are told one by one.
+const PROBLEMS: usize = 100;
+
+/// The task that runs, and the last one.
+#[derive(Debug, Default)]
+pub(super) struct Tasks {
+    now: Mutex<Option<Arc<Running>>>,
+    /// An administrator ended a rebuild: it is not begun again in this mount.
+    no_rebuild: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A task under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    status: Mutex<TaskStatus>,
+    ended: Condvar,
+    /// An administrator wants it to end.
+    cancelled: AtomicBool,
+    /// The volume is closed; the next mount goes on.
+    stopped: AtomicBool,
+    throttle: Throttle,
+    begun: Instant,
+    /// Seconds that it ran in earlier mounts.
+    before: f64,
+    /// Bytes walked over in earlier mounts.
+    done_before: u64,
+    kept: Mutex<Instant>,
+    reads: AtomicU64,
+}
+
+/// What came of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Walked {
+    /// All that there was to do.
+    Done,
+    /// It is being written: what is left is for later.
+    Later,
+}
+
+impl Running {
+    fn new(status: TaskStatus) -> Running {
+        Running {
+            throttle: Throttle::new(status.rate),
+            before: status.seconds,
+            done_before: status.bytes_done,
+            status: Mutex::new(status),
+            ended: Condvar::new(),
+            cancelled: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            begun: Instant::now(),
+            kept: Mutex::new(Instant::now()),
+            reads: AtomicU64::new(0),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.status.lock().state != TaskState::Running
+    }
+
+    /// Whether it is to end now.
+    pub(super) fn ends(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Notes what was done.
+    pub(super) fn note(&self, note: impl FnOnce(&mut TaskStatus)) {
+        note(&mut self.status.lock());
+    }
+
+    /// Notes what could not be done.
+    pub(super) fn problem(&self, what: String) {
+        tracing::warn!(what, "a task met with a problem");
+        let mut status = self.status.lock();
+        status.problem_count += 1;
+        if status.problems.len() < PROBLEMS {
+            status.problems.push(what);
+        }
+    }
+
+    /// Waits as the rate wants it after so many bytes, and makes way for programs that read.
+    pub(super) fn pace(&self, volume: &Volume, bytes: u64, took: Duration) {
+        let reads = volume.disks.reads();
+        if self.reads.swap(reads, Ordering::Relaxed) != reads {
+            std::thread::sleep(took.min(Duration::from_millis(100)));
+        }
+        self.throttle.spend(bytes, &|| self.ends());
+    }
+
+    /// The status as of now.
+    fn status(&self) -> TaskStatus {
+        let mut status = self.status.lock().clone();
+        if status.state == TaskState::Running {
+            let here = self.begun.elapsed().as_secs_f64();
+            status.seconds = self.before + here;
+            let done = status.bytes_done.saturating_sub(self.done_before) as f64;
+            status.bytes_per_second = if here > 0.0 { (done / here) as u64 } else { 0 };
+            let left = status.bytes_total.saturating_sub(status.bytes_done);
+            status.seconds_left = left.checked_div(status.bytes_per_second);
+        }
+        status
+    }
+}
+
+impl Volume {
+    /// Begins a task. One runs at a time; a rebuild that the volume began by itself makes way.
+    pub(super) fn begin_task(
+        &self,
+        kind: TaskKind,
+        what: String,
+        rate: Option<u64>,
+    ) -> Result<TaskStatus> {
+        self.check_writable()?;
+        if kind != (TaskKind::Rebuild {}) {
+            self.end_rebuild();
+        }
+        let status = TaskStatus::new(kind, what, rate, Timestamp::now().seconds);
+        self.launch(status)
+    }
+
+    fn launch(&self, status: TaskStatus) -> Result<TaskStatus> {
+        let mut now = self.tasks.now.lock();
+        if let Some(running) = now.as_ref().filter(|running| !running.is_over()) {
+            return Err(VolumeError::new(
+                libc::EBUSY,
+                format!(
+                    "{} is under way; wait for it, or end it with `parsfs task --cancel`",
+                    running.status.lock().what
+                ),
+            ));
+        }
+        let me = self
+            .me
+            .upgrade()
+            .ok_or_else(|| VolumeError::new(libc::EIO, "the volume is closed"))?;
+        let running = Arc::new(Running::new(status.clone()));
+        self.keep_task(&running)?;
+        let thread = {
+            let running = Arc::clone(&running);
+            std::thread::Builder::new()
+                .name("task".into())
+                .spawn(move || me.run_task(&running))
+                .map_err(|error| {
+                    VolumeError::new(libc::EAGAIN, format!("no thread for a task: {error}"))
+                })?
+        };
+        *now = Some(running);
+        // The one before has ended.
+        if let Some(before) = self.tasks.thread.lock().replace(thread)
+            && before.is_finished()
+        {
+            let _ = before.join();
+        }
+        tracing::info!(what = status.what, "a task begins");
+        Ok(status)
+    }
+
+    /// Goes on with the task that the last mount did not end.
+    pub(super) fn resume_task(&self) -> Result<()> {
+        let Some(status) = self.kept_task()? else {
+            return Ok(());
+        };
+        if status.state != TaskState::Running {
+            return Ok(());
+        }
+        match &status.kind {
+            // Begun anew for the disks that are away or back now.
+            TaskKind::Rebuild {} => return Ok(()),
+            TaskKind::Remove { disk, .. } | TaskKind::Replace { disk, .. } => {
+                self.disks.set_leaving(*disk, true);
+            }
+            TaskKind::Scrub {} | TaskKind::Rebalance {} => {}
+        }
+        self.launch(status)?;
+        Ok(())
+    }
+
+    /// Begins to write what disks lack that were away, unless something else is under way.
+    pub(super) fn begin_rebuild(&self) {
+        let busy = {
+            let now = self.tasks.now.lock();
+            now.as_ref().is_some_and(|running| !running.is_over())
+        };
+        if busy
+            || self.bell.is_stopped()
+            || self.tasks.no_rebuild.load(Ordering::Acquire)
+            || self.check_writable().is_err()
+        {
+            return;
+        }
+        let names: Vec<String> = self
+            .disks
+            .list()
+            .into_iter()
+            .filter(|disk| disk.state == DiskState::Rebuilding)
+            .map(|disk| disk.name)
+            .collect();
+        let what = format!("the rebuild of {}", names.join(", "));
+        if let Err(error) = self.begin_task(TaskKind::Rebuild {}, what, None) {
+            tracing::debug!(%error, "no rebuild is begun");
+        }
+    }
+
+    /// Ends a rebuild for something more urgent; it is begun anew afterwards.
+    pub(super) fn end_rebuild(&self) {
+        let running = self.tasks.now.lock().clone();
+        let Some(running) = running.filter(|running| !running.is_over()) else {
+            return;
+        };
+        if running.status.lock().kind == (TaskKind::Rebuild {}) {
+            running.cancelled.store(true, Ordering::Release);
+            self.await_task(&running);
+        }
+    }
+
+    fn await_task(&self, running: &Running) {
+        let mut status = running.status.lock();
+        while status.state == TaskState::Running && !running.stopped.load(Ordering::Acquire) {
+            running
+                .ended
+                .wait_for(&mut status, Duration::from_millis(200));
+        }
+    }
+
+    /// The task that runs, or the last one.
+    pub fn task(&self) -> Result<Option<TaskStatus>> {
+        let running = self.tasks.now.lock().clone();
+        match running {
+            Some(running) => Ok(Some(running.status())),
+            None => self.kept_task(),
+        }
+    }
+
+    /// Ends the task that runs; what it has done stays.
+    pub fn cancel_task(&self) -> Result<Option<TaskStatus>> {
+        let running = self.tasks.now.lock().clone();
+        if let Some(running) = running.filter(|running| !running.is_over()) {
+            if running.status.lock().kind == (TaskKind::Rebuild {}) {
+                self.tasks.no_rebuild.store(true, Ordering::Release);
+            }
+            running.cancelled.store(true, Ordering::Release);
+            self.await_task(&running);
+        }
+        self.task()
+    }
+
+    /// Has the task keep to a rate, in bytes a second; without one it goes as fast as it can.
+    pub fn set_task_rate(&self, rate: Option<u64>) -> Result<Option<TaskStatus>> {
+        let running = self.tasks.now.lock().clone();
+        if let Some(running) = running {
+            running.throttle.set(rate);
+            running.note(|status| status.rate = rate);
+        }
+        self.task()
+    }
+
+    /// Ends the task's thread for a close; the next mount goes on with the task.
+    pub(super) fn stop_task(&self) {
+        let running = self.tasks.now.lock().clone();
+        if let Some(running) = running {
+            running.stopped.store(true, Ordering::Release);
+        }
+        let thread = self.tasks.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A task that panicked has logged it.
+            let _ = thread.join();
+        }
+    }
+
+    fn kept_task(&self) -> Result<Option<TaskStatus>> {
+        let Some(bytes) = self.meta.view().setting(SETTING)? else {
+            return Ok(None);
+        };
+        Ok(TaskStatus::decode(&bytes))
+    }
+
+    fn keep_task(&self, running: &Running) -> Result<()> {
+        let status = running.status();
+        self.meta.update(|update| -> Result<()> {
+            update.put_setting(SETTING, &status.encode());
+            Ok(())
+        })?;
+        *running.kept.lock() = Instant::now();
+        Ok(())
+    }
+
+    fn run_task(self: Arc<Self>, running: &Arc<Running>) {
+        let result = self.do_task(running);
+        if running.stopped.load(Ordering::Acquire) && !running.cancelled.load(Ordering::Acquire) {
+            // The next mount goes on from what was kept.
+            if let Err(error) = self.keep_task(running) {
+                tracing::debug!(%error, "how far a task came is not kept");
+            }
+            running.ended.notify_all();
+            return;
+        }
+        let seconds = running.status().seconds;
+        running.note(|status| {
+            status.seconds = seconds;
+            status.seconds_left = None;
+            status.ended = Some(Timestamp::now().seconds);
+            status.waiting = 0;
+            match &result {
+                _ if running.cancelled.load(Ordering::Acquire) => {
+                    status.state = TaskState::Cancelled
+                }
+                Ok(()) => {
+                    status.state = TaskState::Done;
+                    status.bytes_done = status.bytes_total;
+                }
+                Err(error) => {
+                    status.state = TaskState::Failed;
+                    status.error = Some(error.to_string());
+                }
+            }
+        });
+        let status = running.status();
+        match &status.error {
+            Some(error) => tracing::error!(what = status.what, error, "a task failed"),
+            None => tracing::info!(
+                what = status.what,
+                state = status.state.word(),
+                repaired = status.repaired,
+                moved = status.moved,
+                problems = status.problem_count,
+                "a task ended"
+            ),
+        }
+        if let Err(error) = self.keep_task(running) {
+            tracing::warn!(%error, "how a task ended is not kept");
+        }
+        running.ended.notify_all();
+        self.bell.ring();
+    }
+
+    fn do_task(&self, running: &Arc<Running>) -> Result<()> {
+        let kind = running.status.lock().kind.clone();
+        let mut work: Box<dyn Work> = match &kind {
+            TaskKind::Scrub {} => Box::new(scrub::Scrub::whole(self)),
+            TaskKind::Rebuild {} => Box::new(scrub::Scrub::of_rebuilding(self)),
+            TaskKind::Remove { disk, give_up } => {
+                Box::new(evacuate::Evacuate::new(self, *disk, None, *give_up))
+            }
+            TaskKind::Replace { disk, by, give_up } => {
+                Box::new(evacuate::Evacuate::new(self, *disk, Some(*by), *give_up))
+            }
+            TaskKind::Rebalance {} => Box::new(rebalance::Rebalance::new(self)?),
+        };
+        let (files, bytes) = self.task_size()?;
+        running.note(|status| {
+            status.files_total = files;
+            status.bytes_total = bytes;
+        });
+        let result = self.walk(running, work.as_mut());
+        if running.ends() {
+            if running.cancelled.load(Ordering::Acquire) {
+                work.cancelled(self);
+            }
+            return Ok(());
+        }
+        result?;
+        work.finish(self, running)
+    }
+
+    fn walk(&self, running: &Running, work: &mut dyn Work) -> Result<()> {
+        work.begin(self, running)?;
+        let mut cursor = FileId(running.status.lock().cursor);
+        let mut later: Vec<FileId> = Vec::new();
+        loop {
+            let batch = self.files_after(cursor)?;
+            if batch.is_empty() {
+                break;
+            }
+            for (file, stored) in batch {
+                let before = running.status.lock().bytes_done;
+                let walked = self.walk_file(running, work, file);
+                if running.ends() {
+                    return Ok(());
+                }
+                if walked == Walked::Later {
+                    later.push(file);
+                }
+                cursor = file;
+                // After a crash what is still to be done later is done again.
+                let done = later.first().map_or(file.0, |first| first.0 - 1);
+                running.note(|status| {
+                    status.cursor = done;
+                    status.files_done += 1;
+                    status.bytes_done = before + stored;
+                });
+                if running.kept.lock().elapsed() > KEEP {
+                    self.keep_task(running)?;
+                }
+            }
+        }
+        while !later.is_empty() {
+            running.note(|status| status.waiting = later.len() as u64);
+            let until = Instant::now() + PAUSE;
+            while Instant::now() < until && !running.ends() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            if running.ends() {
+                return Ok(());
+            }
+            later.retain(|file| self.walk_file(running, work, *file) == Walked::Later);
+        }
+        running.note(|status| status.waiting = 0);
+        Ok(())
+    }
+
+    fn walk_file(&self, running: &Running, work: &mut dyn Work, file: FileId) -> Walked {
+        match work.file(self, running, file) {
+            Ok(walked) => walked,
+            // It is gone, and so is what there was to do.
+            Err(error) if error.errno() == libc::ENOENT => Walked::Done,
+            Err(error) => {
+                running.problem(format!("{}: {error}", self.called(file)));
+                Walked::Done
+            }
+        }
+    }
+
+    /// Files and their bytes on all disks.
+    fn task_size(&self) -> Result<(u64, u64)> {
+        let view = self.meta.view();
+        let (mut files, mut bytes) = (0, 0);
+        for found in view.files() {
+            let (_, inode) = found?;
+            if inode.kind == FileKind::Regular {
+                files += 1;
+                bytes += inode.stored;
+            }
+        }
+        Ok((files, bytes))
+    }
+
+    /// The next regular files with their bytes on the disks.
+    fn files_after(&self, cursor: FileId) -> Result<Vec<(FileId, u64)>> {
+        let view = self.meta.view();
+        let prefix = Key::table_prefix(Table::Inode);
+        let mut from = Key::file(Table::Inode, cursor);
+        let mut found = Vec::new();
+        while found.len() < BATCH {
+            let keys = view.range(&prefix, std::ops::Bound::Excluded(&from), BATCH)?;
+            let Some((last, _)) = keys.last() else { break };
+            from = last.clone();
+            for (key, value) in &keys {
+                let number = key.in_table().try_into().map(u64::from_be_bytes);
+                let inode = Inode::decode(value);
+                if let (Ok(number), Some(inode)) = (number, inode)
+                    && inode.kind == FileKind::Regular
+                {
+                    found.push((FileId(number), inode.stored));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a file is called, for an administrator.
+    pub(super) fn called(&self, file: FileId) -> String {
+        let paths = self.paths(file).unwrap_or_default();
+        match paths.first() {
+            Some(path) => String::from_utf8_lossy(path).into_owned(),
+            None => format!("file {file}"),
+        }
+    }
+}
+
+/// What a kind of task does.
+trait Work {
+    /// Before the files.
+    fn begin(&mut self, volume: &Volume, running: &Running) -> Result<()>;
+
+    /// One file.
+    fn file(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked>;
+
+    /// After the files.
+    fn finish(&mut self, volume: &Volume, running: &Running) -> Result<()>;
+
+    /// An administrator ended it.
+    fn cancelled(&mut self, _volume: &Volume) {}
+}

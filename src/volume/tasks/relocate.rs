@@ -1,0 +1,565 @@
+//! Moving what a disk holds of a window to another disk, and making it true. The bytes stay what they are, so a window's
+//! parity stays right: a column or a shard is read, or reconstructed, and put behind what the other disk has of the
+//! same set; then the window's record is changed in a commit of its own, which takes along nothing that a program has
+//! not committed itself. Where no disk has a place for it, the window is written anew with what disks there are.
+//!
+//! Before that commit only bytes are added that nothing refers to; after it the old ones are given back.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::scrub::ends;
+use super::{Running, Walked};
+use crate::disk::ObjectName;
+use crate::ids::{BlockId, DiskId, FileId, WindowNo};
+use crate::store::parity::PARITY_HEADER;
+use crate::store::{BlockRecord, Code, Lane, Source, WindowRecord};
+use crate::volume::Volume;
+use crate::volume::commit::{Frozen, Purpose};
+use crate::volume::error::{Result, VolumeError};
+use crate::volume::file::OpenFile;
+use crate::volume::filemap::Window;
+use crate::volume::fold::{parity_punches, punch_ranges};
+use crate::volume::overlay::Overlay;
+use crate::volume::sweep::Sweep;
+
+/// Bytes that are moved before they are made true.
+const BATCH: u64 = 256 << 20;
+
+/// The same for windows that are written anew, whose commit holds up others of the file.
+const BATCH_ANEW: u64 = 64 << 20;
+
+/// A file is made true at most about so often, since each time its manifest is written.
+const COMMITS: u64 = 64;
+
+/// What is to become of a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Nothing.
+    Stay,
+    /// These shards go to these disks.
+    Move(Vec<(usize, DiskId)>),
+    /// It is written anew.
+    Anew,
+}
+
+/// How windows are moved.
+pub(super) struct Plan<'a> {
+    /// What is to become of a window.
+    pub choose: &'a mut dyn FnMut(&Volume, &WindowRecord) -> Wanted,
+    /// Whether bytes that cannot be had are given up; otherwise their window stays as it is.
+    pub give_up: bool,
+    /// Whether the places that are left are given back one by one.
+    pub punch: bool,
+}
+
+/// A window that was copied.
+struct Moved {
+    old: Arc<WindowRecord>,
+    new: WindowRecord,
+    moves: Vec<(usize, DiskId)>,
+}
+
+/// What a window cannot be moved for.
+enum Stuck {
+    /// Bytes that nothing gives.
+    Unreadable(String),
+    /// The other disk does not take it.
+    Refused(VolumeError),
+}
+
+/// Ends of what is referred to, by disk and object.
+type Ends = HashMap<(DiskId, ObjectName), u64>;
+
+fn object_of(record: &WindowRecord, shard: usize) -> ObjectName {
+    if shard < usize::from(record.code.k) {
+        ObjectName::Blocks(record.set)
+    } else {
+        ObjectName::Parity(record.parity_set)
+    }
+}
+
+impl Volume {
+    /// Whether something of the file that is not committed lies on a disk, or keeps moves from being made true.
+    pub(super) fn is_unsettled(&self, file: &OpenFile, disk: Option<DiskId>) -> bool {
+        let state = file.state.lock();
+        let on_it = |disks: &[DiskId]| disk.is_some_and(|disk| disks.contains(&disk));
+        state.spilled
+            || !state.uncommitted.is_empty()
+            || !state.pending.is_empty()
+            || !state.new_pieces.is_empty()
+            || state.map.windows.values().any(|window| match window {
+                Window::Making(window) => on_it(&window.disks),
+                Window::Made(_) => false,
+            })
+    }
+
+    /// Moves the windows of a file as the plan wants it.
+    pub(super) fn relocate(
+        &self,
+        file: FileId,
+        running: &Running,
+        plan: &mut Plan<'_>,
+        disk: Option<DiskId>,
+    ) -> Result<Walked> {
+        let open = self.use_file(file)?;
+        if open.unlinked.load(Ordering::Acquire) {
+            return Ok(Walked::Done);
+        }
+        if self.is_unsettled(&open, disk) {
+            return Ok(Walked::Later);
+        }
+        let mut numbers = Vec::new();
+        let mut behind: Ends = HashMap::new();
+        self.frozen_view(&open).each_window(|record| {
+            for (disk, object, end) in ends(&record) {
+                let known = behind.entry((disk, object)).or_default();
+                *known = end.max(*known);
+            }
+            if (plan.choose)(self, &record) != Wanted::Stay {
+                numbers.push(record.no);
+            }
+            Ok(())
+        })?;
+        if numbers.is_empty() {
+            return Ok(Walked::Done);
+        }
+        let batch = BATCH.max(open.state.lock().head.stored / COMMITS);
+        let (mut moved, mut anew) = (Vec::new(), BTreeSet::new());
+        let (mut moved_bytes, mut anew_bytes) = (0, 0);
+        for no in numbers {
+            if running.ends() {
+                break;
+            }
+            let begun = Instant::now();
+            let reading = open.reading.read_recursive();
+            let Some(record) = self.committed_window(&open, no)? else {
+                continue;
+            };
+            let bytes = match (plan.choose)(self, &record) {
+                Wanted::Stay => continue,
+                Wanted::Anew => {
+                    anew.insert(no);
+                    let bytes = record
+                        .blocks
+                        .iter()
+                        .map(|block| u64::from(block.stored))
+                        .sum();
+                    anew_bytes += bytes;
+                    bytes
+                }
+                Wanted::Move(moves) => {
+                    match self.copy_shards(file, &record, &moves, plan.give_up, &mut behind) {
+                        Ok((new, bytes)) => {
+                            moved.push(Moved {
+                                old: record,
+                                new,
+                                moves,
+                            });
+                            moved_bytes += bytes;
+                            bytes
+                        }
+                        Err(Stuck::Unreadable(_)) if plan.give_up => {
+                            // What is still there is written anew without what is not.
+                            anew.insert(no);
+                            0
+                        }
+                        Err(Stuck::Unreadable(what)) => {
+                            running.problem(format!("{}: {what}", self.called(file)));
+                            0
+                        }
+                        Err(Stuck::Refused(error)) => {
+                            drop(reading);
+                            let entered = self.enter(&open, moved, &anew, plan, running)?;
+                            tracing::warn!(%error, "a disk does not take what is moved to it");
+                            running.problem(format!("{}: {error}", self.called(file)));
+                            return Ok(entered);
+                        }
+                    }
+                }
+            };
+            drop(reading);
+            running.note(|status| {
+                status.moved += bytes;
+                status.bytes_done += bytes;
+            });
+            running.pace(self, bytes, begun.elapsed());
+            if moved_bytes >= batch || anew_bytes >= BATCH_ANEW {
+                let entered = self.enter(
+                    &open,
+                    std::mem::take(&mut moved),
+                    &std::mem::take(&mut anew),
+                    plan,
+                    running,
+                )?;
+                if entered == Walked::Later {
+                    return Ok(entered);
+                }
+                (moved_bytes, anew_bytes) = (0, 0);
+            }
+        }
+        self.enter(&open, moved, &anew, plan, running)
+    }
+
+    /// Copies shards of a window to other disks, durably. Gives its new record and the bytes that were written.
+    fn copy_shards(
+        &self,
+        file: FileId,
+        record: &WindowRecord,
+        moves: &[(usize, DiskId)],
+        give_up: bool,
+        behind: &mut Ends,
+    ) -> std::result::Result<(WindowRecord, u64), Stuck> {
+        let k = usize::from(record.code.k);
+        let mut new = record.clone();
+        let mut written = 0;
+        for &(shard, to) in moves {
+            let object = object_of(record, shard);
+            let mut bytes: Vec<u8> = Vec::new();
+            let mut places: Vec<(u16, u64)> = Vec::new();
+            if let Some(parity) = shard.checked_sub(k) {
+                if !record.parity.is_empty() {
+                    let stored = self.reader.shard_around(file, record, parity);
+                    bytes = stored.ok_or_else(|| {
+                        Stuck::Unreadable(format!(
+                            "parity of window {} cannot be computed",
+                            record.no
+                        ))
+                    })?;
+                }
+            } else {
+                let mut order: Vec<u16> = (0..record.blocks.len() as u16)
+                    .filter(|index| {
+                        record
+                            .block(*index)
+                            .is_some_and(|block| usize::from(block.column) == shard && !block.lost)
+                    })
+                    .collect();
+                order.sort_by_key(|index| record.block(*index).map(|block| block.offset));
+                for index in order {
+                    match self.reader.stored_around(file, record, index) {
+                        Ok(stored) => {
+                            places.push((index, bytes.len() as u64));
+                            bytes.extend_from_slice(&stored);
+                        }
+                        Err(error) => {
+                            let block = new.blocks.get_mut(usize::from(index));
+                            match block.filter(|block| give_up && !block.protected) {
+                                Some(block) => block.lost = true,
+                                None => return Err(Stuck::Unreadable(error.to_string())),
+                            }
+                        }
+                    }
+                }
+            }
+            let start = self
+                .append_to(to, object, &bytes, behind)
+                .map_err(Stuck::Refused)?;
+            written += bytes.len() as u64;
+            for (index, at) in places {
+                if let Some(block) = new.blocks.get_mut(usize::from(index)) {
+                    block.offset = start + at;
+                }
+            }
+            if let Some(parity) = shard
+                .checked_sub(k)
+                .and_then(|parity| new.parity.get_mut(parity))
+            {
+                parity.offset = start + PARITY_HEADER as u64;
+            }
+            if let Some(disk) = new.disks.get_mut(shard) {
+                *disk = to;
+            }
+        }
+        Ok((new, written))
+    }
+
+    /// Puts bytes behind everything that a disk has, or should have, of an object, durably; tells where they begin.
+    fn append_to(
+        &self,
+        disk: DiskId,
+        object: ObjectName,
+        bytes: &[u8],
+        behind: &mut Ends,
+    ) -> Result<u64> {
+        let end = behind.entry((disk, object)).or_default();
+        if bytes.is_empty() {
+            return Ok(*end);
+        }
+        let medium = self.disks.get(disk).ok_or_else(|| {
+            VolumeError::new(
+                libc::EIO,
+                format!("disk {} is missing", self.disks.name(disk)),
+            )
+        })?;
+        let there = match medium.length(object) {
+            Ok(length) => length,
+            Err(error) if error.is_missing() => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let start = there.max(*end);
+        if let Err(error) = medium.restore(object, start, bytes) {
+            if error.is_full() {
+                self.pipeline.room.mark_full(disk);
+            } else {
+                self.disks.mark_faulty(disk, &error);
+            }
+            return Err(error.into());
+        }
+        *end = start + bytes.len() as u64;
+        self.pipeline.room.forget();
+        Ok(start)
+    }
+
+    /// Makes moves true in one commit. `Later` when the file is being written in a way that does not allow it now: then
+    /// what was copied is given back.
+    fn enter(
+        &self,
+        file: &Arc<OpenFile>,
+        moved: Vec<Moved>,
+        anew: &BTreeSet<WindowNo>,
+        plan: &Plan<'_>,
+        running: &Running,
+    ) -> Result<Walked> {
+        if moved.is_empty() && anew.is_empty() {
+            return Ok(Walked::Done);
+        }
+        // A commit of the file that is under way is soon over.
+        let turn = file.turn.try_lock_for(Duration::from_secs(30));
+        let Some(_turn) = turn else {
+            self.give_back(&moved);
+            return Ok(Walked::Later);
+        };
+        if file.unlinked.load(Ordering::Acquire) {
+            // With the file goes what was copied for it.
+            return Ok(Walked::Done);
+        }
+        if self.is_unsettled(file, None) {
+            self.give_back(&moved);
+            return Ok(Walked::Later);
+        }
+        let mut sweep = Sweep::default();
+        let mut before: Vec<(WindowNo, Option<Window>)> = Vec::new();
+        let mut stale = Vec::new();
+        let (size, dead) = {
+            let mut state = file.state.lock();
+            for moved in moved {
+                let no = moved.old.no;
+                if state.map.record(no)?.as_deref() != Some(&*moved.old) {
+                    stale.push(moved);
+                    continue;
+                }
+                if plan.punch {
+                    left_places(&moved, &mut sweep);
+                }
+                before.push((no, state.map.windows.get(&no).cloned()));
+                let made = Window::Made(Arc::new(moved.new));
+                state.map.windows.insert(no, made);
+                state.uncommitted.insert(no);
+            }
+            state.map.frozen = Some(Overlay::default());
+            state.version += 1;
+            (state.committed_size, state.head.dead)
+        };
+        self.give_back(&stale);
+        let mut frozen = Frozen {
+            size,
+            mtime: None,
+            ctime: None,
+            pieces: Vec::new(),
+            writer: None,
+            dead,
+            unpack_pieces: false,
+            must_fold: !anew.is_empty(),
+            sweep,
+            purpose: Purpose::Relocate,
+            dead_pieces: Vec::new(),
+            followed: None,
+        };
+        file.committing.store(true, Ordering::Release);
+        let result = self.make_moves_true(file, anew, plan, &mut frozen, running);
+        file.committing.store(false, Ordering::Release);
+        match result {
+            Ok(()) => {
+                self.sweeper.add(Arc::clone(file), frozen.sweep);
+                Ok(Walked::Done)
+            }
+            Err(error) => {
+                let mut state = file.state.lock();
+                state.map.thaw();
+                for (no, window) in before {
+                    state.uncommitted.remove(&no);
+                    match window {
+                        Some(window) => state.map.windows.insert(no, window),
+                        None => state.map.windows.remove(&no),
+                    };
+                }
+                state.version += 1;
+                Err(error)
+            }
+        }
+    }
+
+    fn make_moves_true(
+        &self,
+        file: &Arc<OpenFile>,
+        anew: &BTreeSet<WindowNo>,
+        plan: &Plan<'_>,
+        frozen: &mut Frozen,
+        running: &Running,
+    ) -> Result<()> {
+        if !anew.is_empty() {
+            self.write_anew(file, anew, plan.give_up, running)?;
+        }
+        self.sync_sets(file)?;
+        self.write_metadata(file, frozen)
+    }
+
+    /// Writes what lives in these windows into new ones. What cannot be read is recorded as lost, if it is given up.
+    fn write_anew(
+        &self,
+        file: &Arc<OpenFile>,
+        windows: &BTreeSet<WindowNo>,
+        give_up: bool,
+        running: &Running,
+    ) -> Result<()> {
+        let mut protected: HashMap<BlockId, bool> = HashMap::new();
+        let mut lost: HashSet<BlockId> = HashSet::new();
+        let mut remains: Vec<WindowRecord> = Vec::new();
+        for no in windows {
+            let Some(record) = file.state.lock().map.record(*no)? else {
+                continue;
+            };
+            let before = lost.len();
+            for index in 0..record.blocks.len() as u16 {
+                let Some(block) = record.block(index) else {
+                    continue;
+                };
+                let id = BlockId { window: *no, index };
+                protected.insert(id, block.protected);
+                let gone = block.lost
+                    || give_up && self.reader.stored_around(file.id, &record, index).is_err();
+                if gone {
+                    lost.insert(id);
+                    if !block.lost {
+                        running.note(|status| status.lost += u64::from(block.raw));
+                    }
+                }
+            }
+            if lost.len() > before {
+                remains.push(self.remains(&record, &lost)?);
+            }
+        }
+        let selected = |source: &Source| {
+            matches!(source, Source::Block { block, .. }
+                if windows.contains(&block.window) && !lost.contains(block))
+        };
+        self.repack(file, &selected, &|extent, piece| {
+            let critical = match extent.source {
+                Source::Block { block, .. } => protected.get(&block).copied().unwrap_or(true),
+                Source::Hole | Source::Inline { .. } => true,
+            };
+            let lane = if critical {
+                Lane::Critical
+            } else {
+                Lane::Expendable
+            };
+            piece(extent.range.clone(), lane);
+        })?;
+        let mut state = file.state.lock();
+        for record in remains {
+            let no = record.no;
+            state.map.windows.insert(no, Window::Made(Arc::new(record)));
+            state.uncommitted.insert(no);
+        }
+        Ok(())
+    }
+
+    /// What is left of a window of which only lost blocks are still referred to.
+    fn remains(&self, record: &WindowRecord, lost: &HashSet<BlockId>) -> Result<WindowRecord> {
+        let usable = self.pipeline.room.candidates();
+        let disk = usable
+            .first()
+            .map(|candidate| candidate.disk)
+            .ok_or_else(|| VolumeError::new(libc::EIO, "no disk takes data any more"))?;
+        let blocks = (0u16..).zip(&record.blocks).map(|(index, block)| {
+            let id = BlockId {
+                window: record.no,
+                index,
+            };
+            if lost.contains(&id) {
+                BlockRecord {
+                    column: 0,
+                    protected: false,
+                    lost: true,
+                    column_offset: 0,
+                    ..*block
+                }
+            } else {
+                crate::volume::settle::given_up()
+            }
+        });
+        Ok(WindowRecord {
+            no: record.no,
+            set: record.set,
+            code: Code { k: 1, m: 0 },
+            disks: vec![disk],
+            parity_set: record.set,
+            parity_length: 0,
+            parity: Vec::new(),
+            blocks: blocks.collect(),
+        })
+    }
+
+    /// Gives back the places of copies that came to nothing.
+    fn give_back(&self, moved: &[Moved]) {
+        for moved in moved {
+            let mut sweep = Sweep::default();
+            for &(shard, to) in &moved.moves {
+                places(&moved.new, shard, to, &mut sweep);
+            }
+            for (key, length) in &sweep.punches {
+                let object = if key.parity {
+                    ObjectName::Parity(key.set)
+                } else {
+                    ObjectName::Blocks(key.set)
+                };
+                if let Some(medium) = self.disks.get(key.disk) {
+                    // What stays is only room.
+                    let _ = medium.punch(object, key.offset..key.offset + length);
+                }
+            }
+        }
+    }
+}
+
+/// The places that a shard of a window takes on a disk.
+fn places(record: &WindowRecord, shard: usize, disk: DiskId, sweep: &mut Sweep) {
+    let k = usize::from(record.code.k);
+    if shard >= k {
+        let mut all = Sweep::default();
+        parity_punches(record, &mut all);
+        let own = all.punches.into_iter().filter(|(key, _)| key.disk == disk);
+        sweep.punches.extend(own);
+        return;
+    }
+    let own = record
+        .blocks
+        .iter()
+        .filter(|block| block.stored > 0 && !block.lost && usize::from(block.column) == shard);
+    let ranges = own
+        .map(|block| block.offset..block.offset + u64::from(block.stored))
+        .collect();
+    punch_ranges(record.set, disk, false, ranges, sweep);
+}
+
+/// The places that moved shards leave.
+fn left_places(moved: &Moved, sweep: &mut Sweep) {
+    for &(shard, _) in &moved.moves {
+        if let Some(disk) = moved.old.disk(shard) {
+            places(&moved.old, shard, disk, sweep);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Scrub: everything is read and verified, off the media and not out of memory, and what is bad is written good again:
+//! the copies of the metadata, the manifests on every disk, all blocks and parity. A rebuild is the same for what
+//! certain disks lack, and reads only what it has to.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Running, Walked, Work};
+use crate::disk::ObjectName;
+use crate::ids::{DiskId, FileId, SetId, WindowNo};
+use crate::store::manifest::{Manifest, ManifestCache, ManifestRef};
+use crate::store::parity::PARITY_HEADER;
+use crate::store::{DiskState, WindowRecord};
+use crate::volume::Volume;
+use crate::volume::error::Result;
+use crate::volume::file::OpenFile;
+use crate::volume::filemap::Window;
+
+/// Bytes of a manifest that are written again at once.
+const RUN: usize = 1 << 20;
+
+/// The work of a scrub, or of a rebuild.
+pub(super) struct Scrub {
+    /// The disks that lack something; all disks are looked over without.
+    only: Option<Vec<DiskId>>,
+    /// The disks that lacked something when it began.
+    rebuilding: Vec<DiskId>,
+    /// What counted against each disk when it began: read errors, wrong bytes, waits.
+    before: BTreeMap<DiskId, (u32, u32, u32)>,
+}
+
+impl Scrub {
+    pub(super) fn whole(volume: &Volume) -> Scrub {
+        Scrub {
+            only: None,
+            rebuilding: rebuilding(volume),
+            before: counted(volume),
+        }
+    }
+
+    pub(super) fn of_rebuilding(volume: &Volume) -> Scrub {
+        let rebuilding = rebuilding(volume);
+        Scrub {
+            only: Some(rebuilding.clone()),
+            rebuilding,
+            before: counted(volume),
+        }
+    }
+
+    fn is_of(&self, disk: DiskId) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(&disk))
+    }
+}
+
+fn rebuilding(volume: &Volume) -> Vec<DiskId> {
+    let list = volume.disks.list().into_iter();
+    list.filter(|disk| disk.state == DiskState::Rebuilding)
+        .map(|disk| disk.id)
+        .collect()
+}
+
+fn counted(volume: &Volume) -> BTreeMap<DiskId, (u32, u32, u32)> {
+    let list = volume.disks.list().into_iter();
+    list.map(|disk| (disk.id, (disk.read_errors, disk.wrong_bytes, disk.waits)))
+        .collect()
+}
+
+impl Work for Scrub {
+    fn begin(&mut self, volume: &Volume, running: &Running) -> Result<()> {
+        if self.only.is_some() {
+            return Ok(());
+        }
+        let report = volume.meta.check_copies(true)?;
+        for (disk, what) in &report.bad {
+            tracing::warn!(
+                disk = volume.disks.name(*disk),
+                what,
+                "a copy of the metadata is bad"
+            );
+        }
+        running.note(|status| {
+            status.verified += report.bytes;
+            status.bad += report.bad.len() as u64;
+            status.repaired += report.repaired.len() as u64;
+        });
+        for (disk, what) in &report.bad {
+            if !report.repaired.contains(disk) {
+                running.problem(format!("disk {}: {what}", volume.disks.name(*disk)));
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked> {
+        let open = volume.use_file(file)?;
+        let base = open.state.lock().head.base;
+        if let Some(base) = base {
+            for disk in volume.disks.usable_for_writing() {
+                if self.is_of(disk) {
+                    volume.scrub_manifest(&open, base, disk, running)?;
+                }
+            }
+        }
+        let mut asked: HashSet<(DiskId, ObjectName)> = HashSet::new();
+        let mut lengths: HashMap<(DiskId, ObjectName), u64> = HashMap::new();
+        for no in volume.committed_windows(&open)? {
+            if running.ends() {
+                return Ok(Walked::Done);
+            }
+            let begun = Instant::now();
+            // What is looked at here is not given back meanwhile.
+            let _reading = open.reading.read_recursive();
+            let Some(record) = volume.committed_window(&open, no)? else {
+                continue;
+            };
+            let whole = match &self.only {
+                Some(only) => volume.holds_all(&record, only, &mut lengths),
+                None => false,
+            };
+            if whole {
+                continue;
+            }
+            for (disk, object) in objects(&record) {
+                if asked.insert((disk, object))
+                    && let Some(medium) = volume.disks.get(disk)
+                {
+                    medium.forget(object);
+                }
+            }
+            let report = volume.reader.repair_window(file, &record);
+            let bytes = report.bytes;
+            volume.tell_of_window(file, &record, report, running);
+            running.note(|status| status.bytes_done += bytes);
+            drop(_reading);
+            running.pace(volume, bytes, begun.elapsed());
+        }
+        Ok(Walked::Done)
+    }
+
+    fn finish(&mut self, volume: &Volume, _running: &Running) -> Result<()> {
+        if self.only.is_none() {
+            volume.tidy()?;
+        }
+        let after = counted(volume);
+        for status in volume.disks.list() {
+            let unblemished = self.before.get(&status.id) == after.get(&status.id);
+            match status.state {
+                DiskState::Rebuilding if self.rebuilding.contains(&status.id) => {
+                    volume
+                        .disks
+                        .mark_online(status.id, "it has all that it should have");
+                }
+                DiskState::Suspect if self.only.is_none() && unblemished => {
+                    volume
+                        .disks
+                        .mark_online(status.id, "a scrub found nothing bad on it");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a window lies.
+fn objects(record: &WindowRecord) -> impl Iterator<Item = (DiskId, ObjectName)> + '_ {
+    let k = usize::from(record.code.k);
+    let disks = record.disks.iter().enumerate();
+    disks.filter_map(move |(shard, disk)| {
+        if shard < k {
+            Some((*disk, ObjectName::Blocks(record.set)))
+        } else if record.parity.is_empty() {
+            None
+        } else {
+            Some((*disk, ObjectName::Parity(record.parity_set)))
+        }
+    })
+}
+
+/// Where each shard of a window ends in its object: disk, object, end.
+pub(super) fn ends(record: &WindowRecord) -> Vec<(DiskId, ObjectName, u64)> {
+    let k = usize::from(record.code.k);
+    let mut found = Vec::new();
+    for (column, disk) in record.disks.iter().take(k).enumerate() {
+        let own = record
+            .blocks
+            .iter()
+            .filter(|block| block.stored > 0 && !block.lost && usize::from(block.column) == column);
+        let end = own
+            .map(|block| block.offset + u64::from(block.stored))
+            .max();
+        if let Some(end) = end {
+            found.push((*disk, ObjectName::Blocks(record.set), end));
+        }
+    }
+    for (disk, shard) in record.disks.iter().skip(k).zip(&record.parity) {
+        let end = shard.offset + u64::from(record.parity_length);
+        found.push((*disk, ObjectName::Parity(record.parity_set), end));
+    }
+    found
+}
+
+impl Volume {
+    /// The windows of a file that are committed, by their numbers.
+    pub(super) fn committed_windows(&self, file: &OpenFile) -> Result<Vec<WindowNo>> {
+        let mut numbers = Vec::new();
+        self.frozen_view(file).each_window(|record| {
+            numbers.push(record.no);
+            Ok(())
+        })?;
+        let state = file.state.lock();
+        numbers.retain(|no| !state.uncommitted.contains(no));
+        Ok(numbers)
+    }
+
+    /// A window's record, if it is committed.
+    pub(super) fn committed_window(
+        &self,
+        file: &OpenFile,
+        no: WindowNo,
+    ) -> Result<Option<Arc<WindowRecord>>> {
+        let state = file.state.lock();
+        let pending = |set: SetId| state.pending.iter().any(|writer| writer.set() == set);
+        if state.uncommitted.contains(&no)
+            || matches!(state.map.windows.get(&no), Some(Window::Making(_)))
+        {
+            return Ok(None);
+        }
+        let record = state.map.record(no)?;
+        Ok(record.filter(|record| !pending(record.set) && !pending(record.parity_set)))
+    }
+
+    /// Whether these disks have all of the window that they should have, by the lengths of their objects.
+    fn holds_all(
+        &self,
+        record: &WindowRecord,
+        disks: &[DiskId],
+        lengths: &mut HashMap<(DiskId, ObjectName), u64>,
+    ) -> bool {
+        ends(record).into_iter().all(|(disk, object, end)| {
+            if !disks.contains(&disk) {
+                return true;
+            }
+            let length = lengths.entry((disk, object)).or_insert_with(|| {
+                let medium = self.disks.get(disk);
+                medium.map_or(0, |medium| medium.length(object).unwrap_or(0))
+            });
+            *length >= end
+        })
+    }
+
+    /// Notes what was found in a window.
+    fn tell_of_window(
+        &self,
+        file: FileId,
+        record: &WindowRecord,
+        report: crate::store::reader::WindowReport,
+        running: &Running,
+    ) {
+        let seen = |disk: DiskId| self.disks.is_online(disk);
+        let protected = |index: u16| record.block(index).is_some_and(|block| block.protected);
+        let unseen = report
+            .bad_blocks
+            .iter()
+            .filter(|bad| !seen(bad.disk))
+            .count()
+            + report
+                .bad_shards
+                .iter()
+                .filter(|bad| !seen(bad.disk))
+                .count();
+        // A block that is stored once, on a disk that is away, may come back with it.
+        let gone: Vec<_> = report
+            .bad_blocks
+            .iter()
+            .filter(|bad| report.gone.contains(&bad.index))
+            .filter(|bad| seen(bad.disk) || protected(bad.index))
+            .collect();
+        let bad = report.bad_blocks.len() + report.bad_shards.len() - unseen;
+        let lost: u64 = record
+            .blocks
+            .iter()
+            .filter(|block| block.lost)
+            .map(|block| u64::from(block.raw))
+            .sum();
+        running.note(|status| {
+            status.verified += report.bytes;
+            status.bad += bad as u64 + u64::from(report.repaired);
+            status.repaired += u64::from(report.repaired);
+            status.unseen += unseen as u64;
+            status.gone += gone.len() as u64;
+            status.lost += lost;
+        });
+        if let Some(first) = gone.first() {
+            let bytes: u64 = gone
+                .iter()
+                .filter_map(|bad| record.block(bad.index))
+                .map(|block| u64::from(block.raw))
+                .sum();
+            running.problem(format!(
+                "{}: {bytes} bytes cannot be had any more ({})",
+                self.called(file),
+                first.cause
+            ));
+        }
+        let unrepaired = report
+            .bad_blocks
+            .iter()
+            .filter(|bad| seen(bad.disk) && !report.gone.contains(&bad.index));
+        let shards = report.bad_shards.iter().filter(|bad| seen(bad.disk));
+        let what = unrepaired
+            .map(|bad| &bad.cause)
+            .chain(shards.map(|bad| &bad.cause))
+            .next();
+        if let Some(what) = what {
+            running.problem(format!("{}: not repaired: {what}", self.called(file)));
+        }
+    }
+
+    /// Reads a disk's copy of a manifest, and writes it again where it is bad.
+    fn scrub_manifest(
+        &self,
+        file: &Arc<OpenFile>,
+        reference: ManifestRef,
+        disk: DiskId,
+        running: &Running,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let bad = self.mend_manifest(file, reference, disk)?;
+        running.note(|status| {
+            status.verified += reference.length;
+            status.bad += u64::from(bad);
+            status.repaired += u64::from(bad);
+        });
+        running.pace(self, reference.length, begun.elapsed());
+        Ok(())
+    }
+
+    /// Reads a disk's copy of a manifest off the disk, and writes it again where it is bad; says whether it was.
+    pub(in crate::volume) fn mend_manifest(
+        &self,
+        file: &Arc<OpenFile>,
+        reference: ManifestRef,
+        disk: DiskId,
+    ) -> Result<bool> {
+        // It is not given back meanwhile.
+        let _reading = file.reading.read_recursive();
+        if file.state.lock().head.base != Some(reference) {
+            return Ok(false);
+        }
+        let Some(medium) = self.disks.get(disk) else {
+            return Ok(false);
+        };
+        let object = ObjectName::Manifest(reference.id);
+        medium.forget(object);
+        let own = Manifest::open(
+            self.id,
+            reference,
+            Arc::clone(&self.disks),
+            &[disk],
+            // Nothing that another disk gave may stand in for it.
+            Arc::new(ManifestCache::new(0)),
+        );
+        let verified = own.and_then(|own| own.copy_to(&mut |_: &[u8]| Ok(())));
+        let Err(error) = verified else {
+            return Ok(false);
+        };
+        let mut offset = 0;
+        let mut run: Vec<u8> = Vec::new();
+        let mut write = |run: &mut Vec<u8>| -> Result<()> {
+            medium.restore(object, offset, run)?;
+            offset += run.len() as u64;
+            run.clear();
+            Ok(())
+        };
+        self.manifest(reference)?.copy_to(&mut |page| {
+            run.extend_from_slice(page);
+            if run.len() >= RUN {
+                write(&mut run)
+            } else {
+                Ok(())
+            }
+        })?;
+        if !run.is_empty() {
+            write(&mut run)?;
+        }
+        tracing::warn!(disk = medium.name(), %error, "a copy of a manifest was bad, and is written again");
+        Ok(true)
+    }
+}
+
+/// Bytes of a parity shard with its header.
+pub(super) fn shard_bytes(record: &WindowRecord) -> u64 {
+    u64::from(record.parity_length) + PARITY_HEADER as u64
+}

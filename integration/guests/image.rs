@@ -156,7 +156,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The modules that a guest needs, those of optional kernels among them.
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 11] = [
     "virtio_ring",
     "virtio",
     "virtio_pci",
@@ -164,6 +164,7 @@ const WANTED: [&str; 10] = [
     "virtio_blk",
     "crc32c_generic",
     "crc32c_intel",
+    "crc32c_cryptoapi",
     "ext4",
     "xfs",
     "btrfs",

@@ -77,6 +77,66 @@ fn again_and_again(
     );
 }
 
+/// A file is read through the page cache and written at once, and the daemon is killed. A thread of it that waits for a
+/// page whose bytes it owes itself would keep it, and its mount, for ever.
+#[test]
+fn a_daemon_that_is_killed_is_gone_whatever_is_read_and_written() {
+    const LENGTH: u64 = 24 << 20;
+    let mut volume = Volume::new(&Shape::default());
+    volume.mount();
+    content::write_file(&volume.path("file"), 1, LENGTH).expect("a file");
+    volume.remount();
+    for crash in 0..10u64 {
+        let reader = File::open(volume.path("file")).expect("a reader");
+        let writer = OpenOptions::new()
+            .write(true)
+            .open(volume.path("file"))
+            .expect("a writer");
+        let daemon = volume.daemon();
+        let gone = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut buffer = vec![0; 1 << 20];
+                    while (0..LENGTH >> 20)
+                        .all(|piece| reader.read_exact_at(&mut buffer, piece << 20).is_ok())
+                    {
+                        let advice = rustix::fs::Advice::DontNeed;
+                        let _ = rustix::fs::fadvise(&reader, 0, None, advice);
+                    }
+                });
+            }
+            for from in 0..2 {
+                let writer = &writer;
+                scope.spawn(move || {
+                    let mut random = Random::new(crash * 2 + from);
+                    loop {
+                        let place = random.below(LENGTH / 65536) * 65536;
+                        let bytes = content::bytes(1, place, 65536);
+                        if writer.write_all_at(&bytes, place).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(300 + 50 * crash));
+            rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("kill");
+            let end = std::time::Instant::now() + Duration::from_secs(30);
+            while volume.serves() && std::time::Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let gone = !volume.serves();
+            // Ends the connection whatever the daemon does, so that this test ends.
+            let _ = rustix::mount::unmount(&volume.mountpoint, rustix::mount::UnmountFlags::FORCE);
+            gone
+        });
+        assert!(gone, "crash {crash}: the daemon was killed and lives on");
+        drop((reader, writer));
+        volume.kill();
+        volume.mount();
+        content::check_file(&volume.path("file"), 1, LENGTH).expect("the file");
+    }
+}
+
 /// Many small files; those whose close returned are promised.
 #[test]
 fn small_files_that_were_closed_are_whole() {

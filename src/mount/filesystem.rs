@@ -3,8 +3,8 @@
 //! reply along to other threads. The kernel never sends a request before those are answered that it must come after
 //! (it keeps a direct write's lock until the answer, flushes after writes, releases last), so nothing is ordered here.
 //!
-//! A file is read and written past the page cache while somebody writes it, as the volume says at each open; the handle
-//! that the kernel keeps tells which it was.
+//! A file is read and written past the page cache while somebody writes it, unless it was open through the cache before:
+//! the volume says so at each open, and the handle that the kernel keeps tells which it was.
 
 mod answers;
 mod directory;
@@ -31,7 +31,6 @@ use self::answers::{
 };
 use self::directory::parent_of;
 use super::attributes::{NAME_TTL, from_request, kind_of_mode, nothing, set_time, to_fuse, ttl};
-use super::cached::CachedOpens;
 use super::errno::errno;
 use super::handshake::negotiate;
 use super::kernel::Kernel;
@@ -46,7 +45,6 @@ const READERS: usize = 8;
 pub(super) struct Adapter {
     volume: Arc<Volume>,
     kernel: Kernel,
-    cached: Arc<CachedOpens>,
     readers: Workers,
     waiters: Workers,
     /// Dropped when the session has ended, which wakes who waits at the other end.
@@ -74,7 +72,6 @@ impl Adapter {
         Adapter {
             volume,
             kernel,
-            cached: Arc::default(),
             readers: Workers::new("read", READERS),
             waiters: Workers::new("wait", usize::MAX),
             session: Some(session),
@@ -307,9 +304,6 @@ impl Filesystem for Adapter {
             );
             match result {
                 Ok((attributes, opened)) => {
-                    if !opened.direct_io {
-                        self.cached.opened(INodeNo(attributes.file.0));
-                    }
                     let (fh, flags) = open_answer(opened);
                     reply.created(
                         &ttl(attributes.kind),
@@ -378,14 +372,14 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        ino: INodeNo,
+        _: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.release_file(ino, fh, reply);
+        self.release_file(fh, reply);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {

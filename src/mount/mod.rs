@@ -4,7 +4,6 @@
 //! last commit, and `control` is how commands talk to one that runs.
 
 mod attributes;
-mod cached;
 mod confine;
 pub mod control;
 mod errno;

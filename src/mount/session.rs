@@ -70,7 +70,6 @@ impl Mounted {
             mem::forget(session);
             return Err(failed(io::Error::from(io::ErrorKind::NotConnected)));
         };
-        volume.set_invalidate(kernel.invalidate_aside());
         raise_read_ahead(&mount.device, config.mount.read_ahead);
         info!(
             "volume {} is mounted at {}",

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -54,8 +54,8 @@ pub struct OpenFile {
     pub reading: RwLock<()>,
     /// Handles that may write.
     pub writers: AtomicU32,
-    /// Handles whose reads the kernel caches.
-    pub cached_readers: AtomicU32,
+    /// Handles that the kernel serves through its page cache.
+    pub cached: AtomicU32,
     /// All handles, and others that need the file kept in use.
     pub users: AtomicU64,
     /// No name leads to it any more.
@@ -129,10 +129,5 @@ impl OpenFile {
     pub fn open_bytes(&self) -> u64 {
         let state = self.state.try_lock();
         state.map_or(0, |state| state.gatherer.open_bytes() as u64)
-    }
-
-    /// Whether the file has data or attributes that are not committed.
-    pub fn is_dirty(&self) -> bool {
-        self.committing.load(Ordering::Acquire) || self.state.lock().is_dirty()
     }
 }

@@ -44,7 +44,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 pub use attributes::{Attributes, Caller, Capacity, Changes, Entry, SetTime};
 pub use error::{Result, VolumeError};
@@ -74,9 +74,6 @@ use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
 use crate::store::manifest::ManifestCache;
 use crate::store::{BlockCache, Disks, Pipeline, Reader, Workers, data_capacity};
-
-/// Drops what the kernel caches of a range of a file's bytes (length 0: to the end).
-pub type Invalidate = Arc<dyn Fn(FileId, u64, u64) + Send + Sync>;
 
 /// Whether a volume takes changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +123,6 @@ pub struct Volume {
     inodes: AtomicU64,
     room: Mutex<RoomLeft>,
     sweeper: Sweeper,
-    invalidate: RwLock<Option<Invalidate>>,
     /// Commits that nobody waits for.
     aside: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
@@ -167,18 +163,6 @@ impl Volume {
                 "the volume is mounted read-only",
             )),
             VolumeState::Closed => Err(VolumeError::new(libc::EIO, "the volume is closed")),
-        }
-    }
-
-    /// Has the kernel told when bytes change that it may have cached.
-    pub fn set_invalidate(&self, invalidate: Invalidate) {
-        *self.invalidate.write() = Some(invalidate);
-    }
-
-    fn invalidate(&self, file: FileId, offset: u64, length: u64) {
-        let invalidate = self.invalidate.read().clone();
-        if let Some(invalidate) = invalidate {
-            invalidate(file, offset, length);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use super::Volume;
 use super::error::{Result, VolumeError};
@@ -305,7 +305,6 @@ impl Volume {
                 inodes,
                 room: Mutex::default(),
                 sweeper,
-                invalidate: RwLock::new(None),
                 aside: Mutex::new(Vec::new()),
             }
         });

@@ -251,7 +251,7 @@ impl Volume {
             turn: Mutex::new(()),
             reading: RwLock::new(()),
             writers: AtomicU32::new(0),
-            cached_readers: AtomicU32::new(0),
+            cached: AtomicU32::new(0),
             users: AtomicU64::new(1),
             unlinked: AtomicBool::new(inode.links == 0),
             committing: AtomicBool::new(false),
@@ -287,15 +287,24 @@ impl Volume {
     }
 
     fn opened(&self, file: Arc<OpenFile>, access: i32, commits: bool) -> Opened {
-        if commits {
-            file.writers.fetch_add(1, Ordering::AcqRel);
-        }
-        // Written files are served around the page cache: it would copy every byte once more. A file that
-        // nobody writes keeps it.
-        let direct_io = file.writers.load(Ordering::Acquire) > 0 || file.is_dirty();
-        if !direct_io {
-            file.cached_readers.fetch_add(1, Ordering::AcqRel);
-        }
+        // Written files are served around the page cache: it would copy every byte once more. A file that nobody
+        // writes keeps it, and as long as somebody has it open so, all who come, writers too, go through the cache:
+        // what is written there is in the cache at once, and the kernel never has to be told to forget anything.
+        let direct_io = {
+            // Two that come at once see each other.
+            let state = file.state.lock();
+            if commits {
+                file.writers.fetch_add(1, Ordering::AcqRel);
+            }
+            let written = file.writers.load(Ordering::Acquire) > 0
+                || file.committing.load(Ordering::Acquire)
+                || state.is_dirty();
+            let direct_io = written && file.cached.load(Ordering::Acquire) == 0;
+            if !direct_io {
+                file.cached.fetch_add(1, Ordering::AcqRel);
+            }
+            direct_io
+        };
         let handle = self.handles.add(OpenHandle {
             file,
             may_read: access != libc::O_WRONLY,
@@ -386,7 +395,7 @@ impl Volume {
             }
         }
         if !handle.direct_io {
-            file.cached_readers.fetch_sub(1, Ordering::AcqRel);
+            file.cached.fetch_sub(1, Ordering::AcqRel);
         }
         self.let_go(file);
     }

@@ -4,7 +4,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::error::{Result, VolumeError};
@@ -142,7 +141,6 @@ impl Volume {
         if spill {
             self.begin_spill(file);
         }
-        self.kernel_forgets(file, offset, data.len() as u64);
         Ok(())
     }
 
@@ -290,7 +288,6 @@ impl Volume {
         state.size = size;
         self.touch(file, &mut state);
         drop(state);
-        self.kernel_forgets(file, size, 0);
         Ok(())
     }
 
@@ -328,7 +325,6 @@ impl Volume {
         }
         self.touch(&file, &mut state);
         drop(state);
-        self.kernel_forgets(&file, offset, length);
         Ok(())
     }
 
@@ -364,12 +360,5 @@ impl Volume {
         let mut room = self.room.lock();
         *room = RoomLeft::new(self.data_room(), self.pipeline.unwritten() + open);
         room.take(length)
-    }
-
-    /// Drops what the kernel caches of a range that was written around its cache.
-    pub(super) fn kernel_forgets(&self, file: &OpenFile, offset: u64, length: u64) {
-        if file.cached_readers.load(Ordering::Acquire) > 0 {
-            self.invalidate(file.id, offset, length);
-        }
     }
 }

@@ -20,9 +20,6 @@ impl Adapter {
     pub(super) fn open_file(&self, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         guarded("open", || match self.volume.open_file(id(ino), flags.0) {
             Ok(opened) => {
-                if !opened.direct_io {
-                    self.cached.opened(ino);
-                }
                 let (fh, flags) = open_answer(opened);
                 reply.opened(fh, flags);
             }
@@ -47,26 +44,17 @@ impl Adapter {
                 return reply.error(errno("write", ino, &error));
             }
             let (handle, length) = (handle(fh), data.len());
-            // What comes from the page cache holds its pages' locks until it is answered; it needs neither of these,
-            // and must not have its pages dropped.
             let from_program = is_direct(fh) && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
             // The kernel leaves O_SYNC and O_DSYNC (a part of O_SYNC) of direct writes to us.
             let synchronous = from_program && flags.0 & libc::O_DSYNC != 0;
-            let stale = from_program && self.cached.any(ino);
-            if !synchronous
-                && !stale
-                && let Some(result) = self.volume.try_write(handle, offset, data)
-            {
+            if !synchronous && let Some(result) = self.volume.try_write(handle, offset, data) {
                 return answer_write(ino, reply, result, length);
             }
-            let (volume, kernel, data) = (self.volume.clone(), self.kernel.clone(), data.to_vec());
+            let (volume, data) = (self.volume.clone(), data.to_vec());
             self.waiters.run("write", move || {
                 let mut result = volume.write(handle, offset, &data);
                 if synchronous {
                     result = result.and_then(|()| volume.fsync(handle));
-                }
-                if stale {
-                    kernel.forget_range(ino, offset, length as u64);
                 }
                 answer_write(ino, reply, result, length);
             });
@@ -74,11 +62,8 @@ impl Adapter {
     }
 
     /// The last descriptor is gone.
-    pub(super) fn release_file(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
+    pub(super) fn release_file(&self, fh: FileHandle, reply: ReplyEmpty) {
         guarded("release", || {
-            if !is_direct(fh) {
-                self.cached.released(ino);
-            }
             let handle = handle(fh);
             let volume = self.volume.clone();
             let release = move || {

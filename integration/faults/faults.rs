@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use parsfs::config::Config;
 use parsfs::disk::FaultPlan;
-use parsfs::volume::Volume;
+use parsfs::volume::{Volume, VolumeError};
 
 use crate::model::{Loss, Model};
 use crate::operation::{Failure, Operation, Sizes, apply, next};
@@ -205,6 +205,25 @@ impl Run {
             && !may_have_lost
     }
 
+    /// Whether a mount has so few disks that others may know better. Exactly half of them may be written to
+    /// (`docs/reliability.md`, known faults).
+    fn may_be_stale(&self, volume: &Volume) -> bool {
+        let online = match volume.status() {
+            Ok(status) => status
+                .disks
+                .iter()
+                .filter(|disk| disk.state == "online")
+                .count(),
+            Err(_) => 0,
+        };
+        volume.is_read_only() || 2 * online <= self.shape.disks
+    }
+
+    fn went_apart(&self, error: &VolumeError) -> bool {
+        let halves = self.regime.is_beyond() && self.shape.disks.is_multiple_of(2);
+        halves && error.to_string().contains("apart from each other")
+    }
+
     fn may_lose(&self) -> Loss {
         if self.regime.is_beyond() {
             Loss::Anything
@@ -238,9 +257,9 @@ impl Run {
             self.may_lose()
         };
         match opened {
-            // With fewer than half of the disks it may be an older state, and says so.
-            Ok((volume, _)) if self.regime.is_beyond() && volume.is_read_only() => {
-                tell(story, format_args!("read-only, as it may be"));
+            // With half of the disks, or fewer, it may be an older state.
+            Ok((volume, _)) if self.regime.is_beyond() && self.may_be_stale(&volume) => {
+                tell(story, format_args!("perhaps stale, as it may be"));
                 self.without_faults(story)
             }
             Ok((volume, found)) => {
@@ -252,12 +271,20 @@ impl Run {
                 }
                 Ok(Some(volume))
             }
-            Err(error) if self.regime.is_beyond() && !late => {
+            // While a disk lies, a mount may be refused; nothing may be lost by it.
+            Err(error) if (self.regime.is_beyond() || self.regime.is_silent()) && !late => {
                 tell(story, format_args!("refused, as it may be: {error}"));
                 self.without_faults(story)
             }
             Err(error) if self.regime == Regime::SilentBeyond => {
                 tell(story, format_args!("the volume is gone: {error}"));
+                Ok(None)
+            }
+            Err(error) if self.went_apart(&error) => {
+                tell(
+                    story,
+                    format_args!("two halves went apart, as they may: {error}"),
+                );
                 Ok(None)
             }
             Err(error) => Err(format!("the mount failed: {error}")),
@@ -294,6 +321,14 @@ impl Run {
             }
             Err(error) if self.regime == Regime::SilentBeyond => {
                 tell(story, format_args!("the volume is gone: {error}"));
+                Ok(None)
+            }
+            // Each half of the disks was written to without the other one.
+            Err(error) if self.went_apart(&error) => {
+                tell(
+                    story,
+                    format_args!("two halves went apart, as they may: {error}"),
+                );
                 Ok(None)
             }
             Err(error) => Err(format!("all disks are well, and the mount failed: {error}")),

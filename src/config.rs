@@ -79,6 +79,18 @@ pub enum CommitMode {
     Background,
 }
 
+/// What is read of expendable bytes that no disk holds any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LostReads {
+    /// A view from which a guest can be resumed: its pages mended, and an error only where that cannot be.
+    #[default]
+    Mend,
+    /// Zeros, and nothing else of the file changed: for tools that look into memory. No guest resumes from that.
+    Zero,
+    /// An error.
+    Error,
+}
+
 /// How much memory the daemon may fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -101,6 +113,8 @@ pub struct MountConfig {
     pub threads: u32,
     /// How far the kernel reads ahead in files that nobody writes, in bytes; 0 leaves the kernel's own.
     pub read_ahead: u64,
+    /// What is read of expendable bytes that are lost.
+    pub lost: LostReads,
 }
 
 impl Config {
@@ -146,6 +160,11 @@ impl Config {
                     threads,
                 )?,
                 read_ahead: reader.size("mount.read_ahead", raw.mount.read_ahead, 4 << 20, 0)?,
+                lost: reader.value(
+                    "mount.lost",
+                    raw.mount.lost.as_deref().unwrap_or("mend"),
+                    str::parse,
+                )?,
             },
             log: raw.log.file.map(|path| reader.path(&path)),
         })
@@ -389,6 +408,23 @@ fn commit_mode(text: &str) -> parse::Parsed<CommitMode> {
             "write \"close\" (a close is answered once everything is protected) or \"background\" (at once)"
                 .to_string(),
         ),
+    }
+}
+
+impl std::str::FromStr for LostReads {
+    type Err = String;
+
+    fn from_str(text: &str) -> parse::Parsed<LostReads> {
+        match text {
+            "mend" => Ok(LostReads::Mend),
+            "zero" => Ok(LostReads::Zero),
+            "error" => Ok(LostReads::Error),
+            _ => Err(
+                "write \"mend\" (as a guest can go on with), \"zero\" (zeros, for tools that look into memory) or \
+                 \"error\" (reading fails)"
+                    .to_string(),
+            ),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod copies;
 mod libvirt;
 mod loss;
+mod lost;
 mod qemu;
 mod view;
 mod vmms;

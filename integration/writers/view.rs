@@ -182,7 +182,13 @@ pub fn after_loss(path: &Path, written: &Path) -> Result<Reading, String> {
     for (pfn, range) in pages {
         let mut wanted = original[range.clone()].to_vec();
         if let Ok(place) = fills.binary_search_by_key(&pfn, |&(pfn, _)| pfn) {
-            wanted.fill(fills[place].1);
+            // A page may lie in two blocks of which one is there: then a part of it is as it was.
+            let fill = fills[place].1;
+            for (wanted, found) in wanted.iter_mut().zip(&found[range.clone()]) {
+                if *found == fill {
+                    *wanted = fill;
+                }
+            }
         }
         mend.apply(pfn << 12, &mut wanted);
         if wanted != found[range.clone()] {

@@ -106,6 +106,24 @@ fn describe(what: &str, file: &Inspection) -> String {
         bytes(file.inline_bytes)
     ));
 
+    if !file.lost.is_empty() {
+        let mut lost = Table::new(&[
+            ("lost", Align::Left),
+            ("pages", Align::Right),
+            ("bytes", Align::Right),
+            ("reads as", Align::Left),
+        ]);
+        for line in &file.lost {
+            lost.row([
+                line.class.clone(),
+                line.pages.to_string(),
+                bytes(line.bytes),
+                line.reads.clone(),
+            ]);
+        }
+        text.push_str(&format!("\n{lost}"));
+    }
+
     let mut tiers = Table::new(&[
         ("tier", Align::Left),
         ("logical", Align::Right),

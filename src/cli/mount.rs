@@ -38,7 +38,7 @@ pub(super) struct Mount {
     /// Write the daemon's log there instead
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Options as in fstab: ro, rw, allow_other, dev, nodev, suid, nosuid, exec, noexec, noatime, sync, log=FILE, ...
+    /// Options as in fstab: ro, rw, allow_other, dev, nodev, suid, nosuid, exec, noexec, noatime, sync, log=FILE, lost=mend|zero|error, ...
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Pass over unknown options in -o

@@ -136,10 +136,11 @@ fn describe(status: &volume::Status, identity: Option<&Identity>) -> String {
 
     let files = &status.files;
     text.push_str(&format!(
-        "\n{} files ({} protected, {} degraded, {} damaged, {} open, {} committing), {} directories, {} others\n",
+        "\n{} files ({} protected, {} degraded, {} mended, {} damaged, {} open, {} committing), {} directories, {} others\n",
         files.files,
         files.protected,
         files.degraded,
+        files.mended,
         files.damaged,
         files.open,
         files.committing,

@@ -65,6 +65,7 @@ pub struct Mount {
     pub suid: Option<bool>,
     pub threads: Option<u32>,
     pub read_ahead: Option<Amount>,
+    pub lost: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -50,6 +50,7 @@ fn name_and_disks_are_enough() {
     assert_eq!(config.memory.cache, 64 << 20);
     assert_eq!(config.memory.write, 128 << 20);
     assert!(config.mount.allow_other);
+    assert_eq!(config.mount.lost, LostReads::Mend);
     assert_eq!(config.log, None);
 }
 
@@ -58,7 +59,7 @@ fn every_key_is_read() {
     let config = parse(&format!(
         "{SIX}\nname = \"last\"\n[policy]\ncritical = \"1+2\"\nexpendable = \"1+1\"\ncompression = \"lz4\"\n\
          block_size = 65536\n[commit]\nmode = \"background\"\n[memory]\ncache = \"1G\"\nwrite = \"32M\"\n\
-         [mount]\nallow_other = false\ndev = true\nsuid = true\nthreads = 3\nread_ahead = \"1M\"\n\
+         [mount]\nallow_other = false\ndev = true\nsuid = true\nthreads = 3\nread_ahead = \"1M\"\nlost = \"zero\"\n\
          [log]\nfile = \"here.log\"\n"
     ))
     .unwrap();
@@ -77,7 +78,8 @@ fn every_key_is_read() {
             dev: true,
             suid: true,
             threads: 3,
-            read_ahead: 1 << 20
+            read_ahead: 1 << 20,
+            lost: LostReads::Zero,
         }
     );
     assert_eq!(
@@ -165,6 +167,7 @@ fn the_other_values_are_judged() {
         ("[memory]\nwrite = \"1K\"", "memory.write"),
         ("[mount]\nthreads = 65", "mount.threads"),
         ("[mount]\nread_ahead = \"far\"", "mount.read_ahead"),
+        ("[mount]\nlost = \"nothing\"", "mount.lost"),
         ("name = \"a b\"", "disk.name"),
     ] {
         let error = refused(more);

@@ -79,44 +79,68 @@ impl Guest<'_> {
         Ok(mend)
     }
 
-    /// The edits for pages of the file cache, ascending frames. Each is judged again: the proof is made where it is used.
+    /// The edits for pages of the file cache, ascending frames.
     fn edits(&self, cached: &[u64]) -> Result<Vec<Edit>, MendError> {
         let mut masks: BTreeMap<u64, u8> = BTreeMap::new();
-        let mut judge = Judge::new(self);
-        let mut left = cached;
-        while let Some(&pfn) = left.first() {
-            let section = self
-                .memmap
-                .section(pfn)
-                .ok_or(MendError::NotMemory { pfn })?;
-            let end = section.first + section.pages as u64;
-            let (here, rest) = left.split_at(left.partition_point(|&pfn| pfn < end));
-            left = rest;
-            let mut refused = None;
-            let mut proved = 0;
-            judge.frames(&section, here, |pfn, _, verdict, edits| {
-                if verdict.class != PageClass::CacheClean {
-                    let (class, reason) = (verdict.class, verdict.reason);
-                    refused.get_or_insert(MendError::NotRecoverable { pfn, class, reason });
-                    return;
-                }
-                proved += 1;
+        let mut refused = None;
+        self.mend_cached(cached, |_, _, verdict| match verdict {
+            Ok(edits) => {
                 for edit in edits {
                     *masks.entry(edit.gpa).or_insert(u8::MAX) &= edit.and;
                 }
-            });
-            if let Some(error) = refused {
-                return Err(error);
             }
-            if proved != here.len() {
-                let (class, reason) = (PageClass::Unknown, Reason::NoStructPage);
-                return Err(MendError::NotRecoverable { pfn, class, reason });
+            Err(error) => {
+                refused.get_or_insert(error);
             }
+        });
+        if let Some(error) = refused {
+            return Err(error);
         }
         Ok(masks
             .into_iter()
             .map(|(gpa, and)| Edit { gpa, and })
             .collect())
+    }
+
+    /// Tells for each lost page of the file cache, given in ascending frames, the first frame of its folio and what mends that,
+    /// or why nothing does. Each is judged again: the proof is made where it is used. Pages of one folio are told the same.
+    pub fn mend_cached(
+        &self,
+        cached: &[u64],
+        mut tell: impl FnMut(u64, u64, Result<&[Edit], MendError>),
+    ) {
+        let mut judge = Judge::new(self);
+        let mut left = cached;
+        while let Some((&pfn, after)) = left.split_first() {
+            let Some(section) = self.memmap.section(pfn) else {
+                tell(pfn, pfn, Err(MendError::NotMemory { pfn }));
+                left = after;
+                continue;
+            };
+            let end = section.first + section.pages as u64;
+            let (here, rest) = left.split_at(left.partition_point(|&pfn| pfn < end));
+            left = rest;
+            let mut wanted = here.iter().copied().peekable();
+            let unproved = |pfn| {
+                let (class, reason) = (PageClass::Unknown, Reason::NoStructPage);
+                Err(MendError::NotRecoverable { pfn, class, reason })
+            };
+            judge.frames(&section, here, |pfn, head, verdict, edits| {
+                while let Some(passed) = wanted.next_if(|&other| other < pfn) {
+                    tell(passed, passed, unproved(passed));
+                }
+                wanted.next();
+                let (class, reason) = (verdict.class, verdict.reason);
+                let told = match class {
+                    PageClass::CacheClean => Ok(edits),
+                    _ => Err(MendError::NotRecoverable { pfn, class, reason }),
+                };
+                tell(pfn, head, told);
+            });
+            for passed in wanted {
+                tell(passed, passed, unproved(passed));
+            }
+        }
     }
 
     /// What the guest's allocator fills free pages with. With `page_poison=1` it complains of any that differ; with

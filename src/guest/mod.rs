@@ -30,7 +30,7 @@ mod vmcoreinfo;
 
 #[cfg(test)]
 #[path = "../../integration/guests/synthetic.rs"]
-mod synthetic;
+pub(crate) mod synthetic;
 #[cfg(test)]
 mod tests;
 

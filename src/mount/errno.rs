@@ -11,7 +11,7 @@ use crate::volume::VolumeError;
 pub(super) fn errno(operation: &'static str, file: INodeNo, error: &VolumeError) -> Errno {
     let number = error.errno();
     match number {
-        libc::EIO | libc::ENOSPC | libc::EUCLEAN | libc::ENOMEM => {
+        libc::EIO | libc::ENOSPC | libc::EUCLEAN | libc::ENOMEM if !error.was_told() => {
             warn!("{operation} of file {}: {error}", file.0);
         }
         _ => debug!("{operation} of file {}: {error}", file.0),

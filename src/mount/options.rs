@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use fuser::MountOption;
 
+use crate::config::LostReads;
+
 /// Options of one mount. Those that are not given are the config's to decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
@@ -24,6 +26,8 @@ pub struct MountOptions {
     pub kernel: Vec<KernelFlag>,
     /// `log=FILE`
     pub log: Option<PathBuf>,
+    /// `lost=mend`, `lost=zero`, `lost=error`
+    pub lost: Option<LostReads>,
 }
 
 /// A flag of mount(2) that parsfs only passes on.
@@ -41,7 +45,7 @@ pub enum KernelFlag {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown mount option {0:?}; there are ro, rw, force, allow_other, noallow_other, [no]dev, [no]suid, [no]exec, \
-     [no]atime, sync, async, dirsync and log=FILE; all else is set in the config"
+     [no]atime, sync, async, dirsync, log=FILE and lost=mend, lost=zero, lost=error; all else is set in the config"
 )]
 pub struct UnknownOption(pub String);
 
@@ -72,6 +76,8 @@ impl MountOptions {
                 _ => {
                     if let Some(file) = option.strip_prefix("log=") {
                         self.log = Some(PathBuf::from(file));
+                    } else if let Some(Ok(lost)) = option.strip_prefix("lost=").map(str::parse) {
+                        self.lost = Some(lost);
                     } else if !is_for_others(option) && !sloppy {
                         return Err(UnknownOption(option.to_string()));
                     }
@@ -191,6 +197,9 @@ mod tests {
         assert!(error.to_string().contains("colour=red"));
         assert!(options.parse("ro,colour=red", true).is_ok());
         assert_eq!(parsed("log=/x/y.log").log, Some(PathBuf::from("/x/y.log")));
+        assert_eq!(parsed("lost=error,lost=zero").lost, Some(LostReads::Zero));
+        assert_eq!(parsed("ro").lost, None);
+        assert!(options.parse("lost=nothing", false).is_err());
     }
 
     #[test]

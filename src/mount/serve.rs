@@ -44,6 +44,9 @@ pub fn serve(
         (false, true) => Mode::Forced,
         (false, false) => Mode::ReadWrite,
     };
+    let mut config = config.clone();
+    config.mount.lost = options.lost.unwrap_or(config.mount.lost);
+    let config = &config;
     let volume = Volume::open(config, mode)?;
     let served = serve_volume(config, &volume, &mountpoint, options, ready);
     let closed = volume.close();

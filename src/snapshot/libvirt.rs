@@ -81,13 +81,23 @@ impl ByteSource for Declared<'_> {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.0.read_at(offset, buffer)?;
-        if offset == 0
-            && let Some(magic) = buffer.first_chunk_mut()
-            && magic == PARTIAL
-        {
-            *magic = *SAVED;
-        }
+        declare(offset, buffer);
         Ok(())
+    }
+
+    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_past_losses(offset, buffer)?;
+        declare(offset, buffer);
+        Ok(())
+    }
+}
+
+fn declare(offset: u64, buffer: &mut [u8]) {
+    if offset == 0
+        && let Some(magic) = buffer.first_chunk_mut()
+        && magic == PARTIAL
+    {
+        *magic = *SAVED;
     }
 }
 

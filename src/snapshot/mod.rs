@@ -56,7 +56,7 @@ mod source;
 mod stream;
 mod supersede;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod xbzrle;
 mod zero;
 
@@ -71,5 +71,5 @@ pub use recognise::{
     Architecture, Contents, Format, HEAD, Hints, MAP_LIMIT, NotePlace, Snapshot, format_by_head,
     index, index_within, may_have_pages,
 };
-pub use source::ByteSource;
+pub use source::{ByteSource, PastLosses};
 pub use zero::is_zero;

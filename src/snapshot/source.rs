@@ -26,6 +26,12 @@ pub trait ByteSource {
         let length = self.length()?;
         Ok((offset < length).then_some(offset..length))
     }
+
+    /// As `read_at`, for who only has to find a way past lost bytes: those are filled with something that is
+    /// neither zeros nor the beginning of anything. `read_at` fails there, which is right for all that is judged by content.
+    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buffer)
+    }
 }
 
 impl ByteSource for File {
@@ -80,6 +86,10 @@ impl<T: ByteSource + ?Sized> ByteSource for &T {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         (**self).next_data(offset)
     }
+
+    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_past_losses(offset, buffer)
+    }
 }
 
 impl ByteSource for Vec<u8> {
@@ -89,6 +99,24 @@ impl ByteSource for Vec<u8> {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.as_slice().read_at(offset, buffer)
+    }
+}
+
+/// A source as its parser is to see it that has lost bytes: what tells the way through the file is never among them.
+#[derive(Clone, Copy)]
+pub struct PastLosses<'a>(pub &'a dyn ByteSource);
+
+impl ByteSource for PastLosses<'_> {
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_past_losses(offset, buffer)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.0.next_data(offset)
     }
 }
 

@@ -14,6 +14,8 @@ use crate::store::{NoWindow, ReadError, WriteError};
 pub struct VolumeError {
     errno: i32,
     message: String,
+    /// The log has it already.
+    told: bool,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -27,6 +29,7 @@ impl VolumeError {
         VolumeError {
             errno,
             message: message.into(),
+            told: false,
             source: None,
         }
     }
@@ -49,10 +52,33 @@ impl VolumeError {
         source.is_some_and(|source| source.is::<WriteError>() || source.is::<NoWindow>())
     }
 
+    /// The same error, of which the log has told and need not tell again.
+    pub(super) fn told(mut self) -> Self {
+        self.told = true;
+        self
+    }
+
+    /// Whether the log has told of it.
+    pub fn was_told(&self) -> bool {
+        self.told
+    }
+
+    /// Whether bytes of the file are gone: no disk that is here gives them, nor do the others together.
+    pub fn is_loss(&self) -> bool {
+        let source = self.source.as_ref();
+        source
+            .and_then(|error| error.downcast_ref::<ReadError>())
+            .is_some_and(|error| match error {
+                ReadError::Lost { .. } | ReadError::Unreadable { .. } => true,
+                ReadError::NoBlock { .. } => false,
+            })
+    }
+
     fn wrap(errno: i32, error: impl Error + Send + Sync + 'static) -> Self {
         VolumeError {
             errno,
             message: error.to_string(),
+            told: false,
             source: Some(Box::new(error)),
         }
     }

@@ -11,6 +11,7 @@ use super::filemap::FileMap;
 use super::follow::Follow;
 use super::gather::Gatherer;
 use super::head::FileHead;
+use super::mended::Mended;
 use crate::ids::{FileId, SetId, WindowNo};
 use crate::meta::Timestamp;
 use crate::store::SetWriter;
@@ -26,6 +27,8 @@ pub enum FileCondition {
     Protected,
     /// Readable, but only by reconstruction in parts, or with less redundancy than asked for.
     Degraded,
+    /// Bytes are gone, and a guest can be resumed all the same.
+    Mended,
     /// Bytes are gone.
     Damaged,
 }
@@ -38,6 +41,7 @@ impl FileCondition {
             FileCondition::Committing => "committing",
             FileCondition::Protected => "protected",
             FileCondition::Degraded => "degraded",
+            FileCondition::Mended => "mended",
             FileCondition::Damaged => "damaged",
         }
     }
@@ -56,6 +60,8 @@ pub struct OpenFile {
     pub writers: AtomicU32,
     /// Handles that the kernel serves through its page cache.
     pub cached: AtomicU32,
+    /// Handles that may read. While it is locked, somebody looks for what is lost of the file.
+    pub readers: Mutex<u32>,
     /// All handles, and others that need the file kept in use.
     pub users: AtomicU64,
     /// No name leads to it any more.
@@ -109,11 +115,20 @@ pub struct FileState {
     pub mtime: Option<Timestamp>,
     /// Status change time that is not committed.
     pub ctime: Option<Timestamp>,
+    /// How lost bytes are read; none while nobody reads, or nothing was lost when the first reader came.
+    pub mended: Option<Mended>,
     /// Counts changes of the map that move bytes: a read that failed looks again when it differs.
     pub version: u64,
 }
 
 impl FileState {
+    /// Bytes of a range are about to be others: no view says anything of them.
+    pub fn change(&mut self, range: std::ops::Range<u64>) {
+        if let Some(mended) = &mut self.mended {
+            mended.change(range);
+        }
+    }
+
     /// Whether a commit would change anything.
     pub fn is_dirty(&self) -> bool {
         !self.map.top.is_empty()

@@ -8,7 +8,9 @@ use std::ops::Range;
 use super::look::{self, Circumstances, Insight, Known, Look};
 use super::tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
 use crate::ids::FileId;
-use crate::snapshot::{self, ByteSource, Declared, Format, SnapshotError, cloud_hypervisor};
+use crate::snapshot::{
+    self, ByteSource, Declared, Format, PastLosses, SnapshotError, cloud_hypervisor,
+};
 use crate::store::{Lane, Tier};
 
 /// A smaller file holds no guest, in bytes.
@@ -58,7 +60,7 @@ fn judge(finished: &Finished<'_>) -> Result<Judged, Spared> {
         return Err(Spared::NoSnapshot);
     }
     let mut head = vec![0; snapshot::HEAD];
-    let read = source.read_at(0, &mut head);
+    let read = source.read_past_losses(0, &mut head);
     read.map_err(|source| SnapshotError::Read { offset: 0, source })?;
     if !snapshot::may_have_pages(&head, length) {
         return Err(Spared::NoSnapshot);
@@ -122,7 +124,8 @@ fn look_into(
     places: &[u64],
 ) -> Result<Look, Spared> {
     let followed = finished.followed;
-    let mut snapshot = followed.indexer.finish(source)?;
+    // Of a file that was there before, pages may be lost. What leads through it is not.
+    let mut snapshot = followed.indexer.finish(&PastLosses(source))?;
     if snapshot.format == Format::Raw {
         let page_begins = |place: &u64| place.is_multiple_of(4096);
         if !places.iter().any(page_begins) && !followed.overflowed {
@@ -155,5 +158,14 @@ impl ByteSource for Source<'_> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.0.read_at(offset, buffer).map_err(io::Error::other)
+    }
+
+    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.0.size()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let read = self.0.read_past_losses(offset, buffer);
+        read.map_err(io::Error::other)
     }
 }

@@ -19,6 +19,7 @@ mod head;
 mod health;
 pub mod look;
 mod members;
+mod mended;
 mod names;
 mod open;
 mod open_file;
@@ -52,9 +53,11 @@ pub use follow::Followed;
 pub use fsck::{FsckReport, Problem};
 pub use guests::Guests;
 pub use handles::{Handle, Opened};
+pub use mended::{Losses, Lost};
 pub use open::{Mode, VolumeOptions};
+pub use open_file::{Opening, Waiting};
 pub use status::{
-    DiskShare, DiskStatus, FileCounts, Inspection, Owed, Status, TierBytes, WindowLine,
+    DiskShare, DiskStatus, FileCounts, Inspection, LostLine, Owed, Status, TierBytes, WindowLine,
 };
 pub use straight::reuse;
 pub use tasks::{TaskKind, TaskState, TaskStatus};
@@ -65,10 +68,11 @@ pub use crate::meta::{FileKind, ROOT, Timestamp};
 
 use self::file::OpenFile;
 use self::handles::{Handles, OpenHandle};
+use self::mended::KnownLosses;
 use self::names::Table;
 use self::sweep::Sweeper;
 use self::write::RoomLeft;
-use crate::config::Tiering;
+use crate::config::{LostReads, Tiering};
 use crate::disk::DiskLock;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
@@ -123,6 +127,9 @@ pub struct Volume {
     inodes: AtomicU64,
     room: Mutex<RoomLeft>,
     sweeper: Sweeper,
+    /// What is read of lost bytes.
+    lost: LostReads,
+    known_losses: KnownLosses,
     /// Commits that nobody waits for.
     aside: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }

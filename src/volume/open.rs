@@ -10,6 +10,7 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::guests::Guests;
 use super::handles::Handles;
+use super::mended::KnownLosses;
 use super::names;
 use super::recover;
 use super::rescue;
@@ -305,6 +306,8 @@ impl Volume {
                 inodes,
                 room: Mutex::default(),
                 sweeper,
+                lost: config.mount.lost,
+                known_losses: KnownLosses::default(),
                 aside: Mutex::new(Vec::new()),
             }
         });

@@ -45,6 +45,23 @@ impl Drop for InUse<'_> {
     }
 }
 
+/// An open that was begun.
+#[derive(Debug)]
+pub enum Opening {
+    /// It is done.
+    Opened(Opened),
+    /// It may take long: `Volume::finish_open` ends it, and must be called.
+    Waiting(Waiting),
+}
+
+/// A file that is being opened.
+#[derive(Debug)]
+pub struct Waiting {
+    file: Arc<OpenFile>,
+    access: i32,
+    commits: bool,
+}
+
 impl Volume {
     /// Has a file in use until the answer is dropped.
     pub(super) fn use_file(&self, file: FileId) -> Result<InUse<'_>> {
@@ -243,6 +260,7 @@ impl Volume {
             dead: head.dead,
             mtime: None,
             ctime: None,
+            mended: None,
             version: 0,
             head,
         };
@@ -252,6 +270,7 @@ impl Volume {
             reading: RwLock::new(()),
             writers: AtomicU32::new(0),
             cached: AtomicU32::new(0),
+            readers: Mutex::new(0),
             users: AtomicU64::new(1),
             unlinked: AtomicBool::new(inode.links == 0),
             committing: AtomicBool::new(false),
@@ -261,8 +280,17 @@ impl Volume {
         })
     }
 
-    /// Opens a file. `flags` are those of open(2): access mode and `O_TRUNC` count.
+    /// Opens a file. `flags` are those of open(2): access mode and `O_TRUNC` count. Waits until it is known what is lost
+    /// of it.
     pub fn open_file(&self, file: FileId, flags: i32) -> Result<Opened> {
+        match self.begin_open(file, flags)? {
+            Opening::Opened(opened) => Ok(opened),
+            Opening::Waiting(waiting) => self.finish_open(waiting),
+        }
+    }
+
+    /// The same for who must not wait, unless `O_TRUNC` is among the flags.
+    pub fn begin_open(&self, file: FileId, flags: i32) -> Result<Opening> {
         let access = flags & libc::O_ACCMODE;
         let may_write = access != libc::O_RDONLY;
         if may_write || flags & libc::O_TRUNC != 0 {
@@ -275,7 +303,31 @@ impl Volume {
             self.let_go(&open);
             return Err(error);
         }
-        Ok(self.opened(open, access, may_write || flags & libc::O_TRUNC != 0))
+        let commits = may_write || flags & libc::O_TRUNC != 0;
+        if access == libc::O_WRONLY || self.try_begin_reading(&open) {
+            return Ok(Opening::Opened(self.opened(open, access, commits)));
+        }
+        Ok(Opening::Waiting(Waiting {
+            file: open,
+            access,
+            commits,
+        }))
+    }
+
+    /// Ends an open that may take long: the bytes of the file that are stored once are looked for.
+    pub fn finish_open(&self, waiting: Waiting) -> Result<Opened> {
+        let Waiting {
+            file,
+            access,
+            commits,
+        } = waiting;
+        match self.begin_reading(&file) {
+            Ok(()) => Ok(self.opened(file, access, commits)),
+            Err(error) => {
+                self.let_go(&file);
+                Err(error)
+            }
+        }
     }
 
     fn truncate_open(&self, file: &OpenFile) -> Result<()> {
@@ -305,6 +357,7 @@ impl Volume {
             }
             direct_io
         };
+        let keep_cache = !direct_io && !self.known_losses.was_served(file.id);
         let handle = self.handles.add(OpenHandle {
             file,
             may_read: access != libc::O_WRONLY,
@@ -318,7 +371,7 @@ impl Volume {
         Opened {
             handle,
             direct_io,
-            keep_cache: !direct_io,
+            keep_cache,
         }
     }
 
@@ -393,6 +446,9 @@ impl Volume {
             if owed && let Err(error) = self.commit(file, Purpose::MakeTrue) {
                 tracing::error!(file = %file.id, %error, "the last commit of a file failed");
             }
+        }
+        if handle.may_read {
+            self.end_reading(file);
         }
         if !handle.direct_io {
             file.cached.fetch_sub(1, Ordering::AcqRel);

@@ -6,9 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::RwLockReadGuard;
+
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
+use super::mended::Over;
 use super::straight::UnderWay;
 use super::{Handle, Volume};
 use crate::ids::{BlockId, SetId};
@@ -28,6 +31,9 @@ const SEQUENTIAL: u32 = 2;
 /// How often a read that failed is tried again after the map has changed under it.
 const RETRIES: usize = 8;
 
+/// What stands for bytes that are lost where somebody looks for the way past them.
+const LOST: u8 = 0xFF;
+
 /// A part of an answer, and where its bytes are to be had.
 #[derive(Debug)]
 pub(super) struct Part {
@@ -39,10 +45,21 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) enum From {
     Zeros,
+    /// Lost bytes, which read as this.
+    Fill(u8),
     Bytes(Vec<u8>),
-    Raw { raw: Arc<Buffer>, offset: usize },
-    Piece { piece: u32, offset: usize },
-    Block { at: Located, offset: usize },
+    Raw {
+        raw: Arc<Buffer>,
+        offset: usize,
+    },
+    Piece {
+        piece: u32,
+        offset: usize,
+    },
+    Block {
+        at: Located,
+        offset: usize,
+    },
 }
 
 /// A block and the record to read it by; `None` when the base has it.
@@ -100,47 +117,145 @@ impl Volume {
         offset: u64,
         length: usize,
     ) -> Result<Vec<u8>> {
-        self.read_through(file, offset, length, false)
-    }
-
-    /// Reads an open file as the running commit sees it, without regard to its length.
-    pub(super) fn read_frozen(&self, file: &Arc<OpenFile>, range: Range<u64>) -> Result<Vec<u8>> {
-        self.read_through(file, range.start, (range.end - range.start) as usize, true)
-    }
-
-    fn read_through(
-        &self,
-        file: &Arc<OpenFile>,
-        offset: u64,
-        length: usize,
-        frozen: bool,
-    ) -> Result<Vec<u8>> {
         let mut tries = 0;
         loop {
             let _reading = file.reading.read_recursive();
             let mut state = file.state.lock();
-            let end = if frozen { u64::MAX } else { state.size };
-            let length = (length as u64).min(end.saturating_sub(offset)) as usize;
+            let length = (length as u64).min(state.size.saturating_sub(offset)) as usize;
             let range = offset..offset + length as u64;
-            let extents = if frozen {
-                state.map.resolve_frozen(range)?
-            } else {
-                state.map.resolve(range)?
-            };
-            let parts = self.locate(&mut state, offset, &extents)?;
+            let extents = state.map.resolve(range.clone())?;
+            let over = state.mended.as_ref().map(|mended| mended.over(range));
+            if let Some(lost) = over.as_ref().and_then(Over::error) {
+                let message = format!("bytes {lost:?} of file {} are lost", file.id);
+                return Err(VolumeError::new(libc::EIO, message).told());
+            }
+            let parts = self.locate_over(&mut state, offset, extents, over.as_ref())?;
             let version = state.version;
             drop(state);
             match self.fetch(file, length, parts) {
-                Ok(bytes) => return Ok(bytes),
+                Ok(mut bytes) => {
+                    if let Some(over) = over {
+                        over.edit(offset, &mut bytes);
+                    }
+                    return Ok(bytes);
+                }
                 // Bytes that were moved away meanwhile are found at their new place.
                 Err(_) if file.state.lock().version != version && tries < RETRIES => tries += 1,
                 Err(error) => {
-                    file.damaged.store(true, Ordering::Release);
-                    tracing::error!(file = %file.id, offset, length, %error, "a read failed");
-                    return Err(error);
+                    // The next that opens the file while nobody reads it is served with what is lost in view.
+                    self.known_losses.found_bad(file.id);
+                    if !file.damaged.swap(true, Ordering::AcqRel) {
+                        tracing::error!(
+                            file = %file.id, offset, length, %error,
+                            "a read failed; the log is silent about others of this file"
+                        );
+                    }
+                    return Err(error.told());
                 }
             }
         }
+    }
+
+    /// Reads an open file as the running commit sees it, without regard to its length.
+    pub(super) fn read_frozen(&self, file: &Arc<OpenFile>, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut tries = 0;
+        loop {
+            let (_reading, version, parts) = self.frozen_parts(file, &range)?;
+            match self.fetch(file, (range.end - range.start) as usize, parts) {
+                Err(_) if file.state.lock().version != version && tries < RETRIES => tries += 1,
+                result => return result,
+            }
+        }
+    }
+
+    /// The same with the bytes that are lost filled with `LOST`.
+    pub(super) fn read_past_losses(
+        &self,
+        file: &Arc<OpenFile>,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>> {
+        match self.read_frozen(file, range.clone()) {
+            Err(error) if error.is_loss() => {}
+            result => return result,
+        }
+        let (_reading, _, parts) = self.frozen_parts(file, &range)?;
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        for part in parts {
+            let place = part.place.clone();
+            let part = Part {
+                place: 0..place.len(),
+                ..part
+            };
+            match self.fetch(file, place.len(), vec![part]) {
+                Ok(found) => bytes.extend(found),
+                Err(error) if error.is_loss() => bytes.resize(place.end, LOST),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Where the running commit's bytes are, as of a version of the map. They are not given back while the guard is held.
+    fn frozen_parts<'f>(
+        &self,
+        file: &'f Arc<OpenFile>,
+        range: &Range<u64>,
+    ) -> Result<(RwLockReadGuard<'f, ()>, u64, Vec<Part>)> {
+        let reading = file.reading.read_recursive();
+        let mut state = file.state.lock();
+        let extents = state.map.resolve_frozen(range.clone())?;
+        let parts = self.locate(&mut state, range.start, &extents)?;
+        Ok((reading, state.version, parts))
+    }
+
+    /// As `locate`, with lost bytes read as the view says.
+    fn locate_over(
+        &self,
+        state: &mut FileState,
+        offset: u64,
+        extents: Vec<Extent>,
+        over: Option<&Over>,
+    ) -> Result<Vec<Part>> {
+        let mut filled = over.into_iter().flat_map(Over::filled).peekable();
+        if filled.peek().is_none() {
+            return self.locate(state, offset, &extents);
+        }
+        let (mut parts, mut there) = (Vec::new(), Vec::with_capacity(extents.len()));
+        let place =
+            |range: &Range<u64>| (range.start - offset) as usize..(range.end - offset) as usize;
+        for extent in extents {
+            let mut at = extent.range.start;
+            while let Some((lost, byte)) = filled.peek().cloned() {
+                if lost.start >= extent.range.end {
+                    break;
+                }
+                let lost_here = lost.start.max(at)..lost.end.min(extent.range.end);
+                if at < lost_here.start {
+                    there.push(Extent {
+                        range: at..lost_here.start,
+                        source: extent.source.advanced(at - extent.range.start),
+                    });
+                }
+                parts.push(Part {
+                    place: place(&lost_here),
+                    from: From::Fill(byte),
+                });
+                at = lost_here.end;
+                if lost.end > extent.range.end {
+                    break;
+                }
+                filled.next();
+            }
+            if at < extent.range.end {
+                there.push(Extent {
+                    range: at..extent.range.end,
+                    source: extent.source.advanced(at - extent.range.start),
+                });
+            }
+        }
+        parts.extend(self.locate(state, offset, &there)?);
+        parts.sort_unstable_by_key(|part| part.place.start);
+        Ok(parts)
     }
 
     fn locate(&self, state: &mut FileState, offset: u64, extents: &[Extent]) -> Result<Vec<Part>> {
@@ -259,6 +374,10 @@ impl Volume {
                     answer.resize(place.end, 0);
                     continue;
                 }
+                Some(Found::Fill(byte)) => {
+                    answer.resize(place.end, *byte);
+                    continue;
+                }
                 Some(Found::Owned(bytes)) => bytes.get(..place.len()),
                 Some(Found::Raw(raw, offset)) => raw.get(*offset..*offset + place.len()),
                 Some(Found::Shared(bytes, offset)) => bytes.get(*offset..*offset + place.len()),
@@ -284,6 +403,7 @@ impl Volume {
     ) -> Result<(Range<usize>, Option<Found>)> {
         let bytes = match part.from {
             From::Zeros => None,
+            From::Fill(byte) => Some(Found::Fill(byte)),
             From::Bytes(bytes) => Some(Found::Owned(bytes)),
             From::Raw { raw, offset } => Some(Found::Raw(raw, offset)),
             From::Piece { piece, offset } => Some(Found::Shared(self.piece(file, piece)?, offset)),
@@ -375,7 +495,8 @@ impl Volume {
             let Ok(extents) = state.map.resolve(start..end) else {
                 return;
             };
-            let Ok(parts) = volume.locate(&mut state, start, &extents) else {
+            let over = state.mended.as_ref().map(|mended| mended.over(start..end));
+            let Ok(parts) = volume.locate_over(&mut state, start, extents, over.as_ref()) else {
                 return;
             };
             drop(state);
@@ -420,6 +541,7 @@ const SEEK_STEP: u64 = 1 << 30;
 
 /// Bytes found for a part of an answer.
 pub(super) enum Found {
+    Fill(u8),
     Owned(Vec<u8>),
     Raw(Arc<Buffer>, usize),
     Shared(Arc<[u8]>, usize),

@@ -79,6 +79,13 @@ impl FrozenBytes for View<'_> {
         }
         Ok(())
     }
+
+    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let range = offset..offset + buffer.len() as u64;
+        let bytes = self.volume.read_past_losses(self.file, range)?;
+        buffer.copy_from_slice(&bytes);
+        Ok(())
+    }
 }
 
 impl Volume {

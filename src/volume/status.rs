@@ -10,6 +10,7 @@ use super::annex::ANNEX;
 use super::error::Result;
 use super::file::{FileCondition, OpenFile};
 use super::head::FileHead;
+use super::mended::{Losses, Lost};
 use super::tasks::TaskStatus;
 use crate::ids::{DiskId, FileId};
 use crate::meta::{FileKind, Key, Read, Records, Table};
@@ -92,6 +93,8 @@ pub struct FileCounts {
     pub protected: u64,
     /// Files of which parts are read by reconstruction only, or have less redundancy than asked for.
     pub degraded: u64,
+    /// Files that are read through a view from which a guest can go on although bytes are gone.
+    pub mended: u64,
     /// Files of which bytes are known to be gone.
     pub damaged: u64,
 }
@@ -123,8 +126,10 @@ pub struct Inspection {
     pub file: u64,
     /// Every path of it in the mount.
     pub paths: Vec<String>,
-    /// `open`, `committing`, `protected`, `degraded` or `damaged`.
+    /// `open`, `committing`, `protected`, `degraded`, `mended` or `damaged`.
     pub state: String,
+    /// What is lost of it, by class.
+    pub lost: Vec<LostLine>,
     /// Bytes.
     pub size: u64,
     /// Runs of bytes that lie somewhere.
@@ -161,6 +166,19 @@ pub struct Inspection {
     pub sets: u64,
     /// The first windows, one by one.
     pub window_list: Vec<WindowLine>,
+}
+
+/// What is lost of one class of pages.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LostLine {
+    /// The class, or `framing`, `dead`, `unknown`.
+    pub class: String,
+    /// Pages of which bytes are lost.
+    pub pages: u64,
+    /// Lost bytes.
+    pub bytes: u64,
+    /// What is read of them: `mended`, `zeros` or `error`.
+    pub reads: String,
 }
 
 /// Bytes of one tier.
@@ -204,6 +222,17 @@ pub struct WindowLine {
     pub stored: u64,
     /// Bytes of the file that its blocks hold, dead ones included.
     pub raw: u64,
+}
+
+impl LostLine {
+    fn of((class, reads, lost): (&'static str, &'static str, Lost)) -> LostLine {
+        LostLine {
+            class: class.to_owned(),
+            pages: lost.pages,
+            bytes: lost.bytes,
+            reads: reads.to_owned(),
+        }
+    }
 }
 
 impl Volume {
@@ -306,13 +335,14 @@ impl Volume {
             match self.condition(&file)? {
                 FileCondition::Open => counts.open += 1,
                 FileCondition::Committing => counts.committing += 1,
+                FileCondition::Mended => counts.mended += 1,
                 FileCondition::Damaged => counts.damaged += 1,
                 FileCondition::Protected | FileCondition::Degraded => {}
             }
         }
         let rest = counts
             .files
-            .saturating_sub(counts.open + counts.committing + counts.damaged);
+            .saturating_sub(counts.open + counts.committing + counts.mended + counts.damaged);
         if self.disks.all_online() {
             counts.protected = rest;
         } else {
@@ -337,8 +367,22 @@ impl Volume {
         Ok((counts, waiting as u64))
     }
 
-    /// What a file's bytes are worth now.
+    /// What a file's bytes are worth now, as far as it is known: what is lost of a file that nobody reads is not looked for.
     pub(super) fn condition(&self, file: &OpenFile) -> Result<FileCondition> {
+        let losses = {
+            let state = file.state.lock();
+            let mended = state.mended.as_ref();
+            mended.map(|mended| mended.view.losses().clone())
+        };
+        self.condition_with(file, losses.as_ref())
+    }
+
+    /// The same for a file of which so much is lost.
+    pub(super) fn condition_with(
+        &self,
+        file: &OpenFile,
+        losses: Option<&Losses>,
+    ) -> Result<FileCondition> {
         if file.damaged.load(Ordering::Acquire) {
             return Ok(FileCondition::Damaged);
         }
@@ -347,6 +391,11 @@ impl Volume {
         }
         if file.state.lock().is_dirty() {
             return Ok(FileCondition::Open);
+        }
+        match losses {
+            Some(losses) if losses.is_mended() => return Ok(FileCondition::Mended),
+            Some(losses) if losses.iter().next().is_some() => return Ok(FileCondition::Damaged),
+            Some(_) | None => {}
         }
         let mut condition = FileCondition::Protected;
         let critical = self.pipeline.policy.critical;
@@ -370,9 +419,22 @@ impl Volume {
         Ok(condition)
     }
 
+    /// The word for what a file is worth now, and what is lost of it. Looks for what may be lost, which takes long.
+    pub fn worth(&self, file: FileId) -> Result<(&'static str, Losses)> {
+        let open = self.use_file(file)?;
+        let now = self.condition(&open)?;
+        if matches!(now, FileCondition::Open | FileCondition::Committing) {
+            return Ok((now.word(), Losses::default()));
+        }
+        let losses = self.losses(&open)?;
+        let condition = self.condition_with(&open, losses.as_ref())?;
+        Ok((condition.word(), losses.unwrap_or_default()))
+    }
+
     /// Looks into a file.
     pub fn inspect(&self, file: FileId) -> Result<Inspection> {
         let open = self.use_file(file)?;
+        let losses = self.losses(&open)?;
         let _turn = open.turn.lock();
         let mut found = Inspection {
             file: file.0,
@@ -381,7 +443,15 @@ impl Volume {
                 .iter()
                 .map(|path| String::from_utf8_lossy(path).into_owned())
                 .collect(),
-            state: self.condition(&open)?.word().to_owned(),
+            state: self
+                .condition_with(&open, losses.as_ref())?
+                .word()
+                .to_owned(),
+            lost: losses
+                .iter()
+                .flat_map(Losses::iter)
+                .map(LostLine::of)
+                .collect(),
             ..Inspection::default()
         };
         let (size, base, stored_inline) = {

@@ -217,8 +217,13 @@ fn block_of(part: &Part) -> Option<BlockId> {
 
 /// Copies what was found for a part; says whether it is all there.
 fn put(found: &Found, room: &mut [u8]) -> bool {
-    let all = |offset: usize| offset..offset + room.len();
+    let length = room.len();
+    let all = |offset: usize| offset..offset + length;
     let bytes = match found {
+        Found::Fill(byte) => {
+            room.fill(*byte);
+            return true;
+        }
         Found::Owned(bytes) => bytes.get(all(0)),
         Found::Raw(raw, offset) => raw.get(all(*offset)),
         Found::Shared(bytes, offset) => bytes.get(all(*offset)),

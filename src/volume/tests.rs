@@ -3,7 +3,7 @@
 
 mod files;
 mod losses;
-mod tiers;
+pub(super) mod tiers;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -19,6 +19,9 @@ pub trait FrozenBytes: Sync {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
     /// Calls the function for every hole of the file, in rising order and apart from each other.
     fn holes(&self, hole: &mut dyn FnMut(Range<u64>)) -> Result<()>;
+    /// The same for who only has to find a way past bytes that are lost: those are filled with something that is neither
+    /// zeros nor the beginning of anything. `read_at` fails there (`VolumeError::is_loss`).
+    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 }
 
 /// The tiers of a whole file.

@@ -197,10 +197,12 @@ impl Volume {
     ) -> Result<()> {
         if range.start < state.size {
             if self.patch_open(state, &range, data)? {
+                state.change(range);
                 return Ok(());
             }
             self.count_dead(state, range.clone())?;
         }
+        state.change(range.clone());
         let lane = self.tiers.while_writing(file.id, &range, data);
         let FileState { gatherer, map, .. } = state;
         let (windows, top) = (&mut map.windows, &mut map.top);
@@ -256,6 +258,7 @@ impl Volume {
         let range = range.start..range.end.min(state.size.max(state.committed_size));
         if range.start < range.end {
             self.count_dead(state, range.clone())?;
+            state.change(range.clone());
             state.map.top.insert(range, Source::Hole);
         }
         Ok(())

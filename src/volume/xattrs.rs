@@ -77,7 +77,7 @@ impl Volume {
             return Err(nothing());
         }
         let value = match told {
-            Name::Told("state") => self.condition(&*self.use_file(file)?)?.word().to_owned(),
+            Name::Told("state") => self.worth(file)?.0.to_owned(),
             Name::Told("format") => self.format(file)?,
             Name::Told("guest") => self.guest(file)?,
             Name::Told("classes") => self.classes(file)?,
@@ -250,9 +250,13 @@ impl Volume {
     }
 
     fn lost(&self, file: FileId) -> Result<String> {
-        let file = self.use_file(file)?;
-        let damaged = file.damaged.load(std::sync::atomic::Ordering::Acquire);
-        Ok(if damaged { "some" } else { "none" }.to_owned())
+        let (state, losses) = self.worth(file)?;
+        Ok(match losses.lines() {
+            lines if !lines.is_empty() => lines,
+            // Something failed to be read that has more than one copy.
+            _ if state == "damaged" => "some".to_owned(),
+            _ => "none".to_owned(),
+        })
     }
 }
 

@@ -10,20 +10,32 @@ use super::answers::{answer_empty, answer_write, handle, id, is_direct, open_ans
 use crate::mount::errno::errno;
 use crate::mount::privileges::drop_privileges;
 use crate::mount::workers::guarded;
-use crate::volume::Allocate;
+use crate::volume::{Allocate, Opened, Opening, Result};
 
 /// The most that one copy_file_range copies before it answers, so that it can be interrupted in between.
 const COPY_MAX: u64 = 64 << 20;
 
 impl Adapter {
-    /// An open. The kernel cuts a file that is opened with O_TRUNC by a request of its own.
+    /// An open; it may wait where lost bytes have to be looked for. The kernel cuts a file that is opened with O_TRUNC by a request
+    /// of its own.
     pub(super) fn open_file(&self, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded("open", || match self.volume.open_file(id(ino), flags.0) {
-            Ok(opened) => {
-                let (fh, flags) = open_answer(opened);
-                reply.opened(fh, flags);
+        guarded("open", || {
+            let volume = self.volume.clone();
+            let answer = move |result: Result<Opened>| match result {
+                Ok(opened) => {
+                    let (fh, flags) = open_answer(opened);
+                    reply.opened(fh, flags);
+                }
+                Err(error) => reply.error(errno("open", ino, &error)),
+            };
+            match volume.begin_open(id(ino), flags.0) {
+                Ok(Opening::Opened(opened)) => answer(Ok(opened)),
+                Ok(Opening::Waiting(waiting)) => {
+                    self.waiters
+                        .run("open", move || answer(volume.finish_open(waiting)));
+                }
+                Err(error) => answer(Err(error)),
             }
-            Err(error) => reply.error(errno("open", ino, &error)),
         });
     }
 

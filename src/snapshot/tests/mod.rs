@@ -4,6 +4,6 @@ mod examine;
 mod formats;
 mod memory;
 mod model;
-mod writers;
+pub(crate) mod writers;
 
 use crate::snapshot;

@@ -258,8 +258,9 @@ fn scan_chunk(
         }
         if !filled {
             buffer.resize(length, 0);
+            // A page that is lost is not zero: its class is what its struct page says.
             source
-                .read_at(start, buffer)
+                .read_past_losses(start, buffer)
                 .map_err(|source| SnapshotError::Read {
                     offset: start,
                     source,

@@ -10,9 +10,9 @@ use crate::store::{Lane, Tier};
 
 /// Tiers as the test wants them.
 #[derive(Debug, Default)]
-struct MadeUp {
-    runs: Mutex<Vec<(Range<u64>, Tier)>>,
-    guess: Mutex<Option<Lane>>,
+pub struct MadeUp {
+    pub runs: Mutex<Vec<(Range<u64>, Tier)>>,
+    pub guess: Mutex<Option<Lane>>,
 }
 
 impl TierSource for MadeUp {
@@ -163,7 +163,7 @@ fn tiers_that_change_move_between_commits() {
     close(&volume, handle);
 }
 
-fn copy_of(rig: &Rig) -> tempfile::TempDir {
+pub fn copy_of(rig: &Rig) -> tempfile::TempDir {
     let place = tempfile::tempdir().expect("a directory");
     let status = std::process::Command::new("cp")
         .arg("-a")
@@ -175,7 +175,7 @@ fn copy_of(rig: &Rig) -> tempfile::TempDir {
     place
 }
 
-fn moved_config(rig: &Rig) -> Rig {
+pub fn moved_config(rig: &Rig) -> Rig {
     let place = copy_of(rig);
     let mut config = rig.config.clone();
     for (number, disk) in config.disks.iter_mut().enumerate() {

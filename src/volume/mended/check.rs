@@ -1,0 +1,177 @@
+//! Which bytes of a file are on no disk any more: every live block that is stored once is looked for, those of a disk that
+//! is missing as a whole excepted. Several disks at a time, and in the order in which the blocks lie.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::super::Volume;
+use super::super::error::Result;
+use super::super::file::OpenFile;
+use super::super::filemap::Window;
+use super::coded::Runs;
+use crate::ids::{BlockId, DiskId, WindowNo};
+use crate::store::{Source, WindowRecord};
+
+/// Blocks that are looked for before the next are gathered.
+const BATCH: usize = 1024;
+
+/// Blocks that one thread looks for at once: little enough that a reader of another file is not kept waiting.
+const SPELL: usize = 16;
+
+/// The lost bytes of a file.
+#[derive(Debug, Default)]
+pub(super) struct LostBytes {
+    /// Where they are.
+    pub runs: Runs,
+    /// Whether a commit found all of them to be expendable.
+    pub expendable: bool,
+}
+
+/// Blocks of a file, a bit each.
+#[derive(Debug, Default)]
+struct BlockSet(HashMap<WindowNo, [u64; 4]>);
+
+impl BlockSet {
+    fn insert(&mut self, block: BlockId) {
+        let bits = self.0.entry(block.window).or_default();
+        if let Some(word) = bits.get_mut(usize::from(block.index / 64)) {
+            *word |= 1 << (block.index % 64);
+        }
+    }
+
+    fn contains(&self, block: BlockId) -> bool {
+        let bits = self.0.get(&block.window);
+        bits.and_then(|bits| bits.get(usize::from(block.index / 64)))
+            .is_some_and(|word| word >> (block.index % 64) & 1 != 0)
+    }
+}
+
+impl Volume {
+    /// Whether blocks of a file may be in less safety than what is critical.
+    pub(super) fn has_expendable(&self, file: &OpenFile) -> bool {
+        let state = file.state.lock();
+        if state.head.unprotected > 0 {
+            return true;
+        }
+        if self.pipeline.policy.expendable.m > 0 && state.head.stored > 0 {
+            return true;
+        }
+        state.map.windows.values().any(|window| match window {
+            Window::Made(record) => record
+                .blocks
+                .iter()
+                .any(|block| block.stored > 0 && !block.protected),
+            Window::Making(_) => false,
+        })
+    }
+
+    /// Looks for every block that is stored once. To be called with the file's turn.
+    pub(super) fn lost_bytes(&self, file: &Arc<OpenFile>) -> Result<LostBytes> {
+        let critical = self.pipeline.policy.critical;
+        let view = self.frozen_view(file);
+        let mut live = BlockSet::default();
+        view.each(|extent| {
+            if let Source::Block { block, .. } = extent.source {
+                live.insert(block);
+            }
+            Ok(())
+        })?;
+        let absent: HashSet<DiskId> = self.disks.absent().into_iter().collect();
+        let mut lost = BlockSet::default();
+        let mut expendable = critical.m > 0;
+        let mut wanted: Vec<(Arc<WindowRecord>, u16)> = Vec::new();
+        view.each_window(|record| {
+            for (index, block) in (0u16..).zip(&record.blocks) {
+                let id = BlockId {
+                    window: record.no,
+                    index,
+                };
+                let once = !block.protected || record.parity.is_empty();
+                // What has a copy or parity, but less than critical bytes have, may be gone as well.
+                let weak = record.code.m < critical.m;
+                if block.stored == 0 || !live.contains(id) || !once && !weak {
+                    continue;
+                }
+                let disk = record.disk(usize::from(block.column));
+                if once
+                    && disk.is_none_or(|disk| absent.contains(&disk) || self.disks.reads_fail(disk))
+                {
+                    lost.insert(id);
+                    expendable &= !block.protected;
+                } else {
+                    wanted.push((Arc::clone(&record), index));
+                }
+            }
+            if wanted.len() >= BATCH {
+                for (id, protected) in self.look_for(file, std::mem::take(&mut wanted)) {
+                    lost.insert(id);
+                    expendable &= !protected;
+                }
+            }
+            Ok(())
+        })?;
+        for (id, protected) in self.look_for(file, wanted) {
+            lost.insert(id);
+            expendable &= !protected;
+        }
+        let mut runs = Runs::default();
+        if !lost.0.is_empty() {
+            view.each(|extent| {
+                if let Source::Block { block, .. } = extent.source
+                    && lost.contains(block)
+                {
+                    runs.push(extent.range, 0);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(LostBytes { runs, expendable })
+    }
+
+    /// Reads blocks and tells which are lost, and whether they are under parity.
+    fn look_for(
+        &self,
+        file: &Arc<OpenFile>,
+        blocks: Vec<(Arc<WindowRecord>, u16)>,
+    ) -> Vec<(BlockId, bool)> {
+        let Some(volume) = self.me.upgrade() else {
+            return Vec::new();
+        };
+        let mut by_disk: BTreeMap<Option<DiskId>, Vec<(Arc<WindowRecord>, u16)>> = BTreeMap::new();
+        for (record, index) in blocks {
+            let block = record.block(index);
+            let disk = block.and_then(|block| record.disk(usize::from(block.column)));
+            by_disk.entry(disk).or_default().push((record, index));
+        }
+        let mut work = Vec::new();
+        for (_, mut blocks) in by_disk {
+            blocks.sort_by_key(|(record, index)| {
+                (record.set, record.block(*index).map(|block| block.offset))
+            });
+            for spell in blocks.chunks(SPELL) {
+                let (volume, file, spell) = (Arc::clone(&volume), file.id, spell.to_vec());
+                work.push(move || {
+                    let mut lost = Vec::new();
+                    for (record, index) in spell {
+                        if volume.reader.read_stored(file, &record, index).is_err() {
+                            let window = record.no;
+                            let protected =
+                                record.block(index).is_some_and(|block| block.protected);
+                            lost.push((BlockId { window, index }, protected));
+                        }
+                    }
+                    lost
+                });
+            }
+        }
+        let mut lost = Vec::new();
+        for found in self.readers.all(work) {
+            match found {
+                Some(found) => lost.extend(found),
+                // What was not looked at is not lost for that; reading it tells.
+                None => tracing::error!(file = %file.id, "blocks could not be looked for"),
+            }
+        }
+        lost
+    }
+}

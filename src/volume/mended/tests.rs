@@ -460,7 +460,7 @@ fn a_disk_that_dies_under_a_reader_is_mended_for_the_next() {
     let (expected, edits) = expected(&bytes, &guest, &lost_ranges(&volume));
     assert!(edits > 0);
     assert_same(&found, &expected, "mended");
-    assert_eq!(volume.status().expect("told").disks[2].state, "faulty");
+    assert_eq!(volume.status().expect("told").disks[2].state, "missing");
 }
 
 #[test]

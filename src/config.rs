@@ -61,7 +61,7 @@ pub struct Policy {
     pub critical: Code,
     /// The code of expendable bytes; never more parity than the critical ones have.
     pub expendable: Code,
-    /// What is expendable.
+    /// What is expendable, and whether it is kept at all.
     pub tiering: Tiering,
     /// What is tried on every block.
     pub compression: Compression,
@@ -313,11 +313,13 @@ impl Reader<'_> {
         if raw.keep_cache == Some(true) {
             tiering.classes = tiering.classes.without(PageClass::CacheClean);
         }
-        let expendable = self.code(
-            "policy.expendable",
-            raw.expendable.as_deref().unwrap_or("1+0"),
-            disks,
-        )?;
+        let expendable = match raw.expendable.as_deref() {
+            Some("drop") => {
+                tiering.drop = true;
+                Code { k: 1, m: 0 }
+            }
+            text => self.code("policy.expendable", text.unwrap_or("1+0"), disks)?,
+        };
         if expendable.m > critical.m {
             return Err(self.bad(
                 "policy.expendable",

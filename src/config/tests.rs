@@ -146,7 +146,6 @@ fn codes_are_judged() {
     );
     assert!(refused("[policy]\ncritical = \"four\"").contains("policy.critical"));
     assert!(refused("[policy]\ncritical = \"40+2\"").contains("at most 32"));
-    assert!(refused("[policy]\nexpendable = \"drop\"").contains("policy.expendable"));
     let error = refused("[policy]\ncritical = \"4+1\"\nexpendable = \"1+2\"");
     assert!(
         error.contains("policy.expendable") && error.contains("at most 1"),
@@ -254,6 +253,7 @@ fn every_shipped_config_is_right() {
 fn what_is_expendable_is_read_and_judged() {
     let policy = |more: &str| parse(&format!("{SIX}\n[policy]\n{more}")).unwrap().policy;
     assert_eq!(policy("").tiering, Tiering::default());
+    assert!(policy("expendable = \"drop\"").tiering.drop);
     let kept = policy("keep_cache = true").tiering.classes;
     assert!(!kept.contains(PageClass::CacheClean) && kept.contains(PageClass::Offline));
     let listed = policy("expendable_classes = [\"free\"]").tiering.classes;

@@ -1,20 +1,23 @@
-//! Which pages of a guest are expendable: the words of `[policy]`, and of the attribute
+//! Which pages of a guest are expendable, and whether they are kept at all: the words of `[policy]`, and of the attribute
 //! `user.parsfs.policy` that a directory or a file may have beside it. Knows the words and no files.
 
 use super::parse::Parsed;
 use crate::guest::{ClassSet, PageClass};
 
-/// What is expendable.
+/// What is expendable, and what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiering {
     /// The classes of pages that a guest may lose.
     pub classes: ClassSet,
+    /// Their bytes are not kept at all.
+    pub drop: bool,
 }
 
 impl Default for Tiering {
     fn default() -> Self {
         Tiering {
             classes: ClassSet::MENDABLE,
+            drop: false,
         }
     }
 }
@@ -27,6 +30,8 @@ impl Tiering {
         for word in text.split_whitespace() {
             let (key, value) = word.split_once('=').ok_or_else(|| wrong(word))?;
             match (key, value) {
+                ("expendable", "keep") => tiering.drop = false,
+                ("expendable", "drop") => tiering.drop = true,
                 ("expendable_classes", names) => {
                     let names = names.split(',').filter(|name| !name.is_empty());
                     tiering.classes = classes(names)?;
@@ -44,7 +49,7 @@ impl Tiering {
 
 fn wrong(word: &str) -> String {
     format!(
-        "\"{word}\" is none of keep_cache=true, keep_cache=false, expendable_classes=LIST (of {}, with commas between \
+        "\"{word}\" is none of expendable=drop, expendable=keep, keep_cache=true, keep_cache=false, expendable_classes=LIST (of {}, with commas between \
          them)",
         ClassSet::MENDABLE
     )
@@ -86,6 +91,9 @@ mod tests {
         let of = |text: &str| usual.with_words(text).unwrap();
         assert_eq!(of(""), usual);
         assert_eq!(of("keep_cache=false"), usual);
+        assert!(of("expendable=drop").drop);
+        assert_eq!(of("expendable=drop").classes, usual.classes);
+        assert_eq!(of("expendable=drop\nexpendable=keep"), usual);
         let kept = of("keep_cache=true");
         assert!(
             !kept.classes.contains(PageClass::CacheClean) && kept.classes.contains(PageClass::Free)

@@ -132,6 +132,8 @@ pub const PARITY_ALIGN: u32 = 64;
 pub enum Source {
     /// Nothing is stored; it reads as zeros.
     Hole,
+    /// Nothing is stored any more: the policy gave the bytes up. Reading them is like reading bytes that are lost.
+    Dropped,
     /// A block's decompressed bytes, from an offset in them on.
     Block {
         /// The block.
@@ -154,6 +156,7 @@ impl Source {
         let by = by as u32;
         match self {
             Source::Hole => Source::Hole,
+            Source::Dropped => Source::Dropped,
             Source::Block { block, offset } => Source::Block {
                 block,
                 offset: offset + by,

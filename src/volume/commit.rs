@@ -70,6 +70,8 @@ pub(super) struct Frozen {
     pub writer: Option<Arc<SetWriter>>,
     /// What went by of the bytes; nothing when no bytes become true.
     pub followed: Option<Followed>,
+    /// Bytes of the file that the policy gave up, if this commit counted them.
+    pub dropped: Option<u64>,
     pub dead: u64,
     /// All inline pieces are to become blocks.
     pub unpack_pieces: bool,
@@ -172,6 +174,7 @@ impl Volume {
             pieces: std::mem::take(&mut state.new_pieces),
             writer,
             followed: (purpose != Purpose::Spill).then(|| state.follow.freeze()),
+            dropped: None,
             dead: state.dead,
             unpack_pieces,
             must_fold: false,
@@ -287,6 +290,7 @@ impl Volume {
             next_window: state.next_window.load(Ordering::Relaxed),
             next_piece: state.next_piece,
             dead: frozen.dead,
+            dropped: frozen.dropped.unwrap_or(state.head.dropped),
             ..state.head.clone()
         };
         let new_sets: Vec<SetId> = match &folded {

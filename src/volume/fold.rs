@@ -69,6 +69,7 @@ impl Volume {
         view.each(|extent| {
             match extent.source {
                 Source::Hole => return Ok(()),
+                Source::Dropped => {}
                 Source::Inline { piece, .. } => {
                     pieces.insert(piece);
                 }

@@ -3,7 +3,7 @@
 //!
 //! Little-endian, version first:
 //! `u8 1, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 base dead, u64 stored,
-//! u64 unprotected, u16 sets, u64 set…, u8 has base, base reference…`
+//! u64 unprotected, u64 dropped, u16 sets, u64 set…, u8 has base, base reference…`
 
 use crate::ids::SetId;
 use crate::store::manifest::ManifestRef;
@@ -33,6 +33,8 @@ pub struct FileHead {
     pub stored: u64,
     /// Bytes on the disks in blocks under no parity.
     pub unprotected: u64,
+    /// Bytes of the file that the policy gave up, at most.
+    pub dropped: u64,
     /// The segment sets that deltas brought in since the base.
     pub sets: Vec<SetId>,
 }
@@ -50,6 +52,7 @@ impl FileHead {
         bytes.extend(self.base_dead.to_le_bytes());
         bytes.extend(self.stored.to_le_bytes());
         bytes.extend(self.unprotected.to_le_bytes());
+        bytes.extend(self.dropped.to_le_bytes());
         bytes.extend((self.sets.len() as u16).to_le_bytes());
         for set in &self.sets {
             bytes.extend(set.0.to_le_bytes());
@@ -80,6 +83,7 @@ impl FileHead {
             base_dead: u64::from_le_bytes(take(&mut rest)?),
             stored: u64::from_le_bytes(take(&mut rest)?),
             unprotected: u64::from_le_bytes(take(&mut rest)?),
+            dropped: u64::from_le_bytes(take(&mut rest)?),
             ..FileHead::default()
         };
         for _ in 0..u16::from_le_bytes(take(&mut rest)?) {

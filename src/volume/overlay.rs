@@ -135,7 +135,7 @@ impl Overlay {
 /// Whether `next` is what follows `length` bytes after `source`.
 fn continues(source: Source, length: u64, next: Source) -> bool {
     match source {
-        Source::Hole => next == Source::Hole,
+        Source::Hole | Source::Dropped => next == source,
         // An offset must stay below the size of a block or a piece, which longer runs cannot.
         Source::Block { .. } | Source::Inline { .. } => {
             length <= u64::from(u32::MAX) && source.advanced(length) == next

@@ -17,7 +17,7 @@ use super::{Handle, Volume};
 use crate::ids::{BlockId, SetId};
 use crate::meta::Records;
 use crate::store::block::{BlockIds, open_sealed};
-use crate::store::{Buffer, Extent, Held, Source, WindowRecord};
+use crate::store::{Buffer, Extent, Held, ReadError, Source, WindowRecord};
 
 /// How far ahead of a sequential reader blocks are fetched, in bytes.
 const AHEAD: u64 = 8 << 20;
@@ -47,6 +47,8 @@ pub(super) enum From {
     Zeros,
     /// Lost bytes, which read as this.
     Fill(u8),
+    /// The policy gave them up.
+    Dropped,
     Bytes(Vec<u8>),
     Raw {
         raw: Arc<Buffer>,
@@ -265,6 +267,7 @@ impl Volume {
             let length = (extent.range.end - extent.range.start) as usize;
             let from = match extent.source {
                 Source::Hole => From::Zeros,
+                Source::Dropped => From::Dropped,
                 Source::Inline { piece, offset } => From::Piece {
                     piece,
                     offset: offset as usize,
@@ -404,6 +407,7 @@ impl Volume {
         let bytes = match part.from {
             From::Zeros => None,
             From::Fill(byte) => Some(Found::Fill(byte)),
+            From::Dropped => return Err(ReadError::Dropped { file: file.id }.into()),
             From::Bytes(bytes) => Some(Found::Owned(bytes)),
             From::Raw { raw, offset } => Some(Found::Raw(raw, offset)),
             From::Piece { piece, offset } => Some(Found::Shared(self.piece(file, piece)?, offset)),

@@ -16,13 +16,15 @@ use super::gather::{Gatherer, Told};
 use super::tiers::{Finished, FrozenBytes, Kept, Tiers};
 use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
 use crate::meta::{FileKind, Names, Records};
-use crate::store::{Extent, Lane, ReadError, SetWriter, Source, Tier, WindowRecord};
+use crate::store::{BEYOND, Extent, Lane, ReadError, SetWriter, Source, Tier, WindowRecord};
 
 /// What a block's live bytes are of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Use {
     critical: bool,
     expendable: bool,
+    /// Live bytes.
+    live: u64,
 }
 
 /// Cuts an extent where its lane changes.
@@ -99,11 +101,12 @@ impl Volume {
             file,
             size: frozen.size,
         };
+        let tiering = self.tiering_of(file.id);
         let judged = self.tiers.at_commit(&Finished {
             file: file.id,
             bytes: &bytes,
             followed: &followed,
-            tiering: self.tiering_of(file.id),
+            tiering,
             before: &|| self.insight(file).ok().flatten(),
             beside: &|name| self.read_beside(file.id, name),
         });
@@ -114,12 +117,63 @@ impl Volume {
             Kept::Bytes(bytes) => self.write_annex(file, frozen, Some(bytes))?,
         }
         match judged.tiers {
-            Some(tiers) => self.give_tiers(file, frozen, &tiers),
+            Some(tiers) => {
+                if tiering.drop {
+                    self.drop_expendable(file, frozen, &tiers)?;
+                }
+                self.give_tiers(file, frozen, &tiers, tiering.drop)
+            }
             None => Ok(()),
         }
     }
 
-    fn give_tiers(&self, file: &Arc<OpenFile>, frozen: &mut Frozen, tiers: &Tiers) -> Result<()> {
+    /// Gives up the bytes that a guest does without: from here on they read as if they were lost.
+    fn drop_expendable(
+        &self,
+        file: &Arc<OpenFile>,
+        frozen: &mut Frozen,
+        tiers: &Tiers,
+    ) -> Result<()> {
+        let mut gone: Vec<Range<u64>> = Vec::new();
+        let mut dropped = 0;
+        self.frozen_view(file).each(|extent| {
+            match extent.source {
+                Source::Block { .. } if extent.range.start < BEYOND => {
+                    tiers.split(extent.range, |range, tier| match (tier, gone.last_mut()) {
+                        (Tier::Critical, _) => {}
+                        (Tier::Expendable, Some(last)) if last.end == range.start => {
+                            last.end = range.end
+                        }
+                        (Tier::Expendable, _) => gone.push(range),
+                    });
+                }
+                Source::Dropped => dropped += extent.range.end - extent.range.start,
+                Source::Block { .. } | Source::Hole | Source::Inline { .. } => {}
+            }
+            Ok(())
+        })?;
+        let mut state = file.state.lock();
+        for range in gone {
+            let length = range.end - range.start;
+            dropped += length;
+            frozen.dead += length;
+            state.dead += length;
+            let map = state.map.frozen.get_or_insert_default();
+            map.insert(range, Source::Dropped);
+        }
+        state.version += 1;
+        frozen.dropped = Some(dropped);
+        Ok(())
+    }
+
+    /// Protects exactly what is critical. `tight`: what is dead gives its room back at once.
+    fn give_tiers(
+        &self,
+        file: &Arc<OpenFile>,
+        frozen: &mut Frozen,
+        tiers: &Tiers,
+        tight: bool,
+    ) -> Result<()> {
         if *tiers == Tiers::All(Tier::Critical) && !self.has_unprotected(file)? {
             return Ok(());
         }
@@ -132,6 +186,7 @@ impl Volume {
                     .or_default()
                     .entry(block.index)
                     .or_default();
+                found.live += extent.range.end - extent.range.start;
                 tiers.split(extent.range, |_, tier| match tier {
                     Tier::Critical => found.critical = true,
                     Tier::Expendable => found.expendable = true,
@@ -149,7 +204,10 @@ impl Volume {
             let mut protect = Vec::with_capacity(record.blocks.len());
             for (index, block) in record.blocks.iter().enumerate() {
                 let now = uses.get(&(index as u16)).copied().unwrap_or_default();
-                let place = self.place_of(now, block.protected, &record);
+                let mut place = self.place_of(now, block.protected, &record);
+                if tight && now.live > 0 && now.live * 4 < u64::from(block.raw) * 3 {
+                    place = Place::Move;
+                }
                 if place == Place::Move {
                     moving.insert(BlockId {
                         window: record.no,
@@ -162,8 +220,8 @@ impl Volume {
                     Place::Unprotected | Place::Move | Place::Dead => false,
                 };
                 differs |= match place {
-                    Place::Dead => false,
-                    Place::Move => block.protected,
+                    Place::Dead => tight && block.stored > 0,
+                    Place::Move => block.protected || tight,
                     Place::Protected | Place::Unprotected => keep != block.protected,
                 };
                 protect.push(keep);
@@ -384,7 +442,7 @@ impl Volume {
         self.repack(file, &selected, &|extent, piece| {
             let critical = match extent.source {
                 Source::Block { block, .. } => windows.get(&block.window).copied().unwrap_or(true),
-                Source::Hole | Source::Inline { .. } => true,
+                Source::Hole | Source::Dropped | Source::Inline { .. } => true,
             };
             piece(
                 extent.range.clone(),
@@ -459,7 +517,7 @@ impl Volume {
         self.repack(file, &selected, &|extent, piece| {
             let critical = match extent.source {
                 Source::Block { block, .. } => sparse.get(&block).copied().unwrap_or(true),
-                Source::Hole | Source::Inline { .. } => true,
+                Source::Hole | Source::Dropped | Source::Inline { .. } => true,
             };
             piece(
                 extent.range.clone(),

@@ -152,6 +152,8 @@ pub struct Inspection {
     pub classes: BTreeMap<String, u64>,
     /// Bytes of what is known of the file's guest, kept with it.
     pub insight_bytes: u64,
+    /// Bytes of the file that the policy gave up.
+    pub dropped_bytes: u64,
     /// Bytes by tier.
     pub tiers: Vec<TierBytes>,
     /// Bytes of parity on the disks.
@@ -484,6 +486,7 @@ impl Volume {
             }
             match extent.source {
                 Source::Hole => found.hole_bytes += length,
+                Source::Dropped => found.dropped_bytes += length,
                 Source::Inline { .. } => {
                     found.extents += 1;
                     found.inline_bytes += length;

@@ -177,6 +177,7 @@ impl Volume {
             tracing::warn!(%file, "its policy cannot be read; all of it is critical");
             Tiering {
                 classes: crate::guest::ClassSet::EMPTY,
+                drop: false,
             }
         })
     }

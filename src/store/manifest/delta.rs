@@ -22,6 +22,7 @@ const VERSION: u8 = 1;
 const HOLE: u8 = 0;
 const BLOCK: u8 = 1;
 const INLINE: u8 = 2;
+const DROPPED: u8 = 3;
 
 /// Why bytes are no delta, or a delta cannot be bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,13 +86,14 @@ pub fn encode(delta: &Delta) -> Result<Vec<u8>, DeltaError> {
 fn put_source(out: &mut Vec<u8>, source: Source, length: u64) -> Result<(), DeltaError> {
     let (kind, place, first) = match source {
         Source::Hole => (HOLE, 0, 0),
+        Source::Dropped => (DROPPED, 0, 0),
         Source::Block { block, offset } => (BLOCK, block.index, offset),
         Source::Inline { offset, .. } => (INLINE, 0, offset),
     };
     check(kind, place, first, length)?;
     out.push(kind);
     match source {
-        Source::Hole => {}
+        Source::Hole | Source::Dropped => {}
         Source::Block { block, offset } => {
             put_varint(out, block.window.0.into());
             put_varint(out, block.index.into());
@@ -108,7 +110,7 @@ fn put_source(out: &mut Vec<u8>, source: Source, length: u64) -> Result<(), Delt
 fn check(kind: u8, place: u16, first: u32, length: u64) -> Result<(), DeltaError> {
     let fits = match u32::try_from(length) {
         _ if length == 0 => false,
-        _ if kind == HOLE => true,
+        _ if kind == HOLE || kind == DROPPED => true,
         Ok(length) => possible(kind, place, first, length),
         Err(_) => false,
     };
@@ -175,6 +177,7 @@ fn take_extent(wire: &mut Wire<'_>, behind: u64) -> Result<Extent, DeltaError> {
     let kind = wire.u8().ok_or(cut)?;
     let source = match kind {
         HOLE => Source::Hole,
+        DROPPED => Source::Dropped,
         BLOCK => Source::Block {
             block: BlockId {
                 window: WindowNo(wire.varint_u32().ok_or(cut)?),
@@ -192,7 +195,7 @@ fn take_extent(wire: &mut Wire<'_>, behind: u64) -> Result<Extent, DeltaError> {
         _ => return Err(DeltaError::Format("an extent's kind is unknown")),
     };
     let (place, first) = match source {
-        Source::Hole => (0, 0),
+        Source::Hole | Source::Dropped => (0, 0),
         Source::Block { block, offset } => (block.index, offset),
         Source::Inline { offset, .. } => (0, offset),
     };

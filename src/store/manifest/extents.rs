@@ -11,6 +11,7 @@ use crate::store::wire::Wire;
 
 const BLOCK: u8 = 1;
 const INLINE: u8 = 2;
+const DROPPED: u8 = 3;
 
 /// Appends an extent's entry. `None` for a hole, for an empty one, and for one that no entry can hold.
 pub(super) fn put_extent(out: &mut Vec<u8>, extent: &Extent) -> Option<()> {
@@ -18,6 +19,7 @@ pub(super) fn put_extent(out: &mut Vec<u8>, extent: &Extent) -> Option<()> {
     let length = u32::try_from(length).ok().filter(|&length| length > 0)?;
     let (number, first, place, kind) = match extent.source {
         Source::Hole => return None,
+        Source::Dropped => (0, 0, 0, DROPPED),
         Source::Block { block, offset } => (block.window.0, offset, block.index, BLOCK),
         Source::Inline { piece, offset } => (piece, offset, 0, INLINE),
     };
@@ -39,6 +41,7 @@ pub(super) fn possible(kind: u8, place: u16, first: u32, length: u32) -> bool {
             usize::from(place) < WINDOW_BLOCKS && end.is_some_and(|end| end as usize <= BLOCK_MAX)
         }
         INLINE => end.is_some(),
+        DROPPED => place == 0 && first == 0,
         _ => false,
     }
 }
@@ -53,19 +56,20 @@ fn parse(entry: &[u8]) -> Option<Extent> {
     if !possible(kind, place, first, length) {
         return None;
     }
-    let source = if kind == BLOCK {
-        Source::Block {
+    let source = match kind {
+        BLOCK => Source::Block {
             block: BlockId {
                 window: WindowNo(number),
                 index: place,
             },
             offset: first,
-        }
-    } else {
-        Source::Inline {
+        },
+        DROPPED if number == 0 => Source::Dropped,
+        DROPPED => return None,
+        _ => Source::Inline {
             piece: number,
             offset: first,
-        }
+        },
     };
     Some(Extent {
         range: start..start.checked_add(length.into())?,

@@ -58,6 +58,12 @@ pub enum ReadError {
         /// What its disk says, by name.
         cause: String,
     },
+    /// The policy gave the bytes up.
+    #[error("file {file}: these bytes were dropped by the policy when the file was committed")]
+    Dropped {
+        /// The file.
+        file: FileId,
+    },
     /// More of the window is gone than its code can stand.
     #[error(
         "file {file}: block {block} cannot be read ({cause}) nor reconstructed ({others}); bring back a disk that is missing"

@@ -93,7 +93,7 @@ fn one_guest_in_every_format_has_the_same_classes() {
 
 /// What a commit would be told about a file and what its bytes are used for are one thing.
 fn tiers_agree_with_uses(look: &Look) {
-    let Tiers::Runs(runs) = look.tiers(ClassSet::MENDABLE) else {
+    let Tiers::Runs(runs) = look.tiers(ClassSet::MENDABLE, false) else {
         panic!("a guest was found, but the file is of one tier");
     };
     let expendable = |at: u64| {

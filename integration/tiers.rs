@@ -30,7 +30,7 @@ fn expendable(path: &Path) -> Vec<Range<u64>> {
     let file = File::open(path).expect("the snapshot");
     let snapshot = recognise(&file, None).expect("a readable file");
     let look = Look::into(snapshot, &file, &|_| ()).expect("a readable file");
-    match look.tiers(ClassSet::MENDABLE) {
+    match look.tiers(ClassSet::MENDABLE, true) {
         Tiers::Runs(runs) => runs.into_iter().map(|(range, _)| range).collect(),
         Tiers::All(tier) => panic!("all of it is {tier:?}: {:?}", look.guest()),
     }

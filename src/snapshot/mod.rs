@@ -13,6 +13,7 @@
 //!   raw                no header at all                       kdump, foreign   known and opaque
 //! runs                 what the file is made of, in file order, run by run
 //! supersede            what a later record of a live save replaces
+//! heads                what the map can write again
 //! kept                 the map as bytes, to be kept with the file
 //! index, pieces, map   the questions: address to place, file range to pieces, pages by address
 //! layout, ram_blocks   candidates for where RAM is in the guest, to be confirmed by the guest
@@ -36,6 +37,7 @@ pub mod cloud_hypervisor;
 mod elf;
 mod error;
 mod foreign;
+mod heads;
 mod index;
 mod indexer;
 mod kdump;
@@ -62,6 +64,7 @@ mod zero;
 
 pub use address::Gpa;
 pub use error::{Opaque, SnapshotError};
+pub use heads::Heads;
 pub use indexer::Indexer;
 pub use layout::{Layout, RamRange};
 pub use libvirt::{Declared, payload as libvirt_payload};

@@ -92,7 +92,7 @@ fn judge(finished: &Finished<'_>) -> Result<Judged, Spared> {
     }
     let tiers = match kept_whole {
         Some(_) => Tiers::All(Tier::Critical),
-        None => look.tiers(expendable),
+        None => look.tiers(expendable, look.keeps_map()),
     };
     let kept = look.keep(&Circumstances {
         size: length,

@@ -242,7 +242,9 @@ impl Look {
 
     /// The tiers of the file as a commit wants them. Zeros are stored as holes whatever their tier; here they go with what
     /// stands before them, so that there are fewer runs.
-    pub fn tiers(&self, expendable: ClassSet) -> Tiers {
+    ///
+    /// `heads`: whether the page map is kept with the file, so that heads of records can be lost with the pages behind them.
+    pub fn tiers(&self, expendable: ClassSet, heads: bool) -> Tiers {
         if self.guest.is_err() {
             return Tiers::All(Tier::Critical);
         }
@@ -258,9 +260,13 @@ impl Look {
             _ => self.tier(used),
         };
         let mut runs: Vec<(std::ops::Range<u64>, Tier)> = Vec::new();
+        let mut heads = self.map().filter(|_| heads).map(|map| map.heads(0));
         for (range, used) in self.uses() {
+            let head =
+                used == FileUse::Framing && heads.as_mut().is_some_and(|heads| heads.has(&range));
             let open = runs.last_mut().filter(|(run, _)| run.end == range.start);
-            match (tier(used), open) {
+            let tier = if head { None } else { tier(used) };
+            match (tier, open) {
                 (Some(Tier::Expendable) | None, Some((run, _))) => run.end = range.end,
                 (Some(Tier::Expendable), None) => runs.push((range, Tier::Expendable)),
                 (Some(Tier::Critical), _) | (None, None) => {}

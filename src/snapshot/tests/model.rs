@@ -142,6 +142,18 @@ proptest! {
                 prop_assert!(&buffer == wanted, "page {}", page);
             }
         }
+        // Heads that are lost are written again, whatever part of the file is asked for.
+        let mut wiped = bytes.clone();
+        let mut heads = map.heads(0);
+        for piece in map.pieces(0..u64::MAX).filter(|piece| piece.kind == PieceKind::Framing) {
+            if heads.has(&piece.range) {
+                wiped[piece.range.start as usize..piece.range.end as usize].fill(0);
+            }
+        }
+        for (at, part) in (0..).step_by(part).zip(wiped.chunks_mut(part)) {
+            map.write_heads(at, part);
+        }
+        prop_assert!(wiped == bytes);
         // Each payload is a page, dead, or a base; all else is framing.
         let mut pages = BTreeMap::new();
         let mut dead = BTreeMap::new();

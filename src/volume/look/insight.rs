@@ -112,6 +112,11 @@ pub struct Circumstances<'c> {
 }
 
 impl Look {
+    /// Whether the page map is small enough to be kept.
+    pub fn keeps_map(&self) -> bool {
+        self.map().is_some_and(|map| map.encode().len() <= MAP_MAX)
+    }
+
     /// The bytes to be kept.
     pub fn keep(&self, with: &Circumstances<'_>) -> Vec<u8> {
         let mut body = Vec::new();

@@ -335,3 +335,63 @@ fn a_directory_gives_its_policy_to_what_is_made_in_it() {
         "keep_cache=true"
     );
 }
+
+#[test]
+fn what_is_dropped_is_not_stored_and_reads_as_a_guest_can_do_without_it() {
+    let scene = scene();
+    let volume = Volume::mounted();
+    volume.limit(900);
+    fs::create_dir(volume.path("small")).expect("a directory");
+    let path = volume.path("small");
+    rustix::fs::setxattr(
+        path,
+        "user.parsfs.policy",
+        b"expendable=drop",
+        XattrFlags::empty(),
+    )
+    .expect("a policy");
+    let files = [
+        ("raw", scene.setup.memory.clone()),
+        ("stream", scene.saved(Format::Stream)),
+    ];
+    for (name, original) in files {
+        let runs = expendable(&original);
+        let (kept, small) = (format!("kept-{name}"), format!("small/{name}"));
+        copy(&original, &volume.path(&kept), 1 << 20);
+        copy(&original, &volume.path(&small), 1 << 20);
+        let (kept, small) = (inspect(&volume, &kept), inspect(&volume, &small));
+        assert_eq!(
+            small["dropped_bytes"], kept["tiers"][1]["logical"],
+            "{small:#}"
+        );
+        assert_eq!(logical(&small, "expendable"), 0);
+        let stored = |found: &Value| found["tiers"][0]["stored"].as_u64().expect("bytes");
+        assert!(stored(&small) < stored(&kept) * 11 / 10, "{small:#}");
+        let path = volume.path(&format!("small/{name}"));
+        assert_eq!(told(&path, "state"), "mended");
+        // Nothing fails, and what is not lost differs only where pages are marked unread.
+        let (found, wanted) = (
+            fs::read(&path).expect("readable"),
+            fs::read(&original).expect("it"),
+        );
+        assert_eq!(found.len(), wanted.len());
+        let mut edited = 0;
+        let mut at = 0;
+        for run in runs
+            .iter()
+            .map(|run| run.start as usize..run.end as usize)
+            .chain([wanted.len()..wanted.len()])
+        {
+            for (a, b) in found[at..run.start].iter().zip(&wanted[at..run.start]) {
+                assert_eq!(a & b, *a, "{name}: more than bits that are cleared");
+                edited += usize::from(a != b);
+            }
+            at = run.end;
+        }
+        let cached = classes(&path)["cache-clean"] as usize;
+        assert!(
+            edited > 0 && edited <= 3 * cached,
+            "{name}: {edited} bytes are edited"
+        );
+    }
+}

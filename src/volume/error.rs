@@ -69,7 +69,9 @@ impl VolumeError {
         source
             .and_then(|error| error.downcast_ref::<ReadError>())
             .is_some_and(|error| match error {
-                ReadError::Lost { .. } | ReadError::Unreadable { .. } => true,
+                ReadError::Lost { .. }
+                | ReadError::Dropped { .. }
+                | ReadError::Unreadable { .. } => true,
                 ReadError::NoBlock { .. } => false,
             })
     }

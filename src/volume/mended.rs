@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use self::coded::{Edits, Runs};
 use super::overlay::Overlay;
 use crate::ids::FileId;
+use crate::snapshot::PageMap;
 use crate::store::Source;
 
 /// What is read of a byte that is lost.
@@ -34,6 +35,8 @@ pub enum Reads {
     Zeros = 1,
     /// What the guest's allocator checks its free pages for.
     Fill = 2,
+    /// What stood there: the head of a record, which the page map writes again.
+    Head = 3,
 }
 
 impl Reads {
@@ -41,6 +44,7 @@ impl Reads {
         match kind {
             1 => Reads::Zeros,
             2 => Reads::Fill,
+            3 => Reads::Head,
             _ => Reads::Error,
         }
     }
@@ -107,6 +111,8 @@ impl fmt::Display for Losses {
 #[derive(Debug, Default)]
 pub struct View {
     lost: Runs,
+    /// Writes the heads of records again.
+    map: Option<PageMap>,
     fill: u8,
     edits: Edits,
     losses: Losses,
@@ -186,7 +192,7 @@ impl Over {
         self.lost.iter().map(|(range, reads)| {
             let byte = match reads {
                 Reads::Fill => self.view.fill,
-                Reads::Zeros | Reads::Error => 0,
+                Reads::Zeros | Reads::Head | Reads::Error => 0,
             };
             (range.clone(), byte)
         })
@@ -195,6 +201,14 @@ impl Over {
     /// Edits the bytes of the range, which begin at `offset` of the file.
     pub fn edit(&self, offset: u64, bytes: &mut [u8]) {
         let end = offset + bytes.len() as u64;
+        for (range, reads) in &self.lost {
+            let inside = (range.start - offset) as usize..(range.end - offset) as usize;
+            if let (Reads::Head, Some(map), Some(head)) =
+                (reads, &self.view.map, bytes.get_mut(inside))
+            {
+                map.write_heads(range.start, head);
+            }
+        }
         self.view.edits.within(offset..end, |at, and| {
             let newer = self.changed.iter().any(|range| range.contains(&at));
             if let (false, Some(byte)) = (newer, bytes.get_mut((at - offset) as usize)) {

@@ -61,6 +61,7 @@ impl Volume {
         if self.disks.absent().is_empty()
             && self.disks.all_online()
             && !self.known_losses.is_bad(file.id)
+            && file.state.lock().head.dropped == 0
         {
             return Ok(());
         }

@@ -47,6 +47,7 @@ pub(super) fn build(
     for (range, _) in lost.runs.iter() {
         let mut at = range.start;
         if let Some((look, map, classes)) = known {
+            let mut heads = map.heads(range.start);
             let page = Page {
                 look,
                 classes,
@@ -61,6 +62,9 @@ pub(super) fn build(
                             losses.page(&range, pfn, class, reads);
                             runs.push(range, reads as u8);
                         })
+                    }
+                    PieceKind::Framing if heads.has(&piece.range) => {
+                        runs.push(piece.range, Reads::Head as u8);
                     }
                     PieceKind::Framing => {
                         losses.bytes(&piece.range, "framing", Reads::Error);
@@ -91,6 +95,7 @@ pub(super) fn build(
     let (fill, edits) = mend.map_or((0, Edits::default()), |mend| (mend.fill, mend.edits));
     View {
         lost: runs,
+        map: known.map(|(_, map, _)| map.clone()),
         fill,
         edits,
         losses: losses.done(mode),
@@ -281,6 +286,7 @@ impl Counter {
             Reads::Fill => "mended",
             Reads::Zeros if fetched => "mended",
             Reads::Zeros => "zeros",
+            Reads::Head => "as it was",
         };
         let lost = self.losses.by.entry((what, word)).or_default();
         lost.bytes += bytes;

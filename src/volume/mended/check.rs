@@ -10,7 +10,7 @@ use super::super::file::OpenFile;
 use super::super::filemap::Window;
 use super::coded::Runs;
 use crate::ids::{BlockId, DiskId, WindowNo};
-use crate::store::{Source, WindowRecord};
+use crate::store::{BEYOND, Source, WindowRecord};
 
 /// Blocks that are looked for before the next are gathered.
 const BATCH: usize = 1024;
@@ -50,7 +50,7 @@ impl Volume {
     /// Whether blocks of a file may be in less safety than what is critical.
     pub(super) fn has_expendable(&self, file: &OpenFile) -> bool {
         let state = file.state.lock();
-        if state.head.unprotected > 0 {
+        if state.head.unprotected > 0 || state.head.dropped > 0 {
             return true;
         }
         if self.pipeline.policy.expendable.m > 0 && state.head.stored > 0 {
@@ -115,11 +115,15 @@ impl Volume {
             expendable &= !protected;
         }
         let mut runs = Runs::default();
-        if !lost.0.is_empty() {
+        let dropped = file.state.lock().head.dropped > 0;
+        if !lost.0.is_empty() || dropped {
             view.each(|extent| {
-                if let Source::Block { block, .. } = extent.source
-                    && lost.contains(block)
-                {
+                let gone = match extent.source {
+                    Source::Block { block, .. } => lost.contains(block),
+                    Source::Dropped => true,
+                    Source::Hole | Source::Inline { .. } => false,
+                };
+                if gone && extent.range.start < BEYOND {
                     runs.push(extent.range, 0);
                 }
                 Ok(())

@@ -77,7 +77,7 @@ fn tiers_of(bytes: &Vec<u8>) -> Vec<(Range<u64>, Tier)> {
     let snapshot = look::recognise(bytes, None).expect("recognised");
     let look = Look::into(snapshot, bytes, &|_| ()).expect("looked into");
     assert!(look.guest().is_ok(), "{:?}", look.guest());
-    match look.tiers(ClassSet::MENDABLE) {
+    match look.tiers(ClassSet::MENDABLE, false) {
         Tiers::Runs(runs) => runs,
         Tiers::All(_) => panic!("no tiers"),
     }

@@ -395,3 +395,91 @@ fn what_is_dropped_is_not_stored_and_reads_as_a_guest_can_do_without_it() {
         );
     }
 }
+
+/// Opens a file in the mount, changes bytes of it, and closes it.
+fn patch(path: &Path, patches: &[(u64, &[u8])]) {
+    let file = File::options().write(true).open(path).expect("the file");
+    for (offset, bytes) in patches {
+        file.write_all_at(bytes, *offset).expect("written");
+    }
+    crate::harness::content::close(file).expect("closed");
+}
+
+#[test]
+fn libvirts_header_is_written_anew_without_another_look() {
+    let scene = scene();
+    let volume = Volume::mounted();
+    volume.limit(900);
+    // Header, description with its padding, QEMU's stream.
+    let mut image = vec![0; 92 + (64 << 10)];
+    image[..16].copy_from_slice(b"LibvirtQemudPart");
+    image[16..20].copy_from_slice(&2u32.to_le_bytes());
+    image[20..24].copy_from_slice(&(64u32 << 10).to_le_bytes());
+    image[92..99].copy_from_slice(b"<domain");
+    image.extend(fs::read(scene.saved(Format::Stream)).expect("the stream"));
+    let plain = volume.scratch.path().join("image");
+    fs::write(&plain, &image).expect("written");
+    let path = volume.path("image");
+    copy(&plain, &path, 1 << 20);
+    let (before, may_be_lost) = (
+        classes(&path),
+        logical(&inspect(&volume, "image"), "expendable"),
+    );
+    assert!(
+        may_be_lost > 20 << 20,
+        "only {may_be_lost} bytes may be lost"
+    );
+    let looks = || volume.said().matches("a guest was found").count();
+    let looked = looks();
+    patch(&path, &[(0, b"LibvirtQemudSave")]);
+    image[..16].copy_from_slice(b"LibvirtQemudSave");
+    fs::write(&plain, &image).expect("written");
+    assert_eq!(looks(), looked, "it was looked into again");
+    assert_eq!(classes(&path), before);
+    assert_eq!(
+        logical(&inspect(&volume, "image"), "expendable"),
+        may_be_lost
+    );
+    same(&path, &plain).expect("the image");
+}
+
+#[test]
+fn a_guest_that_is_patched_is_judged_as_it_is_then() {
+    let scene = scene();
+    let mut volume = Volume::mounted();
+    volume.limit(900);
+    let plain = volume.scratch.path().join("guest");
+    fs::copy(&scene.setup.memory, &plain).expect("copied");
+    let path = volume.path("guest");
+    copy(&plain, &path, 1 << 20);
+    let before = logical(&inspect(&volume, "guest"), "expendable");
+    // A page that may be lost gets other bytes: it stays what it is. By another mount, which did not see the rest go by.
+    volume.remount();
+    let runs = expendable(&plain);
+    let first = runs
+        .iter()
+        .find(|run| run.end - run.start >= 1 << 20)
+        .expect("a long run");
+    let place = first.start.next_multiple_of(4096);
+    for file in [&plain, &path] {
+        patch(file, &[(place, &[0x5A; 64 << 10])]);
+    }
+    assert!(logical(&inspect(&volume, "guest"), "expendable") >= before);
+    same(&path, &plain).expect("the patched guest");
+    // Without its vmcoreinfo nothing is known of it any more.
+    let memory = fs::read(&plain).expect("the guest");
+    for (number, page) in (0u64..).zip(memory.chunks_exact(4096)) {
+        if page.starts_with(b"OSRELEASE=") || page[12..].starts_with(b"VMCOREINFO") {
+            for file in [&plain, &path] {
+                patch(file, &[(number * 4096, &[1; 4096])]);
+            }
+        }
+    }
+    assert_eq!(logical(&inspect(&volume, "guest"), "expendable"), 0);
+    assert!(
+        told(&path, "guest").starts_with("none"),
+        "{}",
+        told(&path, "guest")
+    );
+    same(&path, &plain).expect("the guest without vmcoreinfo");
+}

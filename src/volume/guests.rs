@@ -5,6 +5,8 @@
 use std::io;
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
 use super::look::{self, Circumstances, Insight, Known, Look};
 use super::tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
 use crate::ids::FileId;
@@ -16,14 +18,21 @@ use crate::store::{Lane, Tier};
 /// A smaller file holds no guest, in bytes.
 const LEAST: u64 = 1 << 20;
 
-/// Looks into files for guests.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Guests;
+/// More guest memory is not looked at, in bytes: a look takes a byte and a bit a page.
+const LARGEST: u64 = 1 << 40;
+
+/// Looks into files for guests, one at a time: each takes all cores, and memory for one.
+#[derive(Debug, Default)]
+pub struct Guests {
+    turn: Mutex<()>,
+}
 
 /// Why a file was not looked into.
 enum Spared {
     /// It cannot be a snapshot.
     NoSnapshot,
+    /// It has more memory than is looked at, in bytes.
+    TooLarge(u64),
     /// Its bytes cannot be read.
     Unreadable(SnapshotError),
 }
@@ -42,9 +51,13 @@ impl TierSource for Guests {
 
     fn at_commit(&self, finished: &Finished<'_>) -> Judged {
         let file = finished.file;
-        match judge(finished) {
+        match judge(finished, &self.turn) {
             Ok(judged) => judged,
             Err(Spared::NoSnapshot) => Judged::critical(),
+            Err(Spared::TooLarge(bytes)) => {
+                tracing::warn!(%file, bytes, "too large to be looked into; all of it is critical");
+                Judged::critical()
+            }
             Err(Spared::Unreadable(error)) => {
                 tracing::warn!(%file, %error, "cannot be looked into; all of it is critical");
                 Judged::critical()
@@ -53,7 +66,7 @@ impl TierSource for Guests {
     }
 }
 
-fn judge(finished: &Finished<'_>) -> Result<Judged, Spared> {
+fn judge(finished: &Finished<'_>, turn: &Mutex<()>) -> Result<Judged, Spared> {
     let source = Source(finished.bytes);
     let length = finished.bytes.size();
     if length < LEAST {
@@ -80,6 +93,7 @@ fn judge(finished: &Finished<'_>) -> Result<Judged, Spared> {
     places.extend(before.iter().flat_map(|before| &before.places));
     places.sort_unstable();
     places.dedup();
+    let _turn = turn.lock();
     // libvirt writes its header anew in the end. What is behind it is whole before, and is judged before.
     let look = look_into(finished, &Declared(&source), &places)?;
     let expendable = finished.tiering.classes;
@@ -133,6 +147,12 @@ fn look_into(
         }
         let state = (finished.beside)(cloud_hypervisor::STATE_FILE);
         look::place(&mut snapshot, state.as_deref());
+    }
+    if let Some(map) = snapshot.map() {
+        let memory = map.ram().map(|(_, length)| length).sum::<u64>();
+        if memory.max(map.file_length() / 2) > LARGEST {
+            return Err(Spared::TooLarge(memory));
+        }
     }
     if followed.overflowed {
         return Ok(Look::into(snapshot, source, &|_| ())?);

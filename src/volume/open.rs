@@ -51,7 +51,7 @@ impl Default for VolumeOptions {
     fn default() -> Self {
         let usual = meta::Options::new(VolumeId(0));
         VolumeOptions {
-            tiers: Arc::new(Guests),
+            tiers: Arc::new(Guests::default()),
             journal_bytes: usual.journal_bytes,
             checkpoint_bytes: usual.checkpoint_bytes,
         }

@@ -2,13 +2,15 @@
 //! deltas make it up. Knows its own encoding only.
 //!
 //! Little-endian, version first:
-//! `u8 1, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 base dead, u64 stored,
-//! u64 unprotected, u64 dropped, u16 sets, u64 set…, u8 has base, base reference…`
+//! `u8 1 or 2, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 base dead, u64 stored,
+//! u64 unprotected, (in version 2) u64 dropped, u16 sets, u64 set…, u8 has base, base reference…`
 
 use crate::ids::SetId;
 use crate::store::manifest::ManifestRef;
 
+/// Of a head without dropped bytes, and of one with.
 const VERSION: u8 = 1;
+const DROPPED: u8 = 2;
 
 /// What a committed file is made of, and the sums that a commit goes on with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub struct FileHead {
 impl FileHead {
     /// The bytes for the metadata.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION];
+        let mut bytes = vec![if self.dropped > 0 { DROPPED } else { VERSION }];
         bytes.extend(self.first_delta.to_le_bytes());
         bytes.extend(self.next_delta.to_le_bytes());
         bytes.extend(self.next_window.to_le_bytes());
@@ -52,7 +54,9 @@ impl FileHead {
         bytes.extend(self.base_dead.to_le_bytes());
         bytes.extend(self.stored.to_le_bytes());
         bytes.extend(self.unprotected.to_le_bytes());
-        bytes.extend(self.dropped.to_le_bytes());
+        if self.dropped > 0 {
+            bytes.extend(self.dropped.to_le_bytes());
+        }
         bytes.extend((self.sets.len() as u16).to_le_bytes());
         for set in &self.sets {
             bytes.extend(set.0.to_le_bytes());
@@ -70,9 +74,11 @@ impl FileHead {
     /// Reads them again; `None` when they are no head.
     pub fn decode(bytes: &[u8]) -> Option<FileHead> {
         let mut rest = bytes;
-        if take::<1>(&mut rest)? != [VERSION] {
-            return None;
-        }
+        let drops = match take::<1>(&mut rest)? {
+            [VERSION] => false,
+            [DROPPED] => true,
+            _ => return None,
+        };
         let mut head = FileHead {
             first_delta: u64::from_le_bytes(take(&mut rest)?),
             next_delta: u64::from_le_bytes(take(&mut rest)?),
@@ -83,7 +89,11 @@ impl FileHead {
             base_dead: u64::from_le_bytes(take(&mut rest)?),
             stored: u64::from_le_bytes(take(&mut rest)?),
             unprotected: u64::from_le_bytes(take(&mut rest)?),
-            dropped: u64::from_le_bytes(take(&mut rest)?),
+            dropped: if drops {
+                u64::from_le_bytes(take(&mut rest)?)
+            } else {
+                0
+            },
             ..FileHead::default()
         };
         for _ in 0..u16::from_le_bytes(take(&mut rest)?) {
@@ -110,7 +120,14 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_nothing_shorter() {
+        for dropped in [0, 4096] {
+            check(dropped);
+        }
+    }
+
+    fn check(dropped: u64) {
         let head = FileHead {
+            dropped,
             first_delta: 3,
             next_delta: 9,
             next_window: 4,

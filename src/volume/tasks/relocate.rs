@@ -370,6 +370,7 @@ impl Volume {
             ctime: None,
             pieces: Vec::new(),
             writer: None,
+            dropped: None,
             dead,
             unpack_pieces: false,
             must_fold: !anew.is_empty(),
@@ -459,7 +460,7 @@ impl Volume {
         self.repack(file, &selected, &|extent, piece| {
             let critical = match extent.source {
                 Source::Block { block, .. } => protected.get(&block).copied().unwrap_or(true),
-                Source::Hole | Source::Inline { .. } => true,
+                Source::Hole | Source::Dropped | Source::Inline { .. } => true,
             };
             let lane = if critical {
                 Lane::Critical

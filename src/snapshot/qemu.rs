@@ -23,13 +23,7 @@ const TAIL: usize = 16 << 20;
 /// Reads through the file from its first byte.
 pub(super) fn read_through(reader: &Reader<'_>, limit: u64) -> Result<Stream, SnapshotError> {
     let mut stream = Stream::new(limit);
-    let mut part = vec![
-        0;
-        std::env::var("PART")
-            .ok()
-            .and_then(|p| p.parse().ok())
-            .unwrap_or(PART)
-    ];
+    let mut part = vec![0; PART];
     loop {
         stream.skip_to_wanted();
         let left = reader.length().saturating_sub(stream.position());

@@ -107,7 +107,7 @@ fn a_guest_goes_on_mended_and_not_from_zeros_or_errors() {
 /// the next open sees none of these beside mended ones.
 #[test]
 fn a_guest_goes_on_when_disks_are_deleted_under_the_mount() {
-    let mut stand = Stand::new();
+    let stand = Stand::new();
     let path = stand.volume.path("stream");
     let written = stand.volume.scratch.path().join("written");
     let mut guest = stand.guest();

@@ -351,7 +351,10 @@ impl Volume {
             let written = file.writers.load(Ordering::Acquire) > 0
                 || file.committing.load(Ordering::Acquire)
                 || state.is_dirty();
-            let direct_io = written && file.cached.load(Ordering::Acquire) == 0;
+            // The cache reads whole pages: a byte beside one that is gone would be gone with it.
+            let view = state.mended.as_ref();
+            let has_gaps = view.is_some_and(|mended| mended.view.losses().errors() > 0);
+            let direct_io = (written || has_gaps) && file.cached.load(Ordering::Acquire) == 0;
             if !direct_io {
                 file.cached.fetch_add(1, Ordering::AcqRel);
             }

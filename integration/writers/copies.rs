@@ -1,6 +1,6 @@
 //! A guest's memory file brought into the mount by the programs that people copy with.
 
-use super::{Stand, assert_readable, assert_written};
+use super::{Stand, assert_readable, assert_sorted, assert_written};
 use crate::harness::process::shell;
 
 /// What is run in a directory where `$memory` is the memory file and the mount is `mnt`; each makes `mnt/NAME`.
@@ -31,6 +31,7 @@ fn copied_and_lost(pair: [usize; 2], goes_on_in: impl Fn(&str) -> bool) {
         let script = format!("memory={}\n{script}", memory.display());
         shell(stand.volume.scratch.path(), &script);
         assert_written(&stand.volume.path(name), &memory);
+        assert_sorted(&stand.volume.path(name));
     }
     // The temporary names are gone.
     shell(

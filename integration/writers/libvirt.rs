@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use self::daemon::{GUEST, Libvirt};
-use super::{PATIENCE, SECONDS, assert_holds, assert_readable, assert_written};
+use super::{PATIENCE, SECONDS, assert_holds, assert_readable, assert_sorted, assert_written};
 use crate::guests::image::{self, Kernel};
 use crate::guests::{Scene, Work, health};
 use crate::harness::volume::Volume;
@@ -46,6 +46,7 @@ fn libvirt_saves_and_restores_a_guest() {
         let to = text(&path(name));
         libvirt.must(&[&["save"], options, &[GUEST, &to]].concat());
         assert_holds(&path(name), &memory);
+        assert_sorted(&path(name));
         libvirt.must(&[&["restore", "--paused"], options, &[&to]].concat());
     }
     libvirt.must(&["managedsave", "--running", GUEST]);

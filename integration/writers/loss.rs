@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{PATIENCE, Stand, assert_readable, assert_written, pairs};
+use super::{PATIENCE, Stand, assert_readable, assert_written, pairs, told as told_of};
 use crate::guests::health;
 use crate::guests::machine::{Machine, Way};
 use crate::harness::process::shell;
@@ -219,6 +219,10 @@ fn a_save_that_is_killed_is_an_unfinished_file() {
             .as_str()
             .is_some_and(|why| why.contains("unfinished") || why.contains("ends")),
         "{told}"
+    );
+    assert!(
+        told_of(&path, "guest").starts_with("none"),
+        "a guest in half a save"
     );
     let mut before = Vec::new();
     File::open(&path)

@@ -181,3 +181,47 @@ fn assert_holds(path: &Path, memory: &Path) {
         panic!("{why}");
     }
 }
+
+/// What the volume tells of a file, in an attribute of this name.
+#[track_caller]
+fn told(path: &Path, name: &str) -> String {
+    let mut value = vec![0; 65_536];
+    let length = rustix::fs::getxattr(path, format!("user.parsfs.{name}"), &mut value)
+        .unwrap_or_else(|error| panic!("{}: {name}: {error}", path.display()));
+    value.truncate(length);
+    String::from_utf8(value).expect("text")
+}
+
+/// The number behind `name=` in lines of an attribute; 0 where there is no such line.
+fn number(lines: &str, name: &str) -> u64 {
+    let value = lines
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value.map_or(0, |value| value.parse().expect("a number"))
+}
+
+/// Asserts that a save is protected, and that what the guest does without is stored once and the rest with parity.
+#[track_caller]
+fn assert_sorted(path: &Path) {
+    assert_eq!(told(path, "state"), "protected", "{}", path.display());
+    let (classes, stored) = (told(path, "classes"), told(path, "stored"));
+    assert!(
+        number(&classes, "cache-clean") > 10_000
+            && number(&classes, "free") > 1000
+            && number(&classes, "anon") > 1000,
+        "{}: {}\n{classes}",
+        path.display(),
+        told(path, "guest")
+    );
+    let (critical, expendable, parity) = (
+        number(&stored, "critical"),
+        number(&stored, "expendable"),
+        number(&stored, "parity"),
+    );
+    // Two shards of parity for four of critical bytes, and none for the others; a window's shards are as long as its longest.
+    assert!(
+        expendable > 0 && parity >= critical / 2 && parity < critical * 6 / 10,
+        "{}:\n{stored}",
+        path.display()
+    );
+}

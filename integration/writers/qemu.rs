@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Stand, assert_holds, assert_readable, assert_written};
+use super::{Stand, assert_holds, assert_readable, assert_sorted, assert_written};
 use crate::guests::machine::{Machine, Way};
 
 /// How QEMU writes a guest into a file.
@@ -93,6 +93,7 @@ fn every_way_to_save_reads_back_with_two_disks_lost() {
         let written = how.save(&stand, &path);
         assert_written(&path, &written);
         assert_holds(&path, stand.memory());
+        assert_sorted(&path);
         saves.push((path, written));
     }
     stand.lose([0, 3]);

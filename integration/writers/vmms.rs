@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{SeekFrom as Place, seek};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::{Stand, assert_readable, assert_written};
+use super::{Stand, assert_readable, assert_sorted, assert_written, told};
 
 const PAGE: usize = 4096;
 
@@ -76,6 +76,7 @@ fn firecracker_saves_and_a_guest_goes_on_in_its_memory_file() {
     firecracker_full(&path, &memory);
     assert_written(&path, stand.memory());
     assert_written(&stand.volume.path("state"), &stand.scene.state());
+    assert_sorted(&path);
     stand.lose([1, 3]);
     assert_readable(&path, stand.memory());
     assert_written(&stand.volume.path("state"), &stand.scene.state());
@@ -99,6 +100,11 @@ fn merged_and_lost() -> (Stand, std::path::PathBuf) {
     );
     firecracker_diff(&path, &before, &after);
     assert_written(&path, &later.setup.memory);
+    // It is classified again: its classes are those of the later guest.
+    assert_sorted(&path);
+    let fresh = stand.volume.path("fresh");
+    firecracker_full(&fresh, &after);
+    assert_eq!(told(&path, "classes"), told(&fresh, "classes"));
     stand.lose([2, 4]);
     assert_readable(&path, &later.setup.memory);
     let elsewhere = stand.volume.scratch.path().join("diff");
@@ -225,6 +231,7 @@ fn written_and_restored() -> Stand {
     let paths = [path("whole"), path("by-data")];
     for path in &paths {
         assert_written(path, stand.memory());
+        assert_sorted(path);
     }
     stand.lose([3, 5]);
     for path in &paths {

@@ -165,9 +165,19 @@ pub fn left_over(volume: &Arc<Volume>, media: &Media) -> Result<Vec<(usize, Obje
             }
         }
     }
+    // Nothing is removed from a disk that is left alone until an administrator trusts it again.
+    let alone: Vec<bool> = volume
+        .status()?
+        .disks
+        .iter()
+        .map(|disk| disk.state == "faulty" || disk.state == "missing")
+        .collect();
     volume.close()?;
     let mut left = Vec::new();
     for (number, disk) in media.iter().enumerate() {
+        if alone.get(number).copied().unwrap_or(false) {
+            continue;
+        }
         for (object, _) in disk.list()? {
             let of_a_file = matches!(
                 object,

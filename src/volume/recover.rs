@@ -81,7 +81,8 @@ impl Volume {
                     ObjectName::Blocks(set) | ObjectName::Parity(set) => {
                         old(set.0) && !sets.contains(&set)
                     }
-                    ObjectName::Manifest(id) if id.0 < now => {
+                    // Those of this mount count as held too: a task tidies while files are committed.
+                    ObjectName::Manifest(id) => {
                         held.entry(id).or_default().insert(status.id);
                         old(id.0) && !bases.contains_key(&id)
                     }

@@ -190,7 +190,7 @@ impl Guest {
     }
 
     /// Fills a page with strings out of a list, of which a few are most of any page, and with something behind each.
-    fn strings(&mut self, page: &mut [u8], of: fn(&Guest) -> (&Vec<Vec<u8>>, u64, u64, Operand)) {
+    fn strings(&mut self, page: &mut [u8], of: fn(&Guest) -> Strings<'_>) {
         let mut random = Random(self.random.next() | 1);
         let (list, least, spread, operand) = of(self);
         let mut at = 0;
@@ -212,6 +212,9 @@ impl Guest {
         }
     }
 }
+
+/// A list of strings, two bounds of how many of them a page uses, and what comes behind each.
+type Strings<'g> = (&'g Vec<Vec<u8>>, u64, u64, Operand);
 
 /// What comes behind each string.
 enum Operand {

@@ -383,7 +383,7 @@ fn what_is_dropped_is_not_stored_and_reads_as_a_guest_can_do_without_it() {
         for run in runs
             .iter()
             .map(|run| run.start as usize..run.end as usize)
-            .chain([wanted.len()..wanted.len()])
+            .chain(std::iter::once(wanted.len()..wanted.len()))
         {
             for (a, b) in found[at..run.start].iter().zip(&wanted[at..run.start]) {
                 assert_eq!(a & b, *a, "{name}: more than bits that are cleared");

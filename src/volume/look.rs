@@ -101,12 +101,15 @@ pub(super) fn place(snapshot: &mut Snapshot, state: Option<&[u8]>) {
     }
 }
 
+/// Tells the holes of a file, one call a hole.
+pub type Holes<'k> = dyn Fn(&mut dyn FnMut(std::ops::Range<u64>)) -> io::Result<()> + 'k;
+
 /// What is known of a file's pages without reading them.
 pub struct Known<'k> {
     /// File offsets where a page with vmcoreinfo may begin.
     pub places: &'k [u64],
     /// Calls the function for every range of the file that is a hole, in rising order and apart from each other.
-    pub holes: &'k dyn Fn(&mut dyn FnMut(std::ops::Range<u64>)) -> io::Result<()>,
+    pub holes: &'k Holes<'k>,
 }
 
 impl Look {

@@ -385,11 +385,11 @@ impl Volume {
                 roster: roster.number,
                 members: roster.members.clone(),
             };
-            if known.get(id) != Some(&label) {
-                if let Err(error) = label.write(disk.as_ref()) {
-                    tracing::warn!(disk = name, %error, "its label cannot be written");
-                    self.disks.mark_faulty(*id, error);
-                }
+            if known.get(id) != Some(&label)
+                && let Err(error) = label.write(disk.as_ref())
+            {
+                tracing::warn!(disk = name, %error, "its label cannot be written");
+                self.disks.mark_faulty(*id, error);
             }
         }
         Ok(())

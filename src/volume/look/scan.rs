@@ -407,7 +407,8 @@ mod tests {
         bytes[..4].copy_from_slice(b"EMiL");
         bytes[4] = 1;
         bytes[16..24].copy_from_slice(&((40u64 << 20) - 1).to_le_bytes());
-        let mut data = vec![0..4096u64];
+        let mut data: Vec<Range<u64>> = Vec::new();
+        data.push(0..4096);
         let (mut at, mut random) = (4096, seed);
         loop {
             random = random

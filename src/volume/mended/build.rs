@@ -199,11 +199,14 @@ fn each_lost_page(map: &PageMap, shift: u32, lost: &Runs, mut tell: impl FnMut(u
     }
 }
 
+/// Edits of bytes of the file with the bits that stay, and the page frames that cannot be mended.
+type Judged = (Vec<(u64, u8)>, Vec<u64>);
+
 impl Mend {
     /// Judges lost pages of page cache, ascending.
     fn judge(&mut self, guest: &Guest<'_>, map: &PageMap, cached: &[u64]) {
         let spells: Vec<&[u64]> = cached.chunk_by(|a, b| a / SPELL == b / SPELL).collect();
-        let judged: Vec<(Vec<(u64, u8)>, Vec<u64>)> = spells
+        let judged: Vec<Judged> = spells
             .par_iter()
             .map(|frames| {
                 let (mut edits, mut refused) = (Vec::new(), Vec::new());

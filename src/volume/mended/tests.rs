@@ -11,7 +11,7 @@ use super::super::*;
 use crate::guest::synthetic::{Synthetic, word};
 use crate::guest::{ClassSet, FlatMemory, Guest, Hints, Layout};
 use crate::snapshot::tests::writers::{Head, StreamWriter};
-use crate::snapshot::{Gpa, Place, index};
+use crate::snapshot::{ByteSource, Gpa, Place, index};
 use crate::store::Tier;
 
 const PAGE: u64 = 4096;
@@ -73,7 +73,7 @@ fn stream(guest: &Synthetic) -> Vec<u8> {
 }
 
 /// The tiers that a look gives.
-fn tiers_of(bytes: &Vec<u8>) -> Vec<(Range<u64>, Tier)> {
+fn tiers_of(bytes: &(impl ByteSource + Sync)) -> Vec<(Range<u64>, Tier)> {
     let snapshot = look::recognise(bytes, None).expect("recognised");
     let look = Look::into(snapshot, bytes, &|_| ()).expect("looked into");
     assert!(look.guest().is_ok(), "{:?}", look.guest());
@@ -118,8 +118,9 @@ fn lost_ranges(volume: &Volume) -> Vec<Range<u64>> {
 }
 
 /// The file as it must be read: the guest's mend of the lost pages, put where the pages lie in the file.
-fn expected(bytes: &Vec<u8>, guest: &Synthetic, lost: &[Range<u64>]) -> (Vec<u8>, usize) {
-    let snapshot = index(bytes).expect("recognised");
+fn expected(bytes: &[u8], guest: &Synthetic, lost: &[Range<u64>]) -> (Vec<u8>, usize) {
+    let mut expected = bytes.to_vec();
+    let snapshot = index(&expected).expect("recognised");
     let map = snapshot.map().expect("a page map");
     let layouts = Layout::candidates(guest.bytes.len() as u64);
     let memory = FlatMemory::new(&guest.bytes, &layouts[0]);
@@ -139,7 +140,6 @@ fn expected(bytes: &Vec<u8>, guest: &Synthetic, lost: &[Range<u64>]) -> (Vec<u8>
     let mend = found
         .mend(&classes, &pfns)
         .expect("only expendable pages are lost");
-    let mut expected = bytes.clone();
     // Dead bytes and what is filled with zeros, then what is filled with something else.
     for range in lost {
         expected[range.start as usize..range.end as usize].fill(0);

@@ -133,7 +133,7 @@ impl<'m> Guest<'m> {
     }
 
     /// The view of one memory, of several, that is laid out as the kernel in it knows its memory, and its place among them.
-    /// See [`candidate`].
+    /// See `candidate.rs`.
     pub fn find_among(
         views: impl IntoIterator<Item = &'m dyn GuestMemory>,
         hints: &Hints,

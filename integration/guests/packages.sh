@@ -150,8 +150,9 @@ for part in "$@"; do
         suite trixie-backports amd64 trixie trixie-backports
         image=$(backports | sed -n "s/^${part#kernel-} //p")
         [ -n "$image" ] || { echo "backports have no $part" >&2; exit 1; }
-        mapfile -t parts < <(depends "$image" | grep -E '^linux-(binary|modules)-' || true)
-        unpack "$dir/$part" "$image" "${parts[@]}"
+        # One word a package.
+        # shellcheck disable=SC2046
+        unpack "$dir/$part" "$image" $(depends "$image" | grep -E '^linux-(binary|modules)-' || true)
         ;;
     *)
         echo "unknown part $part" >&2

@@ -141,8 +141,10 @@ impl Reader {
         items: &[T],
         work: impl Fn(&T) -> R + Sync,
     ) -> Vec<R> {
-        if let [only] = items {
-            return vec![work(only)];
+        // A thread of some pool takes up other work of that pool while it waits, and that may want the very block which
+        // this one is loading: it would wait for itself. It has company of its own, and works through the items.
+        if items.len() == 1 || rayon::current_thread_index().is_some() {
+            return items.iter().map(work).collect();
         }
         let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
         self.fetchers.in_place_scope(|scope| {

@@ -26,8 +26,13 @@ impl Sums {
         if sums.len() < needed {
             sums.resize(needed, 0);
         }
-        for at in [offset / CHUNK, end / CHUNK] {
-            if let Some(sum) = sums.get_mut(at as usize) {
+        // Only these: of a page that was not touched, say the one right after, what is known must stay. Forgotten, it
+        // would be learnt anew from whatever the disk holds by then, and damage would be taken for what was written.
+        for at in [offset, end]
+            .into_iter()
+            .filter(|at| !at.is_multiple_of(CHUNK))
+        {
+            if let Some(sum) = sums.get_mut((at / CHUNK) as usize) {
                 *sum = 0;
             }
         }
@@ -114,6 +119,22 @@ mod tests {
         assert_eq!(sums.read(0, &file), Err(2 * CHUNK));
         sums.written(CHUNK, &file[PAGE..4 * PAGE]);
         sums.read(0, &file).unwrap();
+    }
+
+    #[test]
+    fn what_is_known_of_a_page_beside_a_write_stays() {
+        let file = vec![7; 4 * PAGE];
+        for (offset, length) in [(PAGE, PAGE), (PAGE + 5, PAGE - 5), (PAGE, 5), (PAGE, 0)] {
+            let sums = Sums::default();
+            sums.read(0, &file).unwrap();
+            sums.written(offset as u64, &file[offset..offset + length]);
+            for beside in [0, 2, 3] {
+                let mut damaged = file.clone();
+                damaged[beside * PAGE + 1] ^= 1;
+                let expected = Err((beside * PAGE) as u64);
+                assert_eq!(sums.read(0, &damaged), expected, "{offset}, {length}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a file must read as: what was written, or after the loss of disks the mended view of it, which is worked out here
 //! from what was written and from which pages are gone, and not asked of the mount.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
@@ -142,9 +143,10 @@ pub fn after_loss(path: &Path, written: &Path) -> Result<Reading, String> {
     .map_err(|error| format!("{name}: no guest: {error}"))?;
     let classes = guest.classify().map_err(|error| error.to_string())?;
 
-    // Which pages are gone is seen by their content; a lost page that holds what replaces it makes no difference.
+    // Which pages are gone is seen by their content. Of a page that lies in two blocks a part may be gone that was zeros, as
+    // at the end of a file: then it looks whole, and may be mended all the same.
     let differs = |range: &std::ops::Range<usize>| found[range.clone()] != original[range.clone()];
-    let mut lost = Vec::new();
+    let (mut lost, mut perhaps) = (Vec::new(), Vec::new());
     let mut pages = Vec::new();
     for piece in map.pieces(0..u64::MAX) {
         let range = piece.range.start as usize..piece.range.end as usize;
@@ -154,8 +156,13 @@ pub fn after_loss(path: &Path, written: &Path) -> Result<Reading, String> {
                     let pfn = (gpa.0 >> 12) + number as u64;
                     let page = at..at + 4096;
                     let class = classes.get(pfn).unwrap_or(PageClass::Unknown);
-                    if differs(&page) && class.tier() == Tier::Expendable {
-                        lost.push(pfn);
+                    if class.tier() == Tier::Expendable {
+                        let ends = [original[page.start], original[page.end - 1]];
+                        if differs(&page) {
+                            lost.push(pfn);
+                        } else if class == PageClass::CacheClean && ends.contains(&0) {
+                            perhaps.push(pfn);
+                        }
                     }
                     pages.push((pfn, page));
                 }
@@ -173,6 +180,16 @@ pub fn after_loss(path: &Path, written: &Path) -> Result<Reading, String> {
     let mend = guest
         .mend(&classes, &lost)
         .map_err(|error| error.to_string())?;
+    // A page that cannot be mended is not in the view, so it is not asked for here either.
+    let mut optional: BTreeMap<u64, u8> = BTreeMap::new();
+    for pfn in perhaps {
+        let Ok(mend) = guest.mend(&classes, &[pfn]) else {
+            continue;
+        };
+        for edit in mend.edits {
+            *optional.entry(edit.gpa).or_insert(0xff) &= edit.and;
+        }
+    }
     let mut fills = mend
         .fills
         .iter()
@@ -191,6 +208,13 @@ pub fn after_loss(path: &Path, written: &Path) -> Result<Reading, String> {
             }
         }
         mend.apply(pfn << 12, &mut wanted);
+        for (gpa, and) in optional.range(pfn << 12..(pfn + 1) << 12) {
+            let at = (gpa - (pfn << 12)) as usize;
+            let edited = wanted[at] & and;
+            if found[range.start + at] == edited {
+                wanted[at] = edited;
+            }
+        }
         if wanted != found[range.clone()] {
             return Err(format!(
                 "{name}: page frame {pfn:#x} ({}) at {:#x} is neither what was written nor what its mend says",

@@ -108,7 +108,7 @@ impl Inner {
             return Ok(());
         }
         for replica in self.online() {
-            if let Ok(Some(snapshot)) = replica.snapshot_at(base.epoch) {
+            if let Ok(Some(snapshot)) = replica.snapshot_at(base.mark) {
                 let mut state = self.state.write();
                 if same(&state.base, &base.database) {
                     state.base = Arc::new(snapshot);
@@ -159,9 +159,9 @@ impl Inner {
         };
         self.write_names(&since, mark);
         let mut digests: Vec<(DiskId, u64)> = Vec::new();
-        let epoch = self.state.read().base.epoch;
+        let at = self.state.read().base.mark;
         for replica in self.online() {
-            let read = replica.snapshot_at(epoch).and_then(|snapshot| {
+            let read = replica.snapshot_at(at).and_then(|snapshot| {
                 let snapshot = snapshot.ok_or(MetaError::Nothing)?;
                 digest(&snapshot, &mut report.bytes)
             });

@@ -152,7 +152,7 @@ impl Inner {
 
     fn begin_names(self: &Arc<Self>, names: &mut Names, wanted: &BTreeSet<DiskId>, mark: Mark) {
         let view = self.view();
-        if view.base.epoch != mark.epoch {
+        if !view.base.mark.is_same_as(mark) {
             // The databases went on; whoever brought them there comes here too.
             return;
         }

@@ -255,6 +255,17 @@ fn a_disk_leaves_although_every_window_uses_it() {
     survives_any_two(&mut volume, &all);
 }
 
+/// Flips a bit in the first record of each file of a kind.
+fn flip_first(volume: &Volume, disk: usize, kind: Kind) {
+    let files = volume.disks[disk].files(kind);
+    assert!(!files.is_empty());
+    for file in files {
+        let mut bytes = fs::read(&file).expect("a file of a disk");
+        bytes[90] ^= 4;
+        fs::write(&file, bytes).expect("a file of a disk");
+    }
+}
+
 /// Scrub finds flipped bits everywhere and puts them right, so that two other disks may go.
 #[test]
 fn a_scrub_repairs_what_nobody_reads() {
@@ -266,12 +277,15 @@ fn a_scrub_repairs_what_nobody_reads() {
         let flips = volume.disks[disk].flip_bits(Kind::Segment, 40, &mut random);
         assert!(flips.len() > 20);
         volume.disks[disk].flip_bits(Kind::Manifest, 5, &mut random);
+        flip_first(&volume, disk, Kind::Names);
     }
     volume.mount();
     done(&volume, &["scrub"], &[]);
     let first = task(&volume);
     assert!(first["repaired"].as_u64() > Some(20), "{first:#}");
     assert_eq!(first["problem_count"], 0, "{first:#}");
+    let log = fs::read_to_string(volume.scratch.path().join("daemon.log")).expect("the log");
+    assert!(log.contains("its manifest of the namespace is damaged"));
     done(&volume, &["scrub"], &[]);
     let second = task(&volume);
     assert_eq!(second["bad"], 0, "{second:#}");
@@ -516,6 +530,68 @@ fn one_task_at_a_time() {
     assert_eq!(task(&volume)["state"], "done");
 }
 
+/// Whoever ends a replacement has the volume as it was: what has moved goes back, and the new disk leaves. That can be ended
+/// too, and the replacement gone on with.
+#[test]
+fn a_replacement_that_is_cancelled_is_taken_back() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    let new = new_directory(&volume, "new");
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    let begin = |volume: &Volume| {
+        done(
+            volume,
+            &["disk", "replace", "--rate", "1M", "--detach"],
+            &["disk4", text(&new)],
+        );
+        wait_until("the replacement to move something", PATIENCE, || {
+            task(volume)["moved"].as_u64() > Some(0)
+        });
+        assert_eq!(task(volume)["state"], "running", "{:#}", task(volume));
+    };
+    begin(&volume);
+    let said = done(&volume, &["task", "--cancel"], &[]).stdout;
+    assert!(said.contains("the return to disk disk4"), "{said}");
+    // It keeps to the rate that the replacement had; ended as well, both disks stay.
+    let said = done(&volume, &["task", "--cancel"], &[]).stdout;
+    assert!(said.contains("disks disk4 and new both stay"), "{said}");
+    for disk in ["disk4", "new"] {
+        assert_eq!(state_of(&volume, disk).as_deref(), Some("online"));
+    }
+    check(&volume, "with both disks");
+    // Gone on with, and taken back over a crash.
+    begin(&volume);
+    done(&volume, &["task", "--cancel"], &[]);
+    volume.kill();
+    volume.mount();
+    done(&volume, &["task", "--rate", "0"], &[]);
+    done(&volume, &["task", "--wait"], &[]);
+    let last = task(&volume);
+    assert_eq!(last["state"], "done", "{last:#}");
+    assert!(last["kind"]["return"].is_object(), "{last:#}");
+    assert_eq!(state_of(&volume, "new"), None);
+    assert_eq!(state_of(&volume, "disk4").as_deref(), Some("online"));
+    let after = fs::read_to_string(&volume.config).expect("the config");
+    assert_eq!(after.trim(), config.trim());
+    assert_eq!(
+        fs::read_dir(&new)
+            .expect("the new disk")
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .is_ok_and(|entry| entry.file_name() == "label")
+            })
+            .count(),
+        0,
+        "the new disk is still one of the volume"
+    );
+    check(&volume, "taken back");
+    let all = paths(&volume);
+    survives_any_two(&mut volume, &all);
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
+}
+
 /// A disk that answers nothing any more: reads go around it, and it is suspect and then faulty; an administrator brings it
 /// back, and what it missed is written to it.
 #[test]
@@ -644,6 +720,7 @@ fn fsck_finds_and_sets_right() {
         fs::write(&file, vec![1; bytes.len()]).expect("a manifest");
     }
     fs::write(volume.disks[4].path.join("label"), b"nonsense").expect("a label");
+    flip_first(&volume, 5, Kind::Names);
     let stray = volume.disks[0]
         .path
         .join("segments/07/0000000000000007.blocks");
@@ -662,6 +739,7 @@ fn fsck_finds_and_sets_right() {
         "journal",
         "manifest",
         "label",
+        "manifest of the namespace",
         "nothing refers to",
     ] {
         assert!(found.stdout.contains(what), "{what}: {}", found.stdout);

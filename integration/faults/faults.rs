@@ -244,9 +244,9 @@ impl Run {
             if !self.left_alone.is_empty() && self.random.once_in(2) && !self.trust_again(story)? {
                 return Ok(None);
             }
-            self.victims =
-                self.regime
-                    .victims(&mut self.random, self.shape, &self.left_alone);
+            self.victims = self
+                .regime
+                .victims(&mut self.random, self.shape, &self.left_alone);
         }
         let schedule = Schedule::pick(&mut self.random, self.regime, &self.victims);
         tell(story, format_args!("mount, with\n{schedule}"));

@@ -14,7 +14,7 @@ use crate::harness::volume::{Shape, Volume};
 use crate::harness::wait_until;
 
 const LENGTH: u64 = 12 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 fn shape(disks: usize, critical: &'static str) -> Shape {
     Shape {
@@ -25,14 +25,14 @@ fn shape(disks: usize, critical: &'static str) -> Shape {
 }
 
 /// Three files: of several windows, of one, and one that is in the metadata.
-fn fill(volume: &Volume) {
+pub fn fill(volume: &Volume) {
     content::write_file(&volume.path("large"), 1, 3 * LENGTH).expect("a large file");
     content::write_file(&volume.path("file"), 2, LENGTH).expect("a file");
     content::write_file(&volume.path("small"), 3, 2000).expect("a small file");
 }
 
 #[track_caller]
-fn check(volume: &Volume, when: &str) {
+pub fn check(volume: &Volume, when: &str) {
     for (name, seed, length) in [
         ("large", 1, 3 * LENGTH),
         ("file", 2, LENGTH),
@@ -44,7 +44,7 @@ fn check(volume: &Volume, when: &str) {
     }
 }
 
-fn forget_cached() {
+pub fn forget_cached() {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
 }
@@ -63,13 +63,13 @@ fn on(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
 }
 
 #[track_caller]
-fn done(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
+pub fn done(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
     on(volume, before, after)
         .expect_success(&format!("parsfs {before:?} {after:?}\n{}", volume.said()))
 }
 
 /// The states of all disks by name.
-fn state_of(volume: &Volume, disk: &str) -> Option<String> {
+pub fn state_of(volume: &Volume, disk: &str) -> Option<String> {
     let status = volume.status();
     let disks = status["disks"].as_array().expect("disks").clone();
     let found = disks.iter().find(|found| found["name"] == disk)?;
@@ -77,27 +77,27 @@ fn state_of(volume: &Volume, disk: &str) -> Option<String> {
 }
 
 #[track_caller]
-fn becomes(volume: &Volume, disk: &str, state: &str) {
+pub fn becomes(volume: &Volume, disk: &str, state: &str) {
     wait_until(&format!("disk {disk} to be {state}"), PATIENCE, || {
         state_of(volume, disk).as_deref() == Some(state)
     });
 }
 
-fn task(volume: &Volume) -> serde_json::Value {
+pub fn task(volume: &Volume) -> serde_json::Value {
     let outcome = done(volume, &["task", "--json"], &[]);
     serde_json::from_str(&outcome.stdout).expect("JSON from parsfs task --json")
 }
 
-fn new_directory(volume: &Volume, name: &str) -> PathBuf {
+pub fn new_directory(volume: &Volume, name: &str) -> PathBuf {
     volume.scratch.directory(name)
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path of text")
 }
 
 /// Any two disks may be gone, of those that there are: what an operator has done left all redundancy in place.
-fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
+pub fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
     volume.umount();
     for (first, second) in [
         (0, 1),
@@ -123,7 +123,7 @@ fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
     volume.mount();
 }
 
-fn paths(volume: &Volume) -> Vec<PathBuf> {
+pub fn paths(volume: &Volume) -> Vec<PathBuf> {
     volume.disks.iter().map(|disk| disk.path.clone()).collect()
 }
 
@@ -421,34 +421,6 @@ fn disks_are_known_by_what_is_on_them() {
     volume.mount();
     check(&volume, "copied to other disks");
     content::check_file(&volume.path("after"), 5, LENGTH).expect("the last file");
-}
-
-/// While a lost disk is being replaced a second one dies: everything is still there, and the replacement comes to its end.
-#[test]
-fn a_second_disk_dies_during_a_replacement() {
-    let volume = Volume::mounted_as(&Shape {
-        backing: Backing::Faulty,
-        ..Shape::default()
-    });
-    fill(&volume);
-    volume.disks[1].faults().set(|faults| faults.dead = true);
-    let new = new_directory(&volume, "new");
-    done(
-        &volume,
-        &["disk", "replace", "--rate", "4M", "--detach"],
-        &["disk2", text(&new)],
-    );
-    wait_until("the replacement to move something", PATIENCE, || {
-        task(&volume)["moved"].as_u64() > Some(0)
-    });
-    volume.disks[4].faults().set(|faults| faults.dead = true);
-    check(&volume, "in the middle of it");
-    done(&volume, &["task", "--rate", "0"], &[]);
-    done(&volume, &["task", "--wait"], &[]);
-    assert_eq!(state_of(&volume, "disk2"), None, "{:#}", task(&volume));
-    check(&volume, "with a second one dead");
-    forget_cached();
-    check(&volume, "read anew");
 }
 
 /// The daemon is killed in the middle of a scrub, a replacement and a rebalance; the next mount goes on with it.

@@ -342,7 +342,7 @@ impl Order {
             }
         }
         if outcome.success() {
-            if let (Order::Scrub { .. }, false) = (self, *detach) {
+            if let Order::Scrub { .. } = self {
                 counts.scrubs.fetch_add(1, Ordering::Relaxed);
             }
             return Ok(());

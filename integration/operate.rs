@@ -593,6 +593,50 @@ fn a_disk_hangs() {
     volume.umount();
 }
 
+/// A disk that takes a write and never answers: who waits for it goes on without it after a minute, at once from then on, and
+/// what was written is as safe as ever.
+#[test]
+fn a_disk_hangs_in_a_write() {
+    let mut volume = Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    });
+    fill(&volume);
+    volume.disks[3]
+        .faults()
+        .set(|faults| faults.writes_hang = true);
+    let begin = Instant::now();
+    content::write_file(&volume.path("meanwhile"), 9, LENGTH).expect("written");
+    let took = begin.elapsed();
+    assert!(
+        (Duration::from_secs(50)..Duration::from_secs(150)).contains(&took),
+        "{took:?}"
+    );
+    becomes(&volume, "disk4", "faulty");
+    let begin = Instant::now();
+    content::write_file(&volume.path("later"), 10, LENGTH).expect("written");
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    // Two more may go: the hanging disk is not needed for what was written since.
+    for disk in [0, 5] {
+        volume.disks[disk].faults().set(|faults| faults.dead = true);
+    }
+    forget_cached();
+    for (name, seed) in [("meanwhile", 9), ("later", 10)] {
+        content::check_file(&volume.path(name), seed, LENGTH).expect("what was written");
+    }
+    for disk in [0, 3, 5] {
+        volume.disks[disk].faults().heal();
+    }
+    volume.umount();
+    volume.mount();
+    check(&volume, "mounted anew");
+    for disk in ["disk1", "disk4", "disk6"] {
+        done(&volume, &["disk", "online"], &[disk]);
+        becomes(&volume, disk, "online");
+    }
+    content::check_file(&volume.path("meanwhile"), 9, LENGTH).expect("what was written");
+}
+
 /// A disk that fails to write is faulty, stays so over mounts, and is brought back by a command only.
 #[test]
 fn a_faulty_disk_stays_faulty_until_it_is_trusted_again() {

@@ -2,7 +2,6 @@
 //! Everything that reads blocks, parity and manifests asks through here, so that errors are counted in one
 //! place, and nobody waits for ever for a disk that hangs. It knows disks and objects, not what they hold.
 
-mod patience;
 mod score;
 
 use std::collections::BTreeMap;
@@ -13,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use self::patience::Patience;
 use self::score::{Fault, Score};
-use crate::disk::{Disk, DiskError, ObjectName};
+use crate::disk::{AT_LAST, Disk, DiskError, ObjectName, Patience};
 use crate::ids::DiskId;
 
 /// So many failed reads with none that succeeds in between make a disk faulty. One bad sector does not: it
@@ -24,9 +22,6 @@ const READ_FAILURES_MAX: u32 = 8;
 
 /// How long a read may take before its bytes are got from elsewhere, and the disk is suspect.
 pub const SOON: Duration = Duration::from_secs(5);
-
-/// How long a read may take where nothing else has the bytes. A disk that answers nothing for so long is faulty.
-pub const AT_LAST: Duration = Duration::from_secs(60);
 
 /// How a disk fares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -479,8 +474,8 @@ impl Disks {
         let length = buffer.len();
         let answer = patience.ask(limit, move |disk| {
             let mut bytes = vec![0; length];
-            disk.read_at(object, offset, &mut bytes)?;
-            Ok(bytes)
+            let read = disk.read_at(object, offset, &mut bytes);
+            read.map(|()| bytes)
         });
         match answer {
             Some(Ok(bytes)) => {

@@ -14,6 +14,7 @@ use super::tasks::{TaskKind, TaskStatus};
 use crate::config::Config;
 use crate::disk::{
     DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError, ObjectName,
+    PatientDisk,
 };
 use crate::ids::DiskId;
 use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
@@ -150,7 +151,7 @@ impl Volume {
         // 2. Its label says that it belongs here: now a mount would take it up, and give it the metadata.
         let id = self.next_disk()?;
         let now = Timestamp::now();
-        let medium: Arc<dyn Disk> = Arc::new(directory);
+        let medium = PatientDisk::over(Arc::new(directory));
         {
             let roster = self.roster.lock();
             let mut members = roster.members.clone();
@@ -425,6 +426,7 @@ impl Volume {
 
     fn take_back(&self, disk: DiskId, medium: Arc<dyn Disk>) -> Result<()> {
         let name = self.disks.name(disk);
+        let medium = PatientDisk::over(medium);
         self.meta.join(disk, &medium)?;
         self.pipeline.end_writer(disk);
         self.disks.insert(disk, &name, Some(medium));

@@ -1,12 +1,18 @@
 //! A disk leaves: what it holds of every window is moved to the others, or to the one that takes its place; files whose
 //! windows have no place there are written anew. When nothing refers to it any more, it is struck off the volume.
 
+use std::time::Duration;
+
 use super::relocate::{Plan, Wanted};
 use super::{Running, TaskKind, Walked, Work};
 use crate::ids::{DiskId, FileId};
 use crate::store::{Takes, WindowRecord};
 use crate::volume::Volume;
 use crate::volume::error::{Result, VolumeError};
+
+/// How often files that were written while they were walked over are walked over again at the end, and how long that waits.
+const ROUNDS: u32 = 10;
+const BETWEEN: Duration = Duration::from_millis(500);
 
 /// The work of emptying a disk.
 pub(super) struct Evacuate {
@@ -80,7 +86,21 @@ impl Work for Evacuate {
     }
 
     fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
-        let left = volume.files_on(self.disk, running)?;
+        let mut left = volume.files_on(self.disk, running)?;
+        for _ in 0..ROUNDS {
+            // What was a problem before would be one again.
+            if left.is_empty() || running.status.lock().problem_count > 0 {
+                break;
+            }
+            // Windows that were just being committed when their file was walked over: now they are.
+            std::thread::sleep(BETWEEN);
+            for file in left {
+                if !running.ends() {
+                    volume.walk_file(running, self, file);
+                }
+            }
+            left = volume.files_on(self.disk, running)?;
+        }
         if running.ends() {
             return Ok(false);
         }

@@ -11,6 +11,7 @@ mod bad_disks;
 mod command_line;
 mod crash;
 mod damage;
+mod double_faults;
 mod files;
 mod fsx;
 mod model;

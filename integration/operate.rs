@@ -14,7 +14,7 @@ use crate::harness::volume::{Shape, Volume};
 use crate::harness::wait_until;
 
 const LENGTH: u64 = 12 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 fn shape(disks: usize, critical: &'static str) -> Shape {
     Shape {
@@ -25,14 +25,14 @@ fn shape(disks: usize, critical: &'static str) -> Shape {
 }
 
 /// Three files: of several windows, of one, and one that is in the metadata.
-fn fill(volume: &Volume) {
+pub fn fill(volume: &Volume) {
     content::write_file(&volume.path("large"), 1, 3 * LENGTH).expect("a large file");
     content::write_file(&volume.path("file"), 2, LENGTH).expect("a file");
     content::write_file(&volume.path("small"), 3, 2000).expect("a small file");
 }
 
 #[track_caller]
-fn check(volume: &Volume, when: &str) {
+pub fn check(volume: &Volume, when: &str) {
     for (name, seed, length) in [
         ("large", 1, 3 * LENGTH),
         ("file", 2, LENGTH),
@@ -44,7 +44,7 @@ fn check(volume: &Volume, when: &str) {
     }
 }
 
-fn forget_cached() {
+pub fn forget_cached() {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
 }
@@ -63,13 +63,13 @@ fn on(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
 }
 
 #[track_caller]
-fn done(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
+pub fn done(volume: &Volume, before: &[&str], after: &[&str]) -> Outcome {
     on(volume, before, after)
         .expect_success(&format!("parsfs {before:?} {after:?}\n{}", volume.said()))
 }
 
 /// The states of all disks by name.
-fn state_of(volume: &Volume, disk: &str) -> Option<String> {
+pub fn state_of(volume: &Volume, disk: &str) -> Option<String> {
     let status = volume.status();
     let disks = status["disks"].as_array().expect("disks").clone();
     let found = disks.iter().find(|found| found["name"] == disk)?;
@@ -77,27 +77,27 @@ fn state_of(volume: &Volume, disk: &str) -> Option<String> {
 }
 
 #[track_caller]
-fn becomes(volume: &Volume, disk: &str, state: &str) {
+pub fn becomes(volume: &Volume, disk: &str, state: &str) {
     wait_until(&format!("disk {disk} to be {state}"), PATIENCE, || {
         state_of(volume, disk).as_deref() == Some(state)
     });
 }
 
-fn task(volume: &Volume) -> serde_json::Value {
+pub fn task(volume: &Volume) -> serde_json::Value {
     let outcome = done(volume, &["task", "--json"], &[]);
     serde_json::from_str(&outcome.stdout).expect("JSON from parsfs task --json")
 }
 
-fn new_directory(volume: &Volume, name: &str) -> PathBuf {
+pub fn new_directory(volume: &Volume, name: &str) -> PathBuf {
     volume.scratch.directory(name)
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path of text")
 }
 
 /// Any two disks may be gone, of those that there are: what an operator has done left all redundancy in place.
-fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
+pub fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
     volume.umount();
     for (first, second) in [
         (0, 1),
@@ -123,7 +123,7 @@ fn survives_any_two(volume: &mut Volume, paths: &[PathBuf]) {
     volume.mount();
 }
 
-fn paths(volume: &Volume) -> Vec<PathBuf> {
+pub fn paths(volume: &Volume) -> Vec<PathBuf> {
     volume.disks.iter().map(|disk| disk.path.clone()).collect()
 }
 
@@ -255,6 +255,17 @@ fn a_disk_leaves_although_every_window_uses_it() {
     survives_any_two(&mut volume, &all);
 }
 
+/// Flips a bit in the first record of each file of a kind.
+fn flip_first(volume: &Volume, disk: usize, kind: Kind) {
+    let files = volume.disks[disk].files(kind);
+    assert!(!files.is_empty());
+    for file in files {
+        let mut bytes = fs::read(&file).expect("a file of a disk");
+        bytes[90] ^= 4;
+        fs::write(&file, bytes).expect("a file of a disk");
+    }
+}
+
 /// Scrub finds flipped bits everywhere and puts them right, so that two other disks may go.
 #[test]
 fn a_scrub_repairs_what_nobody_reads() {
@@ -266,12 +277,15 @@ fn a_scrub_repairs_what_nobody_reads() {
         let flips = volume.disks[disk].flip_bits(Kind::Segment, 40, &mut random);
         assert!(flips.len() > 20);
         volume.disks[disk].flip_bits(Kind::Manifest, 5, &mut random);
+        flip_first(&volume, disk, Kind::Names);
     }
     volume.mount();
     done(&volume, &["scrub"], &[]);
     let first = task(&volume);
     assert!(first["repaired"].as_u64() > Some(20), "{first:#}");
     assert_eq!(first["problem_count"], 0, "{first:#}");
+    let log = fs::read_to_string(volume.scratch.path().join("daemon.log")).expect("the log");
+    assert!(log.contains("its manifest of the namespace is damaged"));
     done(&volume, &["scrub"], &[]);
     let second = task(&volume);
     assert_eq!(second["bad"], 0, "{second:#}");
@@ -409,34 +423,6 @@ fn disks_are_known_by_what_is_on_them() {
     content::check_file(&volume.path("after"), 5, LENGTH).expect("the last file");
 }
 
-/// While a lost disk is being replaced a second one dies: everything is still there, and the replacement comes to its end.
-#[test]
-fn a_second_disk_dies_during_a_replacement() {
-    let volume = Volume::mounted_as(&Shape {
-        backing: Backing::Faulty,
-        ..Shape::default()
-    });
-    fill(&volume);
-    volume.disks[1].faults().set(|faults| faults.dead = true);
-    let new = new_directory(&volume, "new");
-    done(
-        &volume,
-        &["disk", "replace", "--rate", "4M", "--detach"],
-        &["disk2", text(&new)],
-    );
-    wait_until("the replacement to move something", PATIENCE, || {
-        task(&volume)["moved"].as_u64() > Some(0)
-    });
-    volume.disks[4].faults().set(|faults| faults.dead = true);
-    check(&volume, "in the middle of it");
-    done(&volume, &["task", "--rate", "0"], &[]);
-    done(&volume, &["task", "--wait"], &[]);
-    assert_eq!(state_of(&volume, "disk2"), None, "{:#}", task(&volume));
-    check(&volume, "with a second one dead");
-    forget_cached();
-    check(&volume, "read anew");
-}
-
 /// The daemon is killed in the middle of a scrub, a replacement and a rebalance; the next mount goes on with it.
 #[test]
 fn tasks_go_on_after_a_crash() {
@@ -516,6 +502,68 @@ fn one_task_at_a_time() {
     assert_eq!(task(&volume)["state"], "done");
 }
 
+/// Whoever ends a replacement has the volume as it was: what has moved goes back, and the new disk leaves. That can be ended
+/// too, and the replacement gone on with.
+#[test]
+fn a_replacement_that_is_cancelled_is_taken_back() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    let new = new_directory(&volume, "new");
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    let begin = |volume: &Volume| {
+        done(
+            volume,
+            &["disk", "replace", "--rate", "1M", "--detach"],
+            &["disk4", text(&new)],
+        );
+        wait_until("the replacement to move something", PATIENCE, || {
+            task(volume)["moved"].as_u64() > Some(0)
+        });
+        assert_eq!(task(volume)["state"], "running", "{:#}", task(volume));
+    };
+    begin(&volume);
+    let said = done(&volume, &["task", "--cancel"], &[]).stdout;
+    assert!(said.contains("the return to disk disk4"), "{said}");
+    // It keeps to the rate that the replacement had; ended as well, both disks stay.
+    let said = done(&volume, &["task", "--cancel"], &[]).stdout;
+    assert!(said.contains("disks disk4 and new both stay"), "{said}");
+    for disk in ["disk4", "new"] {
+        assert_eq!(state_of(&volume, disk).as_deref(), Some("online"));
+    }
+    check(&volume, "with both disks");
+    // Gone on with, and taken back over a crash.
+    begin(&volume);
+    done(&volume, &["task", "--cancel"], &[]);
+    volume.kill();
+    volume.mount();
+    done(&volume, &["task", "--rate", "0"], &[]);
+    done(&volume, &["task", "--wait"], &[]);
+    let last = task(&volume);
+    assert_eq!(last["state"], "done", "{last:#}");
+    assert!(last["kind"]["return"].is_object(), "{last:#}");
+    assert_eq!(state_of(&volume, "new"), None);
+    assert_eq!(state_of(&volume, "disk4").as_deref(), Some("online"));
+    let after = fs::read_to_string(&volume.config).expect("the config");
+    assert_eq!(after.trim(), config.trim());
+    assert_eq!(
+        fs::read_dir(&new)
+            .expect("the new disk")
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .is_ok_and(|entry| entry.file_name() == "label")
+            })
+            .count(),
+        0,
+        "the new disk is still one of the volume"
+    );
+    check(&volume, "taken back");
+    let all = paths(&volume);
+    survives_any_two(&mut volume, &all);
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
+}
+
 /// A disk that answers nothing any more: reads go around it, and it is suspect and then faulty; an administrator brings it
 /// back, and what it missed is written to it.
 #[test]
@@ -543,6 +591,50 @@ fn a_disk_hangs() {
         state_of(&volume, "disk4").as_deref() == Some("online")
     });
     volume.umount();
+}
+
+/// A disk that takes a write and never answers: who waits for it goes on without it after a minute, at once from then on, and
+/// what was written is as safe as ever.
+#[test]
+fn a_disk_hangs_in_a_write() {
+    let mut volume = Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    });
+    fill(&volume);
+    volume.disks[3]
+        .faults()
+        .set(|faults| faults.writes_hang = true);
+    let begin = Instant::now();
+    content::write_file(&volume.path("meanwhile"), 9, LENGTH).expect("written");
+    let took = begin.elapsed();
+    assert!(
+        (Duration::from_secs(50)..Duration::from_secs(150)).contains(&took),
+        "{took:?}"
+    );
+    becomes(&volume, "disk4", "faulty");
+    let begin = Instant::now();
+    content::write_file(&volume.path("later"), 10, LENGTH).expect("written");
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    // Two more may go: the hanging disk is not needed for what was written since.
+    for disk in [0, 5] {
+        volume.disks[disk].faults().set(|faults| faults.dead = true);
+    }
+    forget_cached();
+    for (name, seed) in [("meanwhile", 9), ("later", 10)] {
+        content::check_file(&volume.path(name), seed, LENGTH).expect("what was written");
+    }
+    for disk in [0, 3, 5] {
+        volume.disks[disk].faults().heal();
+    }
+    volume.umount();
+    volume.mount();
+    check(&volume, "mounted anew");
+    for disk in ["disk1", "disk4", "disk6"] {
+        done(&volume, &["disk", "online"], &[disk]);
+        becomes(&volume, disk, "online");
+    }
+    content::check_file(&volume.path("meanwhile"), 9, LENGTH).expect("what was written");
 }
 
 /// A disk that fails to write is faulty, stays so over mounts, and is brought back by a command only.
@@ -644,6 +736,7 @@ fn fsck_finds_and_sets_right() {
         fs::write(&file, vec![1; bytes.len()]).expect("a manifest");
     }
     fs::write(volume.disks[4].path.join("label"), b"nonsense").expect("a label");
+    flip_first(&volume, 5, Kind::Names);
     let stray = volume.disks[0]
         .path
         .join("segments/07/0000000000000007.blocks");
@@ -662,6 +755,7 @@ fn fsck_finds_and_sets_right() {
         "journal",
         "manifest",
         "label",
+        "manifest of the namespace",
         "nothing refers to",
     ] {
         assert!(found.stdout.contains(what), "{what}: {}", found.stdout);

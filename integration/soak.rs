@@ -1,19 +1,23 @@
 //! Everything at once for as long as `PARSFS_SOAK_SECONDS` says (600 where it says nothing): writers that make, rewrite,
-//! grow, rename and delete files, readers of files that nobody changes, disks that go away and come back, and a daemon
-//! that is killed with -9 or unmounted in the middle of it. After each end of the daemon every writer finds one of the
-//! states that its calls may have left, and in the end everything is compared, with all pairs of disks gone too.
+//! grow, rename and delete files, readers of files that nobody changes, disks that go away and come back, an operator who
+//! scrubs and puts new disks in the place of others, and a daemon that is killed with -9 or unmounted in the middle of it.
+//! After each end of the daemon every writer finds one of the states that its calls may have left, and in the end
+//! everything is compared, with pairs of disks gone too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::content;
-use crate::harness::disks::{Backing, Kind};
+use crate::harness::disks::{Backing, Kind, TestDisk};
+use crate::harness::process;
 use crate::harness::random::Random;
-use crate::harness::volume::{Shape, Volume};
+use crate::harness::volume::{Shape, Volume, binary};
+use crate::harness::wait_until;
 
 const WRITERS: u64 = 3;
 const READERS: u64 = 2;
@@ -43,6 +47,7 @@ struct Counts {
     renamed: AtomicU64,
     removed: AtomicU64,
     read: AtomicU64,
+    scrubs: AtomicU64,
 }
 
 impl Writer {
@@ -261,6 +266,152 @@ fn read(root: &Path, from: u64, stop: &AtomicBool, counts: &Counts) -> Result<()
     Ok(())
 }
 
+/// A disk that is to take the place of another one.
+struct Replacement {
+    /// Which of the volume's disks is to leave.
+    place: usize,
+    by: TestDisk,
+}
+
+/// What the operator does in a round.
+enum Order {
+    Scrub {
+        detach: bool,
+    },
+    Replace {
+        old: String,
+        new: PathBuf,
+        detach: bool,
+    },
+}
+
+impl Order {
+    fn pick(
+        random: &mut Random,
+        volume: &Volume,
+        replacing: &mut Option<Replacement>,
+        made: &mut usize,
+    ) -> Option<Order> {
+        let detach = random.once_in(2);
+        match random.below(3) {
+            0 => None,
+            1 => Some(Order::Scrub { detach }),
+            _ => {
+                // One that was begun is gone on with: the same command once more.
+                let replacement = replacing.get_or_insert_with(|| {
+                    *made += 1;
+                    Replacement {
+                        place: random.index(volume.disks.len()),
+                        by: TestDisk::new(&volume.scratch, *made, Backing::Directory),
+                    }
+                });
+                Some(Order::Replace {
+                    old: called(&volume.disks[replacement.place].path),
+                    new: replacement.by.path.clone(),
+                    detach,
+                })
+            }
+        }
+    }
+
+    /// Has it done. It may be refused when the daemon is being ended, or while another task is under way; nothing may be
+    /// beyond repair.
+    fn give(&self, root: &Path, stop: &AtomicBool, counts: &Counts) -> Result<(), String> {
+        let mut command = Command::new(binary());
+        let detach = match self {
+            Order::Scrub { detach } => {
+                command.arg("scrub").arg(root);
+                detach
+            }
+            Order::Replace { old, new, detach } => {
+                command
+                    .args(["disk", "replace"])
+                    .arg(root)
+                    .arg(old)
+                    .arg(new);
+                detach
+            }
+        };
+        command.arg(if *detach { "--detach" } else { "--json" });
+        let outcome = process::run(&mut command, Duration::from_secs(200));
+        if let (false, Some(last)) = (*detach, outcome.stdout.lines().last()) {
+            let status: serde_json::Value = serde_json::from_str(last)
+                .map_err(|error| format!("the operator is told {last}: {error}"))?;
+            if status["gone"] != 0 {
+                return Err(format!("the operator is told of a loss: {status:#}"));
+            }
+        }
+        if outcome.success() {
+            if let Order::Scrub { .. } = self {
+                counts.scrubs.fetch_add(1, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+        // What ended it may have been the end of the daemon, which is told of a moment later.
+        std::thread::sleep(Duration::from_millis(300));
+        let over = match self {
+            // The replacement that was to be gone on with ended by itself meanwhile.
+            Order::Replace { old, .. } => outcome.stderr.contains(&format!("has no disk {old}")),
+            Order::Scrub { .. } => false,
+        };
+        let excused = over
+            || stop.load(Ordering::SeqCst)
+            || outcome.stderr.contains("under way")
+            // A disk that is taken away under a scrub is a problem to it.
+            || outcome.status.code() == Some(4);
+        if excused {
+            Ok(())
+        } else {
+            Err(format!(
+                "the operator: {command:?} ended with {}: {}{}",
+                outcome.status, outcome.stdout, outcome.stderr
+            ))
+        }
+    }
+}
+
+/// What a volume calls the disk at this path.
+fn called(path: &Path) -> String {
+    let name = path.file_name().expect("a directory's name");
+    name.to_string_lossy().into_owned()
+}
+
+/// Whether the volume has a disk of this name.
+fn has_disk(volume: &Volume, name: &str) -> bool {
+    let status = volume.status();
+    let disks = status["disks"].as_array().expect("disks");
+    disks.iter().any(|disk| disk["name"] == name)
+}
+
+/// Takes note of a replacement that has come to its end.
+fn note_replaced(
+    volume: &mut Volume,
+    replacing: &mut Option<Replacement>,
+    away: &mut Vec<usize>,
+) -> bool {
+    let Some(replacement) = replacing.take() else {
+        return false;
+    };
+    let place = replacement.place;
+    if has_disk(volume, &called(&volume.disks[place].path)) {
+        *replacing = Some(replacement);
+        return false;
+    }
+    assert!(
+        has_disk(volume, &called(&replacement.by.path)),
+        "the old disk has left, and the new one is not there:\n{:#}",
+        volume.status()
+    );
+    let old = std::mem::replace(&mut volume.disks[place], replacement.by);
+    // One that was away when it was struck off stays away.
+    if away.contains(&place) {
+        away.retain(|disk| *disk != place);
+        old.bring_back();
+    }
+    fs::remove_dir_all(&old.path).expect("the old disk");
+    true
+}
+
 #[test]
 fn everything_at_once() {
     let seconds = std::env::var("PARSFS_SOAK_SECONDS").map_or(600, |text| {
@@ -288,11 +439,14 @@ fn everything_at_once() {
     let counts = Counts::default();
     let mut random = Random::new(7);
     let end = Instant::now() + Duration::from_secs(seconds);
-    let (mut kills, mut rounds) = (0, 0);
+    let (mut kills, mut rounds, mut replaced) = (0, 0, 0);
     let mut away: Vec<usize> = Vec::new();
+    let mut replacing: Option<Replacement> = None;
+    let mut made = volume.disks.len();
     while Instant::now() < end {
         rounds += 1;
         let stop = AtomicBool::new(false);
+        let order = Order::pick(&mut random, &volume, &mut replacing, &mut made);
         let failed: Vec<String> = std::thread::scope(|scope| {
             let (root, stop, counts) = (&root, &stop, &counts);
             let mut running = Vec::new();
@@ -301,6 +455,9 @@ fn everything_at_once() {
             }
             for reader in 0..READERS {
                 running.push(scope.spawn(move || read(root, reader, stop, counts)));
+            }
+            if let Some(order) = &order {
+                running.push(scope.spawn(move || order.give(root, stop, counts)));
             }
             std::thread::sleep(Duration::from_millis(200 + random.below(6000)));
             // In the middle of it all at most two disks are gone.
@@ -337,6 +494,7 @@ fn everything_at_once() {
         if let Err(why) = volume.try_mount(&[]) {
             panic!("round {rounds}: it does not mount: {why}");
         }
+        replaced += u64::from(note_replaced(&mut volume, &mut replacing, &mut away));
         for writer in &mut writers {
             if let Err(why) = writer.look(&root) {
                 panic!("round {rounds}: {why}");
@@ -347,8 +505,9 @@ fn everything_at_once() {
     for disk in away.drain(..) {
         volume.disks[disk].bring_back();
     }
-    // Once with all disks, so that those that were away catch up, and then with each pair gone.
+    // Once with all disks, so that what was begun ends and those that were away catch up, and then with pairs of them gone.
     volume.mount();
+    finish(&mut volume, &mut replacing);
     let compare = |writers: &mut [Writer], when: &str| {
         for writer in writers {
             writer
@@ -361,7 +520,12 @@ fn everything_at_once() {
         }
     };
     compare(&mut writers, "in the end");
+    let on_mount = |what: &str| volume.parsfs([what.as_ref(), root.as_os_str()]);
+    on_mount("scrub").expect_success("a scrub in the end");
     volume.umount();
+    volume
+        .parsfs(["fsck".as_ref(), volume.config.as_os_str()])
+        .expect_success("fsck in the end");
     for (first, second) in [(0, 1), (2, 5), (3, 4)] {
         volume.disks[first].take_away();
         volume.disks[second].take_away();
@@ -394,7 +558,9 @@ fn everything_at_once() {
     }
     let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
     println!(
-        "{rounds} rounds with {kills} kills: {} files written, {} renamed, {} removed, {} read",
+        "{rounds} rounds with {kills} kills and {replaced} replaced disks: {} scrubs, {} files written, {} renamed, {} \
+         removed, {} read",
+        count(&counts.scrubs),
         count(&counts.written),
         count(&counts.renamed),
         count(&counts.removed),
@@ -404,4 +570,47 @@ fn everything_at_once() {
         kills > 0 && count(&counts.written) > 20,
         "nothing was tested"
     );
+    // In two minutes there are some twenty rounds.
+    assert!(
+        seconds < 100 || replaced > 0 && count(&counts.scrubs) > 0,
+        "the operator did nothing"
+    );
+}
+
+/// Has the replacement that was begun come to its end, and every disk have what it should have.
+fn finish(volume: &mut Volume, replacing: &mut Option<Replacement>) {
+    let long = Duration::from_secs(120);
+    let idle = |volume: &Volume| {
+        let outcome = volume.parsfs([
+            "task".as_ref(),
+            "--json".as_ref(),
+            volume.mountpoint.as_os_str(),
+        ]);
+        !outcome.stdout.contains("\"running\"")
+    };
+    wait_until("the task to end", long, || idle(volume));
+    note_replaced(volume, replacing, &mut Vec::new());
+    if let Some(replacement) = replacing {
+        let old = called(&volume.disks[replacement.place].path);
+        let arguments = ["disk", "replace"].map(std::ffi::OsStr::new).into_iter();
+        let arguments = arguments.chain([
+            volume.mountpoint.as_os_str(),
+            old.as_ref(),
+            replacement.by.path.as_os_str(),
+        ]);
+        volume
+            .parsfs(arguments.map(ToOwned::to_owned).collect::<Vec<_>>())
+            .expect_success("the last replacement");
+        assert!(
+            note_replaced(volume, replacing, &mut Vec::new()),
+            "{old} is still there"
+        );
+    }
+    wait_until("all disks to be online", long, || {
+        let status = volume.status();
+        let disks = status["disks"].as_array().expect("disks");
+        disks
+            .iter()
+            .all(|disk| disk["state"] == "online" || disk["state"] == "suspect")
+    });
 }

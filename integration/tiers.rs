@@ -20,6 +20,7 @@ use crate::guests::image::Kernel;
 use crate::guests::{Format, Scene, Work};
 use crate::harness::process::shell;
 use crate::harness::volume::Volume;
+use crate::writers::view::{Reading, after_loss};
 
 fn scene() -> Scene {
     Scene::new(Kernel::V6_12, Work::Mixed, "").ready()
@@ -397,6 +398,71 @@ fn what_is_dropped_is_not_stored_and_reads_as_a_guest_can_do_without_it() {
             "{name}: {edited} bytes are edited"
         );
     }
+}
+
+/// A disk dies, and a new one takes its place without the bytes that only the dead one had. They are recorded as lost: with
+/// every disk well, in this mount and in later ones, the file reads as its mended view and a scrub has nothing to say.
+#[test]
+fn bytes_that_were_given_up_with_a_disk_read_mended_ever_after() {
+    let scene = scene();
+    let mut volume = Volume::mounted();
+    volume.limit(900);
+    let original = scene.setup.memory.clone();
+    let path = volume.path("guest");
+    copy(&original, &path, 1 << 20);
+    let new = volume.scratch.directory("new");
+    fs::remove_dir_all(&volume.disks[2].path).expect("rm -rf");
+    let long = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = std::process::Command::new(crate::harness::volume::binary());
+        crate::harness::process::run(command.args(arguments), std::time::Duration::from_secs(300))
+    };
+    let (mountpoint, config) = (volume.mountpoint.clone(), volume.config.clone());
+    let replace = |more: &[&str]| {
+        let before = ["disk", "replace"]
+            .iter()
+            .chain(more)
+            .map(std::ffi::OsStr::new);
+        let after = [mountpoint.as_os_str(), "disk3".as_ref(), new.as_os_str()];
+        long(&before.chain(after).collect::<Vec<_>>())
+    };
+    // Nothing is given up unasked.
+    let kept = replace(&[]);
+    assert!(
+        !kept.success() && kept.stdout.contains("--give-up"),
+        "{}{}",
+        kept.stdout,
+        kept.stderr
+    );
+    replace(&["--give-up"]).expect_success("disk replace --give-up");
+    let mut bytes = None;
+    for when in ["at once", "in the next mount"] {
+        let status = volume.status();
+        let disks = status["disks"].as_array().expect("disks");
+        assert!(
+            disks
+                .iter()
+                .all(|disk| disk["state"] == "online" && disk["name"] != "disk3"),
+            "{status:#}"
+        );
+        assert_eq!(told(&path, "state"), "mended", "{when}");
+        match after_loss(&path, &original).unwrap_or_else(|why| panic!("{when}: {why}")) {
+            Reading::Mended { lost, .. } => assert!(lost > 100, "{when}: {lost} pages"),
+            Reading::Written => panic!("{when}: nothing is lost"),
+        }
+        let found = fs::read(&path).expect("readable");
+        assert!(
+            *bytes.get_or_insert_with(|| found.clone()) == found,
+            "{when}"
+        );
+        long(&["scrub".as_ref(), mountpoint.as_os_str()]).expect_success("a scrub");
+        volume.remount();
+    }
+    // Written again it is whole again.
+    copy(&original, &path, 1 << 20);
+    same(&original, &path).expect("what was written");
+    assert_ne!(told(&path, "state"), "mended");
+    volume.umount();
+    long(&["fsck".as_ref(), config.as_os_str()]).expect_success("fsck");
 }
 
 /// Opens a file in the mount, changes bytes of it, and closes it.

@@ -25,6 +25,7 @@ pub mod guest;
 pub mod ids;
 pub mod meta;
 pub mod mount;
+mod queue;
 pub mod snapshot;
 pub mod store;
 mod sys;

@@ -6,7 +6,7 @@
 //! `PARSFS_FAULT_SCHEDULES` is how many schedules are run, `PARSFS_FAULT_FROM` the first one's seed, and
 //! `PARSFS_FAULT_SEED` repeats one, some dozen times, since threads of a volume may take turns otherwise.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use parsfs::config::Config;
 use parsfs::disk::FaultPlan;
-use parsfs::volume::{Volume, VolumeError};
+use parsfs::volume::{Mode, Volume, VolumeError};
 
 use crate::model::{Loss, Model};
 use crate::operation::{Failure, Operation, Sizes, apply, next};
 use crate::random::Random;
-use crate::rig::{Media, Shape, left_over, new_volume, observe, open};
+use crate::rig::{Media, Shape, all, left_over, new_volume, observe, open};
 use crate::schedule::{Regime, Schedule};
 use crate::tiers::{MadeUp, PAGE, always_critical};
 
@@ -123,6 +123,8 @@ struct Run {
     shape: Shape,
     regime: Regime,
     victims: Vec<usize>,
+    /// Disks that became faulty in an earlier mount, and are left alone until they are trusted again.
+    left_alone: BTreeSet<usize>,
     config: Config,
     media: Media,
     tiers: Option<Arc<MadeUp>>,
@@ -135,7 +137,7 @@ fn run(seed: u64, story: &mut String) -> Result<(), String> {
     let mut random = Random::new(seed);
     let shape = Shape::pick(&mut random);
     let regime = Regime::pick(&mut random);
-    let victims = regime.victims(&mut random, shape);
+    let victims = regime.victims(&mut random, shape, &BTreeSet::new());
     let with_tiers = random.once_in(3);
     let config = shape.config();
     let sizes = *random.pick(&[
@@ -165,6 +167,7 @@ fn run(seed: u64, story: &mut String) -> Result<(), String> {
         shape,
         regime,
         victims,
+        left_alone: BTreeSet::new(),
         media: new_volume(&config),
         config,
         tiers: with_tiers.then(Arc::default),
@@ -185,6 +188,7 @@ fn run(seed: u64, story: &mut String) -> Result<(), String> {
             return Ok(());
         };
         let well = run.work(&volume, sizes, story)?;
+        run.note_left_alone(&volume, story)?;
         run.leave(volume, well, story)?;
     }
     run.last_look(story)
@@ -236,7 +240,13 @@ impl Run {
     /// mounted without any. `None`: the volume is gone, as it may be.
     fn mount(&mut self, story: &mut String) -> Result<Option<Arc<Volume>>, String> {
         if !self.regime.is_silent() {
-            self.victims = self.regime.victims(&mut self.random, self.shape);
+            // A disk that became faulty is left alone, and counts with those that fail, until an operator looks after it.
+            if !self.left_alone.is_empty() && self.random.once_in(2) && !self.trust_again(story)? {
+                return Ok(None);
+            }
+            self.victims = self
+                .regime
+                .victims(&mut self.random, self.shape, &self.left_alone);
         }
         let schedule = Schedule::pick(&mut self.random, self.regime, &self.victims);
         tell(story, format_args!("mount, with\n{schedule}"));
@@ -303,11 +313,7 @@ impl Run {
 
     fn without_faults(&mut self, story: &mut String) -> Result<Option<Arc<Volume>>, String> {
         tell(story, format_args!("mount without faults"));
-        self.media = self
-            .media
-            .iter()
-            .map(|disk| Arc::new(disk.after_kill()))
-            .collect();
+        self.reopen_media();
         let (disks, plans) = Schedule::default().over(&self.media, 0);
         self.plans = plans;
         let opened = open(&self.config, disks, self.tiers.as_ref()).and_then(|volume| {
@@ -333,6 +339,92 @@ impl Run {
             }
             Err(error) => Err(format!("all disks are well, and the mount failed: {error}")),
         }
+    }
+
+    /// Notes which disks the volume leaves alone from now on. One of which a kill kept it from writing that down is among
+    /// them too.
+    fn note_left_alone(&mut self, volume: &Volume, story: &mut String) -> Result<(), String> {
+        let status = volume.status();
+        let status = status.map_err(|error| format!("no status is had: {error}"))?;
+        let disks = status.disks.iter().enumerate();
+        self.left_alone = disks
+            .filter(|(_, disk)| disk.state == "faulty")
+            .map(|(number, _)| number)
+            .collect();
+        if !self.left_alone.is_empty() {
+            tell(story, format_args!("left alone: {:?}", self.left_alone));
+        }
+        Ok(())
+    }
+
+    /// What an operator does about faulty disks that work again: they are trusted, and what they lack is written to them.
+    /// From then on any m disks may be gone. `false`: the volume is gone, as it may be.
+    fn trust_again(&mut self, story: &mut String) -> Result<bool, String> {
+        let Some(volume) = self.without_faults(story)? else {
+            return Ok(false);
+        };
+        let state = |word: &str| -> Result<Vec<String>, String> {
+            let status = volume.status();
+            let status = status.map_err(|error| format!("no status is had: {error}"))?;
+            let disks = status.disks.into_iter();
+            Ok(disks
+                .filter(|disk| disk.state == word)
+                .map(|disk| disk.name)
+                .collect())
+        };
+        let faulty = state("faulty")?;
+        tell(story, format_args!("{faulty:?} are trusted again"));
+        for (number, disk) in self.config.disks.iter().enumerate() {
+            if faulty.contains(&disk.name) {
+                volume
+                    .bring_disk_online_on(&disk.name, Arc::clone(&self.media[number]) as _)
+                    .map_err(|error| format!("{} does not come back: {error}", disk.name))?;
+            }
+        }
+        let since = Instant::now();
+        while !state("rebuilding")?.is_empty() {
+            if since.elapsed() > PATIENCE / 2 {
+                return Err(format!("{:?} stay rebuilding", state("rebuilding")?));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.note_left_alone(&volume, story)?;
+        if !self.left_alone.is_empty() {
+            return Err("disks that are trusted again are faulty without a fault".to_owned());
+        }
+        volume
+            .close()
+            .map_err(|error| format!("close after a rebuild: {error}"))?;
+        self.reopen_media();
+        self.without_any_m(story)?;
+        Ok(true)
+    }
+
+    /// Looks at everything while m disks are gone.
+    fn without_any_m(&mut self, story: &mut String) -> Result<(), String> {
+        let mut disks: Vec<_> = all(&self.media).into_iter().map(Some).collect();
+        let mut gone = Vec::new();
+        while gone.len() < self.shape.m {
+            let disk = self.random.index(disks.len());
+            if disks[disk].take().is_some() {
+                gone.push(disk);
+            }
+        }
+        tell(story, format_args!("everything is there without {gone:?}"));
+        let found = Volume::open_on(&self.config, disks, Mode::ReadOnly, Default::default())
+            .and_then(|volume| observe(&volume))
+            .map_err(|error| format!("without {gone:?}: {error}"))?;
+        self.model
+            .settle(&found, self.settled_loss())
+            .map_err(|why| format!("without {gone:?}: {why}"))?;
+        self.reopen_media();
+        Ok(())
+    }
+
+    /// The disks as a program finds them that is started after this one was killed.
+    fn reopen_media(&mut self) {
+        let disks = self.media.iter();
+        self.media = disks.map(|disk| Arc::new(disk.after_kill())).collect();
     }
 
     /// Some operations; `false` when one was refused, as it may be.
@@ -411,19 +503,11 @@ impl Run {
                     }
                 }
                 drop(volume);
-                self.media = self
-                    .media
-                    .iter()
-                    .map(|disk| Arc::new(disk.after_kill()))
-                    .collect();
+                self.reopen_media();
             }
             1 => {
                 tell(story, format_args!("kill"));
-                self.media = self
-                    .media
-                    .iter()
-                    .map(|disk| Arc::new(disk.after_kill()))
-                    .collect();
+                self.reopen_media();
                 drop(volume);
             }
             _ => {
@@ -466,6 +550,13 @@ impl Run {
 
     /// Everything once more without faults, and nothing may be left when all files are removed.
     fn last_look(&mut self, story: &mut String) -> Result<(), String> {
+        if !self.left_alone.is_empty()
+            && !self.regime.is_silent()
+            && self.random.once_in(2)
+            && !self.trust_again(story)?
+        {
+            return Ok(());
+        }
         let Some(volume) = self.without_faults(story)? else {
             return Ok(());
         };

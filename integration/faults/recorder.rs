@@ -240,6 +240,10 @@ struct Recorder {
 }
 
 impl Disk for Recorder {
+    fn may_hang(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &str {
         self.medium.name()
     }

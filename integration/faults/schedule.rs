@@ -1,5 +1,6 @@
 //! What goes wrong in a run: which disks fail, how, and when. All of it follows a seed, and can be printed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,16 +46,25 @@ impl Regime {
         matches!(self, Regime::Silent | Regime::SilentBeyond)
     }
 
-    /// The disks that fail.
-    pub fn victims(self, random: &mut Random, shape: Shape) -> Vec<usize> {
+    /// The disks that fail. Those that are left alone already are among them, as far as there is room.
+    pub fn victims(
+        self,
+        random: &mut Random,
+        shape: Shape,
+        left_alone: &BTreeSet<usize>,
+    ) -> Vec<usize> {
         let count = match self {
             Regime::Loud | Regime::Silent => 1 + random.index(shape.m),
             Regime::LoudBeyond => shape.m + 1 + random.index(shape.disks - shape.m),
             Regime::SilentBeyond => shape.m + 1 + random.index(shape.disks - shape.m - 1),
         };
         let mut disks: Vec<usize> = (0..shape.disks).collect();
+        let count = count.max(left_alone.len().min(shape.disks));
         while disks.len() > count {
-            disks.remove(random.index(disks.len()));
+            let place = random.index(disks.len());
+            if !left_alone.contains(&disks[place]) {
+                disks.remove(place);
+            }
         }
         disks
     }

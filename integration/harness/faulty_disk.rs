@@ -39,6 +39,8 @@ pub struct Faults {
     pub writes_fail_after: Option<u64>,
     /// Every read, write and sync takes this long.
     pub delay: Duration,
+    /// Writes and syncs do not end before this is taken back.
+    pub writes_hang: bool,
 }
 
 /// The mounted disk; dropped, it is unmounted.
@@ -154,6 +156,11 @@ impl Served {
         drop(faults);
         if act != Act::Name {
             thread::sleep(now.delay);
+        }
+        while matches!(act, Act::Write(_) | Act::Sync)
+            && self.faults.lock().expect("faults").writes_hang
+        {
+            thread::sleep(Duration::from_millis(50));
         }
         let fails = match act {
             Act::Name => false,

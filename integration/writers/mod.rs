@@ -10,7 +10,7 @@ mod libvirt;
 mod loss;
 mod lost;
 mod qemu;
-mod view;
+pub mod view;
 mod vmms;
 
 use std::fs;

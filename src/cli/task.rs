@@ -25,7 +25,7 @@ const ASK: Duration = Duration::from_millis(200);
   parsfs task /mnt/vms                    # the task that runs, or the last one
   parsfs task --wait /mnt/vms             # with its progress, until it has ended
   parsfs task --rate 50M /mnt/vms         # at most 50 MiB a second from now on; 0 for no limit
-  parsfs task --cancel /mnt/vms           # what it has done stays
+  parsfs task --cancel /mnt/vms           # what it has done stays; a replacement is taken back
 
 Exit codes: 0 shown, or ended well; 1 failed or cancelled; 2 wrong usage; 4 ended, and something cannot be mended.")]
 pub(super) struct Task {
@@ -176,8 +176,17 @@ impl Target {
     /// Shows how the task goes on until it has ended.
     fn follow(mut self, json: bool) -> Result<(), Failure> {
         let mut progress = Progress::new(json);
+        let mut kind = None;
         let status = loop {
             let status = self.task(&Request::Task {})?.ok_or_else(odd)?;
+            if *kind.get_or_insert_with(|| status.kind.clone()) != status.kind {
+                self.close()?;
+                progress.end(&status);
+                return Err(Failure::Other(format!(
+                    "it was ended, and {} has begun",
+                    status.what
+                )));
+            }
             if status.state != TaskState::Running {
                 break status;
             }

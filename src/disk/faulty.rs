@@ -81,6 +81,10 @@ fn error(disk: &str, operation: Operation, object: Option<ObjectName>, fault: Fa
 }
 
 impl Disk for FaultyDisk {
+    fn may_hang(&self) -> bool {
+        self.inner.may_hang()
+    }
+
     fn name(&self) -> &str {
         self.inner.name()
     }

@@ -207,6 +207,10 @@ fn read(disk: &str, object: ObjectName, bytes: &[u8], offset: u64, into: &mut [u
 }
 
 impl Disk for MemoryDisk {
+    fn may_hang(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

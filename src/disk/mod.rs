@@ -8,6 +8,8 @@ mod faulty;
 mod label;
 mod lock;
 mod memory;
+mod patience;
+mod patient;
 
 use std::fmt;
 use std::ops::Range;
@@ -18,6 +20,8 @@ pub use faulty::{Fault, FaultPlan, FaultyDisk, ObjectFilter, Operation, Operatio
 pub use label::{FORMAT, Format, Label, LabelError};
 pub use lock::{DiskLock, LockError};
 pub use memory::MemoryDisk;
+pub(crate) use patience::Patience;
+pub use patient::{AT_LAST, PatientDisk};
 
 use crate::ids::{ManifestId, SetId};
 
@@ -76,6 +80,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// What tells the device below apart from others where that is known, so that two disks on one device
     /// can be warned of.
     fn device(&self) -> Option<u64>;
+
+    /// Whether a call may take for ever. Memory answers.
+    fn may_hang(&self) -> bool {
+        true
+    }
 
     /// Whether the medium is still the one that was opened: an error (`Gone`) when it was taken away, or something else
     /// is in its place. What it held open may still answer then.

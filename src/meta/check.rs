@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::error::{MetaError, Result};
+use super::names::wrong_with;
 use super::recovery::{Found, look, plan};
 use crate::disk::Disk;
 use crate::ids::{DiskId, VolumeId};
@@ -42,6 +43,14 @@ pub fn check(disks: &[(DiskId, Arc<dyn Disk>)], volume: VolumeId) -> Result<Vec<
                     plan.target.epoch
                 ),
             ));
+        }
+        if let Some(state) = &disk.state {
+            let names = match disk.scan.names.last() {
+                Some(number) => wrong_with(&*disk.disk, *number, state.mark, volume)
+                    .unwrap_or_else(|error| Some(error.to_string())),
+                None => Some("its manifest of the namespace is missing".to_owned()),
+            };
+            wrong.extend(names.map(|what| (disk.id, what)));
         }
     }
     Ok(wrong)

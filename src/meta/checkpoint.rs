@@ -70,8 +70,8 @@ impl Inner {
 
     pub(super) fn advance_databases(self: &Arc<Self>, mark: Mark) -> Result<()> {
         let frozen = self.frozen();
-        let base = self.state.read().base.epoch;
-        if base == mark.epoch && frozen.is_empty() {
+        let base = self.state.read().base.mark;
+        if base.is_same_as(mark) && frozen.is_empty() {
             self.state.write().frozen = None;
             return Ok(());
         }
@@ -87,6 +87,7 @@ impl Inner {
                     let frozen = &frozen;
                     let work = scope.spawn(move || -> Result<Snapshot> {
                         let database = replica.database()?;
+                        database.must_be_at(base)?;
                         frozen.newest(|changes| database.apply(changes, Some(state)))?;
                         database.snapshot()
                     });

@@ -280,6 +280,20 @@ impl Database {
         self.apply(borrowed, state)
     }
 
+    /// Says whether it is at a moment; an error names what it is at instead. Its disk may have dropped what was written
+    /// last: opened again, such a database is whole and older, and changes since another moment would leave a gap in it.
+    pub(super) fn must_be_at(&self, mark: Mark) -> Result<()> {
+        let at = self.state()?.map(|state| state.mark).unwrap_or_default();
+        if at.is_same_as(mark) {
+            return Ok(());
+        }
+        Err(MetaError::Database {
+            disk: self.disk.clone(),
+            what: "keep what was written to it",
+            why: format!("it is at epoch {} and not at {}", at.epoch, mark.epoch),
+        })
+    }
+
     /// A view of the database as it is now, that later changes do not reach.
     pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot> {
         let (transaction, table, state) = guarded(&self.disk, "begin to read", || {
@@ -296,7 +310,7 @@ impl Database {
             Ok::<_, redb::Error>((transaction, table, state))
         })?;
         Ok(Snapshot {
-            epoch: state.map_or(Epoch(0), |state| state.mark.epoch),
+            mark: state.map(|state| state.mark).unwrap_or_default(),
             table,
             _transaction: transaction,
             database: Arc::clone(self),
@@ -304,9 +318,9 @@ impl Database {
     }
 }
 
-/// A database at one epoch. Cheap to read from any thread.
+/// A database at one moment. Cheap to read from any thread.
 pub(super) struct Snapshot {
-    pub(super) epoch: Epoch,
+    pub(super) mark: Mark,
     table: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
     _transaction: ReadTransaction,
     pub(super) database: Arc<Database>,

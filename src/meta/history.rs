@@ -22,6 +22,13 @@ pub struct Mark {
     pub fingerprint: u64,
 }
 
+impl Mark {
+    /// Whether both are one moment: the checksum tells, and the generation is only a name.
+    pub(super) fn is_same_as(self, other: Mark) -> bool {
+        (self.epoch, self.fingerprint) == (other.epoch, other.fingerprint)
+    }
+}
+
 /// What one disk knows of the past.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {

@@ -233,7 +233,7 @@ impl Inner {
         }
     }
 
-    /// Reads from another disk's database of the same epoch; `error` if there is none that answers.
+    /// Reads from another disk's database of the same moment; `error` if there is none that answers.
     fn elsewhere<T>(
         &self,
         base: &Arc<Snapshot>,
@@ -246,7 +246,7 @@ impl Inner {
             return Err(error);
         }
         for replica in self.replicas.read().clone() {
-            let Ok(Some(snapshot)) = replica.snapshot_at(base.epoch) else {
+            let Ok(Some(snapshot)) = replica.snapshot_at(base.mark) else {
                 continue;
             };
             if Arc::ptr_eq(&snapshot.database, &base.database) {

@@ -24,7 +24,7 @@ const BATCH: usize = 2_000;
 pub struct CopiesReport {
     /// Bytes read.
     pub bytes: u64,
-    /// Disks whose journal or database was not what it should be, each with what was wrong.
+    /// Disks whose journal, database or manifest of the namespace was not what it should be, each with what was wrong.
     pub bad: Vec<(DiskId, String)>,
     /// Those of them that were made good.
     pub repaired: Vec<DiskId>,
@@ -108,7 +108,7 @@ impl Inner {
             return Ok(());
         }
         for replica in self.online() {
-            if let Ok(Some(snapshot)) = replica.snapshot_at(base.epoch) {
+            if let Ok(Some(snapshot)) = replica.snapshot_at(base.mark) {
                 let mut state = self.state.write();
                 if same(&state.base, &base.database) {
                     state.base = Arc::new(snapshot);
@@ -130,8 +130,8 @@ impl Inner {
         self.disks_needed.store(needed, Ordering::SeqCst);
     }
 
-    /// Reads every disk's journal and database, compares them, and with `repair` writes anew those that are not what
-    /// they should be. Nothing is committed while a journal is read.
+    /// Reads every disk's journal, database and manifest of the namespace, compares them, and with `repair` writes anew
+    /// those that are not what they should be. Nothing is committed while a journal is read.
     pub(super) fn check_copies(self: &Arc<Self>, repair: bool) -> Result<CopiesReport> {
         let mut report = CopiesReport::default();
         let mut last = self.checkpointing.lock();
@@ -159,9 +159,9 @@ impl Inner {
         };
         self.write_names(&since, mark);
         let mut digests: Vec<(DiskId, u64)> = Vec::new();
-        let epoch = self.state.read().base.epoch;
+        let at = self.state.read().base.mark;
         for replica in self.online() {
-            let read = replica.snapshot_at(epoch).and_then(|snapshot| {
+            let read = replica.snapshot_at(at).and_then(|snapshot| {
                 let snapshot = snapshot.ok_or(MetaError::Nothing)?;
                 digest(&snapshot, &mut report.bytes)
             });
@@ -183,9 +183,15 @@ impl Inner {
                 }
             }
         }
-        if !repair {
-            return Ok(report);
+        if repair {
+            self.repair_copies(&mut report)?;
         }
+        let at = self.state.read().base.mark;
+        self.check_names(at, repair, &mut report);
+        Ok(report)
+    }
+
+    fn repair_copies(self: &Arc<Self>, report: &mut CopiesReport) -> Result<()> {
         let mut bad: Vec<DiskId> = report.bad.iter().map(|(id, _)| *id).collect();
         bad.dedup();
         let all = self.online().count();
@@ -201,7 +207,7 @@ impl Inner {
                 report.repaired.push(id);
             }
         }
-        Ok(report)
+        Ok(())
     }
 }
 

@@ -11,10 +11,11 @@ use super::checkpoint::{Image, PART, Writing};
 use super::codec::Decoder;
 use super::history::Mark;
 use super::inner::Inner;
+use super::join::CopiesReport;
 use super::journal::{Failed, HEADER, Header, Journal, Kind, Series, abandon_all, walk};
 use super::layer::Layer;
 use super::recovery::{Found, Places, WholeImage};
-use crate::disk::{Disk, ObjectName};
+use crate::disk::{Disk, DiskError, ObjectName};
 use crate::ids::{DiskId, Epoch, VolumeId};
 
 /// A manifest is begun anew when it is longer than this, and than three times its image. Bytes.
@@ -115,6 +116,55 @@ fn end_of(disk: &dyn Disk, number: u64, mark: Mark, volume: VolumeId) -> Option<
         .map(|_| (length, length))
 }
 
+/// What is wrong with a disk's manifest of the namespace; nothing if every record of it is whole and the last one leads to
+/// this moment. The end of one that a crash cut short is wrong too: the next mount begins a new one.
+pub(super) fn wrong_with(
+    disk: &dyn Disk,
+    number: u64,
+    mark: Mark,
+    volume: VolumeId,
+) -> Result<Option<String>, DiskError> {
+    let object = ObjectName::Names(number);
+    // Parts since the last end, and the moment to which that led.
+    let (mut parts, mut reached, mut gap) = (0u32, None, false);
+    let mut begun = None;
+    let walked = walk(disk, object, volume, &mut |header, payload| {
+        let reaches = (header.epoch, header.previous);
+        // All parts of an image or of a step, and its end, lead to one moment.
+        gap |= begun.is_some_and(|begun| begun != reaches);
+        match header.kind {
+            Kind::Image | Kind::Step => {
+                gap |=
+                    header.sequence != parts || (header.kind == Kind::Image) != reached.is_none();
+                parts += 1;
+                begun = Some(reaches);
+            }
+            Kind::ImageEnd | Kind::StepEnd => {
+                gap |= header.sequence != parts;
+                if header.kind == Kind::StepEnd {
+                    let from = payload.and_then(|(_, payload)| from_of(payload));
+                    gap |= from.map(|(from, _)| from) != reached;
+                }
+                (parts, begun) = (0, None);
+                reached = Some(reaches);
+            }
+            Kind::Transaction => gap = true,
+        }
+    })?;
+    let name = "its manifest of the namespace";
+    Ok(match walked {
+        None => Some(format!("{name} is missing")),
+        Some(walked) => match walked.damaged_at {
+            Some(at) => Some(format!("{name} is damaged at byte {at}")),
+            None if gap || begun.is_some() => Some(format!("{name} has a gap")),
+            None if reached != Some((mark.epoch, mark.fingerprint)) => {
+                Some(format!("{name} does not lead to its database"))
+            }
+            None => None,
+        },
+    })
+}
+
 /// From where a step leads, and the length of the image, as its end tells.
 fn from_of(payload: &[u8]) -> Option<((Epoch, u64), u64)> {
     let mut decoder = Decoder(payload);
@@ -150,9 +200,66 @@ impl Inner {
         self.begin_names(names, &wanted, mark);
     }
 
+    /// Reads every disk's manifest of the namespace, and with `repair` begins new ones where one is not as it must be. To
+    /// be called during a checkpoint, with the databases at `mark`.
+    pub(super) fn check_names(
+        self: &Arc<Self>,
+        mark: Mark,
+        repair: bool,
+        report: &mut CopiesReport,
+    ) {
+        let bad = self.wrong_names(mark, &mut report.bytes);
+        if bad.is_empty() {
+            return;
+        }
+        if repair {
+            let mut names = self.names.lock();
+            let names = &mut *names;
+            // A disk that failed at it has another try.
+            names.left_out.clear();
+            names.open = None;
+            let wanted = self.online().map(|replica| replica.id).collect();
+            self.begin_names(names, &wanted, mark);
+        }
+        let still = match repair {
+            true => self.wrong_names(mark, &mut 0),
+            false => bad.clone(),
+        };
+        let mended = bad.keys().filter(|id| !still.contains_key(id));
+        report.repaired.extend(mended);
+        report.bad.extend(bad);
+    }
+
+    fn wrong_names(&self, mark: Mark, bytes: &mut u64) -> BTreeMap<DiskId, String> {
+        let volume = self.options.volume;
+        let look = |disk: &dyn Disk, bytes: &mut u64| -> Result<Option<String>, DiskError> {
+            let mut newest = None;
+            for (object, length) in disk.list()? {
+                if let Some(number) = Series::Names.number(object) {
+                    *bytes += length;
+                    newest = newest.max(Some(number));
+                }
+            }
+            let Some(number) = newest else {
+                return Ok(Some("its manifest of the namespace is missing".to_owned()));
+            };
+            // Off the medium, not out of memory.
+            disk.forget(ObjectName::Names(number));
+            wrong_with(disk, number, mark, volume)
+        };
+        let mut bad = BTreeMap::new();
+        for replica in self.online() {
+            let wrong = look(&*replica.disk, bytes);
+            if let Some(wrong) = wrong.unwrap_or_else(|error| Some(error.to_string())) {
+                bad.insert(replica.id, wrong);
+            }
+        }
+        bad
+    }
+
     fn begin_names(self: &Arc<Self>, names: &mut Names, wanted: &BTreeSet<DiskId>, mark: Mark) {
         let view = self.view();
-        if view.base.epoch != mark.epoch {
+        if !view.base.mark.is_same_as(mark) {
             // The databases went on; whoever brought them there comes here too.
             return;
         }

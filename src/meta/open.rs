@@ -159,7 +159,7 @@ impl Meta {
                 .zip(all_sums)
                 .map(|((id, disk), sums)| (id, disk, sums)),
         );
-        let snapshot = first_snapshot(&replicas)?;
+        let snapshot = first_snapshot(&replicas, mark)?;
         let count = replicas.len();
         let opened = Opened {
             read_only: false,
@@ -265,7 +265,7 @@ impl Meta {
                 .into_iter()
                 .map(|disk| (disk.id, disk.disk, disk.sums)),
         );
-        let snapshot = first_snapshot(&replicas)?;
+        let snapshot = first_snapshot(&replicas, mark)?;
         let opened = Opened {
             read_only: false,
             disks_of_volume: count,
@@ -311,12 +311,16 @@ fn excluded(database: &Arc<Database>, found: &[Found], needed: usize) -> Result<
     Ok(faulty)
 }
 
-/// The first database that opens; all are alike.
-fn first_snapshot(replicas: &[Arc<Replica>]) -> Result<Snapshot> {
+/// The first database that opens, and is at the moment to which all were brought.
+fn first_snapshot(replicas: &[Arc<Replica>], mark: Mark) -> Result<Snapshot> {
     let mut last = MetaError::Nothing;
     for replica in replicas {
         let opened = replica.database_with(READ_CACHE);
-        match opened.and_then(|database| database.snapshot()) {
+        let snapshot = opened.and_then(|database| {
+            database.must_be_at(mark)?;
+            database.snapshot()
+        });
+        match snapshot {
             Ok(snapshot) => return Ok(snapshot),
             // The disk is left out when it fails at what comes next.
             Err(error) => last = error,

@@ -7,9 +7,10 @@ use parking_lot::Mutex;
 
 use super::database::{Database, Snapshot, State, Sums, WRITE_CACHE};
 use super::error::{MetaError, Result};
+use super::history::Mark;
 use super::rebuild::copy_all;
 use crate::disk::Disk;
-use crate::ids::{DiskId, Epoch};
+use crate::ids::DiskId;
 
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -91,10 +92,10 @@ impl Replica {
         open.is_some_and(|open| Arc::ptr_eq(open, database))
     }
 
-    /// A snapshot of the disk's database if it is at this epoch.
-    pub(super) fn snapshot_at(&self, epoch: Epoch) -> Result<Option<Snapshot>> {
+    /// A snapshot of the disk's database if it is at this moment.
+    pub(super) fn snapshot_at(&self, mark: Mark) -> Result<Option<Snapshot>> {
         let snapshot = self.database()?.snapshot()?;
-        Ok((snapshot.epoch == epoch).then_some(snapshot))
+        Ok(snapshot.mark.is_same_as(mark).then_some(snapshot))
     }
 
     /// Closes the database if nobody reads it.

@@ -11,7 +11,6 @@ pub mod manifest;
 pub mod parity;
 mod pipeline;
 mod placement;
-mod queue;
 pub mod reader;
 mod records;
 mod room;

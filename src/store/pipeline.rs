@@ -123,6 +123,11 @@ impl Pipeline {
         self.writers.end(disk);
     }
 
+    /// Goes on without disks that hang in a write. To be called every few seconds.
+    pub fn look_after(&self) {
+        self.writers.look_after();
+    }
+
     /// Bytes of blocks that are on their way to a disk.
     pub fn unwritten(&self) -> u64 {
         self.unwritten.load(Ordering::Relaxed)

@@ -2,17 +2,21 @@
 //! them to its queue; they are appended in that order by the disk's own thread, and the giver is told
 //! where they lie, or why not, through a callback on that thread.
 
+mod watch;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::disks::Disks;
-use super::queue::Queue;
+use self::watch::{Waiting, Watch};
+use super::disks::{Disks, SOON};
 use super::room::Room;
-use crate::disk::{Appender, Disk, DiskError, ObjectName};
+use crate::disk::{AT_LAST, Appender, Disk, DiskError, ObjectName};
 use crate::ids::DiskId;
+use crate::queue::Queue;
 
 /// Bytes appended before the medium is asked to begin writing them down, so that little is left to do at
 /// the commit.
@@ -175,6 +179,16 @@ enum Job {
     },
 }
 
+impl Job {
+    /// Who waits for it.
+    fn wait(self) -> Waiting {
+        match self {
+            Job::Append { done, .. } => Waiting::Append(done),
+            Job::Sync { done, .. } => Waiting::Sync(done),
+        }
+    }
+}
+
 /// The ordered writers of all disks. A disk's writer is started when it is first needed.
 pub struct DiskWriters {
     disks: Arc<Disks>,
@@ -184,15 +198,40 @@ pub struct DiskWriters {
 
 #[derive(Default)]
 struct Writers {
-    queues: HashMap<DiskId, Arc<Queue<Job>>>,
-    threads: Vec<JoinHandle<()>>,
+    open: HashMap<DiskId, Arc<Writer>>,
+    threads: Vec<(JoinHandle<()>, Arc<Writer>)>,
     stopped: bool,
+}
+
+/// One disk's writer.
+#[derive(Default)]
+struct Writer {
+    queue: Queue<Job>,
+    watch: Watch,
+}
+
+impl Writer {
+    /// The disk hangs in a call: everybody who waits for it, and all that comes, is told so, and the thread is left behind.
+    fn give_up(&self, why: &AppendError) {
+        self.queue.close();
+        let mut waiting = self.watch.give_up();
+        loop {
+            let jobs = self.queue.pop_some(TOGETHER);
+            if jobs.is_empty() {
+                break;
+            }
+            waiting.extend(jobs.into_iter().map(Job::wait));
+        }
+        for waiting in waiting {
+            waiting.fail(why);
+        }
+    }
 }
 
 impl std::fmt::Debug for DiskWriters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DiskWriters")
-            .field("disks", &self.writers.lock().queues.len())
+            .field("disks", &self.writers.lock().open.len())
             .finish()
     }
 }
@@ -207,24 +246,24 @@ impl DiskWriters {
         }
     }
 
-    /// A disk's queue, with a writer behind it.
-    fn queue(&self, id: DiskId) -> Option<Arc<Queue<Job>>> {
+    /// A disk's writer, with a thread behind it.
+    fn writer(&self, id: DiskId) -> Option<Arc<Writer>> {
         let mut writers = self.writers.lock();
-        if let Some(queue) = writers.queues.get(&id) {
-            return Some(Arc::clone(queue));
+        if let Some(writer) = writers.open.get(&id) {
+            return Some(Arc::clone(writer));
         }
         let disk = self.disks.get(id).filter(|_| !writers.stopped)?;
-        let queue: Arc<Queue<Job>> = Arc::default();
-        let jobs = Arc::clone(&queue);
+        let writer: Arc<Writer> = Arc::default();
+        let own = Arc::clone(&writer);
         let (disks, room) = (Arc::clone(&self.disks), Arc::clone(&self.room));
         let thread = std::thread::Builder::new()
             .name(format!("disk {id}"))
-            .spawn(move || serve(&disks, &room, id, disk.as_ref(), &jobs));
+            .spawn(move || serve(&disks, &room, id, disk.as_ref(), &own));
         match thread {
             Ok(thread) => {
-                writers.queues.insert(id, Arc::clone(&queue));
-                writers.threads.push(thread);
-                Some(queue)
+                writers.open.insert(id, Arc::clone(&writer));
+                writers.threads.push((thread, Arc::clone(&writer)));
+                Some(writer)
             }
             Err(error) => {
                 tracing::error!(%error, "no thread to write to a disk");
@@ -233,10 +272,45 @@ impl DiskWriters {
         }
     }
 
+    /// Gives up on writers whose disk has not ended a call for too long: it is faulty then, and whoever waits goes on
+    /// without it. To be called every few seconds.
+    pub fn look_after(&self) {
+        let open: Vec<(DiskId, Arc<Writer>)> = {
+            let writers = self.writers.lock();
+            let open = writers.open.iter();
+            open.map(|(id, writer)| (*id, Arc::clone(writer))).collect()
+        };
+        for (id, writer) in open {
+            // One that is faulty for something else has had its time.
+            let limit = match self.disks.is_online(id) {
+                true => AT_LAST,
+                false => SOON,
+            };
+            if writer.watch.hangs_for(limit) {
+                self.give_up(id, &writer, limit);
+            }
+        }
+    }
+
+    fn give_up(&self, id: DiskId, writer: &Writer, limit: Duration) {
+        let name = self.disks.name(id);
+        let why = AppendError {
+            reason: format!(
+                "disk {name}: a write has not ended in {} s",
+                limit.as_secs()
+            )
+            .into(),
+            full: false,
+        };
+        // Before anybody is told: whoever writes it again must not choose this disk.
+        self.disks.mark_faulty(id, &why.reason);
+        writer.give_up(&why);
+    }
+
     /// A disk is another one now, or gone: what is queued for it is finished, and its writer ends.
     pub fn end(&self, id: DiskId) {
-        if let Some(queue) = self.writers.lock().queues.remove(&id) {
-            queue.close();
+        if let Some(writer) = self.writers.lock().open.remove(&id) {
+            writer.queue.close();
         }
     }
 
@@ -259,35 +333,40 @@ impl DiskWriters {
     }
 
     fn send(&self, id: DiskId, job: Job) {
-        let refused = match self.queue(id) {
-            Some(queue) => queue.push(job).err(),
+        let refused = match self.writer(id) {
+            Some(writer) => writer.queue.push(job).err(),
             None => Some(job),
         };
         let gone = || AppendError {
             reason: format!("disk {id} has no writer").into(),
             full: false,
         };
-        match refused {
-            Some(Job::Append { done, .. }) => done(Err(gone())),
-            Some(Job::Sync { done, .. }) => done(Err(gone())),
-            None => {}
+        if let Some(job) = refused {
+            job.wait().fail(&gone());
         }
     }
 
-    /// Finishes what is queued and ends the writers.
+    /// Finishes what is queued and ends the writers, but for one whose disk hangs.
     pub fn stop(&mut self) {
         let threads = {
             let mut writers = self.writers.lock();
             writers.stopped = true;
-            for queue in writers.queues.values() {
-                queue.close();
+            for writer in writers.open.values() {
+                writer.queue.close();
             }
             std::mem::take(&mut writers.threads)
         };
         let own = std::thread::current().id();
-        for thread in threads {
+        for (thread, writer) in threads {
             // The last to let go may be a writer itself, telling how its last append went.
-            if thread.thread().id() != own {
+            if thread.thread().id() == own {
+                continue;
+            }
+            let hangs = || writer.watch.is_given_up() || writer.watch.hangs_for(AT_LAST);
+            while !thread.is_finished() && !hangs() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
                 // A writer that panicked has dropped its callbacks; whoever waits for them sees that.
                 let _ = thread.join();
             }
@@ -301,7 +380,7 @@ impl Drop for DiskWriters {
     }
 }
 
-fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<Job>) {
+fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Writer) {
     let failed = |error: &AppendError| {
         if error.full {
             room.mark_full(id);
@@ -309,10 +388,11 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<J
             disks.mark_faulty(id, &error.reason);
         }
     };
+    let watch = &writer.watch;
     // Segments that were appended to since nothing was left to do.
     let mut touched: Vec<Arc<Segment>> = Vec::new();
     loop {
-        let mut taken = jobs.pop_some(TOGETHER);
+        let mut taken = writer.queue.pop_some(TOGETHER);
         if taken.is_empty() {
             return;
         }
@@ -325,28 +405,42 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, jobs: &Queue<J
                 } => {
                     let mut together = vec![(payload, done)];
                     take_those_of(&segment, &mut taken, &mut together);
-                    append_together(&segment, together, &failed);
+                    append_together(&segment, together, watch, &failed);
                     if !touched.iter().any(|other| Arc::ptr_eq(other, &segment)) {
                         touched.push(segment);
                     }
                 }
                 Job::Sync { segments, done } => {
+                    watch.begin(vec![Waiting::Sync(done)]);
                     let result = segments
                         .iter()
                         .try_for_each(|segment| segment.sync())
                         .and_then(|()| {
                             disk.sync_names().map_err(|error| AppendError::from(&error))
                         });
+                    let waiting = watch.end();
                     if let Err(error) = &result {
                         failed(error);
                     }
-                    done(result);
+                    for waiting in waiting {
+                        waiting.answer(result.clone().map(|()| 0));
+                    }
                 }
             }
+            if watch.is_given_up() {
+                // What was taken with the job that hung was not in the queue any more.
+                taken
+                    .drain(..)
+                    .for_each(|job| job.wait().fail(&watch::hung()));
+                return;
+            }
         }
-        if jobs.is_empty() {
+        if writer.queue.is_empty() {
             for segment in touched.drain(..) {
-                if let Err(error) = segment.sync_from(EARLY_SYNC) {
+                watch.begin(Vec::new());
+                let synced = segment.sync_from(EARLY_SYNC);
+                watch.end();
+                if let Err(error) = synced {
                     failed(&error);
                 }
             }
@@ -380,27 +474,34 @@ fn take_those_of(
 fn append_together(
     segment: &Segment,
     together: Vec<(Arc<dyn Payload>, Appended)>,
+    watch: &Watch,
     failed: &dyn Fn(&AppendError),
 ) {
+    let (payloads, waiting): (Vec<_>, Vec<_>) = together
+        .into_iter()
+        .map(|(payload, done)| (payload, Waiting::Append(done)))
+        .unzip();
     let mut parts = Vec::new();
-    let mut lengths = Vec::with_capacity(together.len());
-    for (payload, _) in &together {
+    let mut lengths = Vec::with_capacity(payloads.len());
+    for payload in &payloads {
         let before = parts.len();
         payload.parts(&mut parts);
         let own = parts.get(before..).unwrap_or_default();
         lengths.push(own.iter().map(|part| part.len() as u64).sum::<u64>());
     }
+    watch.begin(waiting);
     let result = segment.append(&parts);
+    let waiting = watch.end();
     drop(parts);
+    // Its memory is free before the givers go on.
+    drop(payloads);
     if let Err(error) = &result {
         // Before anybody is told: whoever writes it again must not choose this disk.
         failed(error);
     }
     let mut at = result;
-    for ((payload, done), length) in together.into_iter().zip(lengths) {
-        // Its memory is free before the giver goes on.
-        drop(payload);
-        done(at.clone());
+    for (waiting, length) in waiting.into_iter().zip(lengths) {
+        waiting.answer(at.clone());
         at = at.map(|offset| offset + length);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 
-use super::queue::Queue;
+use crate::queue::Queue;
 
 type Job = Box<dyn FnOnce() + Send>;
 

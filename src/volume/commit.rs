@@ -332,6 +332,7 @@ impl Volume {
                     .collect();
                 head.dead = folded.dead;
                 head.base_dead = folded.dead;
+                head.dropped = folded.given_up;
                 frozen.dead_pieces.extend(&folded.dead_pieces);
             }
             None => {

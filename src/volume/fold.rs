@@ -31,6 +31,8 @@ pub(super) struct Folded {
     pub stored: u64,
     pub unprotected: u64,
     pub dead: u64,
+    /// Bytes that were given up, at most.
+    pub given_up: u64,
     pub dead_pieces: Vec<u32>,
 }
 
@@ -66,10 +68,11 @@ impl Volume {
         let mut live: HashMap<WindowNo, u64> = HashMap::new();
         let mut pieces: BTreeSet<u32> = BTreeSet::new();
         let mut pending: Option<Extent> = None;
+        let mut given_up = 0;
         view.each(|extent| {
             match extent.source {
                 Source::Hole => return Ok(()),
-                Source::Dropped => {}
+                Source::Dropped => given_up += extent.range.end - extent.range.start,
                 Source::Inline { piece, .. } => {
                     pieces.insert(piece);
                 }
@@ -109,6 +112,8 @@ impl Volume {
             unprotected += window_unprotected;
             let raw: u64 = record.blocks.iter().map(|block| u64::from(block.raw)).sum();
             dead += raw.saturating_sub(alive);
+            let lost = record.blocks.iter().filter(|block| block.lost);
+            given_up += lost.map(|block| u64::from(block.raw)).sum::<u64>();
             Ok(())
         })?;
         let totals = {
@@ -161,6 +166,7 @@ impl Volume {
             stored,
             unprotected,
             dead,
+            given_up,
             dead_pieces,
         })
     }

@@ -244,6 +244,8 @@ impl Volume {
             Ok(())
         })?;
         self.meta.sync()?;
+        // A mount takes over what lies behind the end of a journal or a manifest as it is found.
+        self.meta.check_copies(true)?;
         let bases = inodes.keys().filter_map(|file| {
             let head = self.meta.view().manifest(*file).ok()??;
             let base = FileHead::decode(&head)?.base?;

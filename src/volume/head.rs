@@ -35,7 +35,8 @@ pub struct FileHead {
     pub stored: u64,
     /// Bytes on the disks in blocks under no parity.
     pub unprotected: u64,
-    /// Bytes of the file that the policy gave up, at most.
+    /// Bytes of the file that were given up, by the policy or by an administrator with a disk that died; at most. While it
+    /// is zero, nothing of the file is recorded as lost.
     pub dropped: u64,
     /// The segment sets that deltas brought in since the base.
     pub sets: Vec<SetId>,

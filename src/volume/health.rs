@@ -140,6 +140,7 @@ impl Volume {
     }
 
     fn look_after_disks(&self) {
+        self.pipeline.look_after();
         self.disks.look_after();
         if let Err(error) = self.keep_health() {
             tracing::debug!(%error, "how the disks fare is not kept");

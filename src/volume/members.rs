@@ -3,6 +3,7 @@
 //! a crash between two of them leaves a volume that mounts.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use super::tasks::{TaskKind, TaskStatus};
 use crate::config::Config;
 use crate::disk::{
     DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError, ObjectName,
+    PatientDisk,
 };
 use crate::ids::DiskId;
 use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
@@ -149,7 +151,7 @@ impl Volume {
         // 2. Its label says that it belongs here: now a mount would take it up, and give it the metadata.
         let id = self.next_disk()?;
         let now = Timestamp::now();
-        let medium: Arc<dyn Disk> = Arc::new(directory);
+        let medium = PatientDisk::over(Arc::new(directory));
         {
             let roster = self.roster.lock();
             let mut members = roster.members.clone();
@@ -380,15 +382,7 @@ impl Volume {
                     PathBuf::from(path.unwrap_or_default())
                 };
                 let directory = DirectoryDisk::open(&name, &path)?;
-                let label = Label::read(&directory)?;
-                if label.volume != self.id || label.disk != disk {
-                    return Err(refused(format!(
-                        "{} holds disk {} of volume {}, not disk {name} of this volume",
-                        path.display(),
-                        label.disk_name,
-                        label.volume_name
-                    )));
-                }
+                self.check_is(disk, &directory, path.display())?;
                 // A faulty disk's lock is held since the mount; one that was gone may have lost it.
                 match DiskLock::take(&path) {
                     Ok(lock) => self.locks.lock().push(lock),
@@ -396,21 +390,53 @@ impl Volume {
                         if holder == format!("process {}", std::process::id()) => {}
                     Err(error) => return Err(busy(error)),
                 }
-                let medium: Arc<dyn Disk> = Arc::new(directory);
-                self.meta.join(disk, &medium)?;
-                self.pipeline.end_writer(disk);
-                self.disks.insert(disk, &name, Some(medium));
-                self.disks
-                    .mark_rebuilding(disk, "an administrator brought it back");
-                let members = self.roster.lock().members.clone();
-                self.relabel(members, &BTreeMap::new())?;
-                self.pipeline.room.forget();
-                self.bell.ring();
+                self.take_back(disk, Arc::new(directory))?;
                 Ok(format!(
                     "disk {name} takes part again, and what it lacks is written to it"
                 ))
             }
         }
+    }
+
+    /// The same for a faulty or missing disk whose medium is in hand. Nobody locks it.
+    pub fn bring_disk_online_on(&self, name: &str, medium: Arc<dyn Disk>) -> Result<()> {
+        self.check_writable()?;
+        let disk = self.disk_called(name)?;
+        match self.disks.state(disk) {
+            DiskState::Faulty | DiskState::Missing => {
+                self.check_is(disk, medium.as_ref(), medium.name())?;
+                self.take_back(disk, medium)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_is(&self, disk: DiskId, medium: &dyn Disk, place: impl fmt::Display) -> Result<()> {
+        let label = Label::read(medium)?;
+        if label.volume == self.id && label.disk == disk {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "{place} holds disk {} of volume {}, not disk {} of this volume",
+            label.disk_name,
+            label.volume_name,
+            self.disks.name(disk)
+        )))
+    }
+
+    fn take_back(&self, disk: DiskId, medium: Arc<dyn Disk>) -> Result<()> {
+        let name = self.disks.name(disk);
+        let medium = PatientDisk::over(medium);
+        self.meta.join(disk, &medium)?;
+        self.pipeline.end_writer(disk);
+        self.disks.insert(disk, &name, Some(medium));
+        self.disks
+            .mark_rebuilding(disk, "an administrator brought it back");
+        let members = self.roster.lock().members.clone();
+        self.relabel(members, &BTreeMap::new())?;
+        self.pipeline.room.forget();
+        self.bell.ring();
+        Ok(())
     }
 }
 

@@ -19,7 +19,9 @@ use super::sweep::Sweeper;
 use super::tasks::Tasks;
 use super::tiers::TierSource;
 use crate::config::{CommitMode, Config};
-use crate::disk::{DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError};
+use crate::disk::{
+    DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, PatientDisk,
+};
 use crate::ids::{DiskId, VolumeId};
 use crate::meta::{self, DiskRecord, DiskState, Meta, MetaError, Records, Timestamp, WriteRecords};
 use crate::store::manifest::ManifestCache;
@@ -201,7 +203,7 @@ impl Volume {
         let mut found = roster.assign(config, found)?;
         let media: Vec<(DiskId, Option<Arc<dyn Disk>>)> = found
             .iter()
-            .map(|(id, found)| (*id, found.disk.clone()))
+            .map(|(id, found)| (*id, found.disk.clone().map(PatientDisk::over)))
             .collect();
         let registry = Arc::new(Disks::new(mode == Mode::ReadOnly));
         for ((id, disk), (_, found)) in media.iter().zip(&found) {

@@ -136,7 +136,23 @@ impl Volume {
     ) -> Result<()> {
         let mut gone: Vec<Range<u64>> = Vec::new();
         let mut dropped = 0;
-        self.frozen_view(file).each(|extent| {
+        // What an administrator gave up stays given up.
+        let mut lost: HashSet<BlockId> = HashSet::new();
+        let view = self.frozen_view(file);
+        if file.state.lock().head.dropped > 0 {
+            view.each_window(|record| {
+                let window = record.no;
+                let blocks = (0u16..).zip(&record.blocks).filter(|(_, block)| block.lost);
+                lost.extend(blocks.map(|(index, _)| BlockId { window, index }));
+                Ok(())
+            })?;
+        }
+        view.each(|extent| {
+            if let Source::Block { block, .. } = extent.source
+                && lost.contains(&block)
+            {
+                dropped += extent.range.end - extent.range.start;
+            }
             match extent.source {
                 Source::Block { .. } if extent.range.start < BEYOND => {
                     tiers.split(extent.range, |range, tier| match (tier, gone.last_mut()) {

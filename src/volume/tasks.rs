@@ -174,6 +174,8 @@ impl Volume {
             .ok_or_else(|| VolumeError::new(libc::EIO, "the volume is closed"))?;
         let running = Arc::new(Running::new(status.clone()));
         self.keep_task(&running)?;
+        // Whoever began it may rely on it from now on, over a crash too.
+        self.meta.sync()?;
         let thread = {
             let running = Arc::clone(&running);
             std::thread::Builder::new()
@@ -205,7 +207,9 @@ impl Volume {
         match &status.kind {
             // Begun anew for the disks that are away or back now.
             TaskKind::Rebuild {} => return Ok(()),
-            TaskKind::Remove { disk, .. } | TaskKind::Replace { disk, .. } => {
+            TaskKind::Remove { disk, .. }
+            | TaskKind::Replace { disk, .. }
+            | TaskKind::Return { disk, .. } => {
                 self.disks.set_leaving(*disk, true);
             }
             TaskKind::Scrub {} | TaskKind::Rebalance {} => {}
@@ -270,15 +274,29 @@ impl Volume {
         }
     }
 
-    /// Ends the task that runs; what it has done stays.
+    /// Ends the task that runs. What it has done stays, but for a replacement: where the old disk works, what has moved
+    /// goes back to it and the new one leaves, which is a task of its own.
     pub fn cancel_task(&self) -> Result<Option<TaskStatus>> {
         let running = self.tasks.now.lock().clone();
         if let Some(running) = running.filter(|running| !running.is_over()) {
-            if running.status.lock().kind == (TaskKind::Rebuild {}) {
+            let kind = running.status.lock().kind.clone();
+            if kind == (TaskKind::Rebuild {}) {
                 self.tasks.no_rebuild.store(true, Ordering::Release);
             }
             running.cancelled.store(true, Ordering::Release);
             self.await_task(&running);
+            let state = running.status.lock().state;
+            if let (TaskKind::Replace { disk, by, .. }, TaskState::Cancelled) = (kind, state)
+                && self.disks.state(disk).takes_writes()
+            {
+                let what = format!(
+                    "the return to disk {} of what disk {} was given",
+                    self.disks.name(disk),
+                    self.disks.name(by)
+                );
+                let rate = running.status.lock().rate;
+                self.begin_task(TaskKind::Return { disk: by, to: disk }, what, rate)?;
+            }
         }
         self.task()
     }
@@ -327,7 +345,9 @@ impl Volume {
 
     fn run_task(self: Arc<Self>, running: &Arc<Running>) {
         let result = self.do_task(running);
-        if running.stopped.load(Ordering::Acquire) && !running.cancelled.load(Ordering::Acquire) {
+        let ended_early = !matches!(result, Ok(true));
+        let cancelled = running.cancelled.load(Ordering::Acquire);
+        if ended_early && running.stopped.load(Ordering::Acquire) && !cancelled {
             // The next mount goes on from what was kept.
             if let Err(error) = self.keep_task(running) {
                 tracing::debug!(%error, "how far a task came is not kept");
@@ -342,10 +362,9 @@ impl Volume {
             status.ended = Some(Timestamp::now().seconds);
             status.waiting = 0;
             match &result {
-                _ if running.cancelled.load(Ordering::Acquire) => {
-                    status.state = TaskState::Cancelled
-                }
-                Ok(()) => {
+                Ok(false) => status.state = TaskState::Cancelled,
+                Err(_) if cancelled => status.state = TaskState::Cancelled,
+                Ok(true) => {
                     status.state = TaskState::Done;
                     status.bytes_done = status.bytes_total;
                 }
@@ -374,7 +393,8 @@ impl Volume {
         self.bell.ring();
     }
 
-    fn do_task(&self, running: &Arc<Running>) -> Result<()> {
+    /// Says whether it came to its end.
+    fn do_task(&self, running: &Arc<Running>) -> Result<bool> {
         let kind = running.status.lock().kind.clone();
         let mut work: Box<dyn Work> = match &kind {
             TaskKind::Scrub {} => Box::new(scrub::Scrub::whole(self)),
@@ -384,6 +404,9 @@ impl Volume {
             }
             TaskKind::Replace { disk, by, give_up } => {
                 Box::new(evacuate::Evacuate::new(self, *disk, Some(*by), *give_up))
+            }
+            TaskKind::Return { disk, to } => {
+                Box::new(evacuate::Evacuate::new(self, *disk, Some(*to), false))
             }
             TaskKind::Rebalance {} => Box::new(rebalance::Rebalance::new(self)?),
         };
@@ -395,12 +418,16 @@ impl Volume {
         let result = self.walk(running, work.as_mut());
         if running.ends() {
             if running.cancelled.load(Ordering::Acquire) {
-                work.cancelled(self);
+                work.cancelled(self, running);
             }
-            return Ok(());
+            return Ok(false);
         }
         result?;
-        work.finish(self, running)
+        let finished = work.finish(self, running)?;
+        if !finished && running.cancelled.load(Ordering::Acquire) {
+            work.cancelled(self, running);
+        }
+        Ok(finished)
     }
 
     fn walk(&self, running: &Running, work: &mut dyn Work) -> Result<()> {
@@ -516,9 +543,9 @@ trait Work {
     /// One file.
     fn file(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked>;
 
-    /// After the files.
-    fn finish(&mut self, volume: &Volume, running: &Running) -> Result<()>;
+    /// After the files. False when it was ended meanwhile.
+    fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool>;
 
     /// An administrator ended it.
-    fn cancelled(&mut self, _volume: &Volume) {}
+    fn cancelled(&mut self, _volume: &Volume, _running: &Running) {}
 }

@@ -524,3 +524,51 @@ fn an_image_is_written_in_small_parts() {
     let alone = Meta::open(some(&without_databases(&media), &[0]), options()).unwrap();
     assert_eq!(everything(&alone), everything(&meta));
 }
+
+/// A flipped bit anywhere in a manifest of the namespace, one cut short, one that is gone: a look at the copies finds each,
+/// mounted or not, and makes it good. What is whole is left alone.
+#[test]
+fn a_bad_manifest_of_the_namespace_is_found_and_written_anew() {
+    let sound = volume(3);
+    let meta = open(&sound);
+    for n in 0..6 {
+        set(&meta, &format!("k{n}"), &"v".repeat(3000));
+        meta.checkpoint().unwrap();
+    }
+    meta.close().unwrap();
+    drop(meta);
+    let here = |media: &Media| -> Vec<(DiskId, Arc<dyn Disk>)> {
+        let disks = disks(media).into_iter();
+        disks.filter_map(|(id, disk)| Some((id, disk?))).collect()
+    };
+    assert_eq!(check(&here(&sound), VOLUME).unwrap(), []);
+    let meta = open(&killed(&sound));
+    assert_eq!(meta.check_copies(true).unwrap().bad, []);
+    let length = sound[1].length(names_of(&sound[1])).unwrap();
+    let mut begun_anew = 0;
+    for n in 0..24 {
+        let media = killed(&sound);
+        let object = names_of(&media[1]);
+        match n {
+            0 => media[1].remove(object).unwrap(),
+            1..8 => drop(media[1].resume(object, length * n / 8).unwrap()),
+            _ => flip(&media[1], object, (n - 8) * length / 16, 3),
+        }
+        let found = check(&here(&media), VOLUME).unwrap();
+        assert!(
+            matches!(&found[..], [(DiskId(1), what)] if what.contains("manifest of the namespace")),
+            "{n}: {found:?}"
+        );
+        let meta = open(&media);
+        let report = meta.check_copies(true).unwrap();
+        // A mount that sees it by the end of one has begun new ones before.
+        begun_anew += u64::from(report.bad.is_empty());
+        let bad: Vec<DiskId> = report.bad.iter().map(|(disk, _)| *disk).collect();
+        assert_eq!(report.repaired, bad, "{n}");
+        assert_eq!(meta.check_copies(true).unwrap().bad, [], "{n}");
+        meta.close().unwrap();
+        drop(meta);
+        assert_eq!(check(&here(&media), VOLUME).unwrap(), [], "{n}");
+    }
+    assert!((1..16).contains(&begun_anew), "{begun_anew}");
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Identity, Request, Response, ending, runtime_directory, user};
-use crate::mount::mountinfo::Mount;
+use crate::mount::mountinfo::{self, Mount};
 
 /// The longest answer that is read.
 const RESPONSE_MAX: u64 = 64 << 20;
@@ -63,10 +63,22 @@ impl Client {
         sockets(owner)
             .into_iter()
             .filter(|socket| socket.to_string_lossy().ends_with(&ending))
-            .find_map(|socket| Self::connect(&socket).ok())
+            .filter_map(|socket| Self::connect(&socket).ok())
+            .find_map(|client| client.if_it_serves(device))
             .ok_or_else(|| ControlError::NoDaemon {
                 what: what.to_string(),
             })
+    }
+
+    /// Itself, if its daemon's mount is the one on this device. The kernel gives a device's number to the next mount at once,
+    /// while a daemon that lost its own may go on closing its volume for long: it must not be told what is meant for another.
+    fn if_it_serves(mut self, device: &str) -> Option<Client> {
+        self.send(&Request::Pid {}).ok()?;
+        let Ok(Response::Pid(identity)) = self.receive(Some(INTRODUCTION)) else {
+            return None;
+        };
+        let mount = mountinfo::at(&identity.mountpoint).ok()??;
+        (mount.device == device).then_some(self)
     }
 
     /// The daemon that serves the volume on any of these disks; the one that writes, if there are several.

@@ -58,11 +58,11 @@ impl Volume {
     }
 
     fn look_for_losses(&self, file: &Arc<OpenFile>) -> Result<()> {
-        if self.disks.absent().is_empty()
-            && self.disks.all_online()
-            && !self.known_losses.is_bad(file.id)
-            && file.state.lock().head.dropped == 0
-        {
+        // While all is well only what was given up is lost.
+        let look = !self.disks.absent().is_empty()
+            || !self.disks.all_online()
+            || self.known_losses.is_bad(file.id);
+        if !look && file.state.lock().head.dropped == 0 {
             return Ok(());
         }
         // No commit changes what is looked at.
@@ -81,7 +81,7 @@ impl Volume {
         file.damaged
             .store(false, std::sync::atomic::Ordering::Release);
         let view = self
-            .lost_bytes(file)
+            .lost_bytes(file, look)
             .map(|lost| (!lost.runs.is_empty()).then(|| self.view(file, size, &lost)));
         let mut state = file.state.lock();
         match view {

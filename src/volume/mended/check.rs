@@ -1,5 +1,6 @@
-//! Which bytes of a file are on no disk any more: every live block that is stored once is looked for, those of a disk that
-//! is missing as a whole excepted. Several disks at a time, and in the order in which the blocks lie.
+//! Which bytes of a file are on no disk any more. What was given up is recorded with its blocks. Every other live block that
+//! is stored once is looked for where there is a reason to, those of a disk that is missing as a whole excepted: several
+//! disks at a time, and in the order in which the blocks lie.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -65,8 +66,9 @@ impl Volume {
         })
     }
 
-    /// Looks for every block that is stored once. To be called with the file's turn.
-    pub(super) fn lost_bytes(&self, file: &Arc<OpenFile>) -> Result<LostBytes> {
+    /// The lost bytes of a file. With `look` every block that is stored once is looked for; without, only what is recorded
+    /// as lost is told. To be called with the file's turn.
+    pub(super) fn lost_bytes(&self, file: &Arc<OpenFile>, look: bool) -> Result<LostBytes> {
         let critical = self.pipeline.policy.critical;
         let view = self.frozen_view(file);
         let mut live = BlockSet::default();
@@ -86,6 +88,13 @@ impl Volume {
                     window: record.no,
                     index,
                 };
+                if block.lost && live.contains(id) {
+                    lost.insert(id);
+                    continue;
+                }
+                if !look {
+                    continue;
+                }
                 let once = !block.protected || record.parity.is_empty();
                 // What has a copy or parity, but less than critical bytes have, may be gone as well.
                 let weak = record.code.m < critical.m;

@@ -113,7 +113,7 @@ fn open(rig: &Rig, mode: LostReads) -> Arc<Volume> {
 fn lost_ranges(volume: &Volume) -> Vec<Range<u64>> {
     let file = volume.lookup(ROOT, b"f").expect("there").file;
     let file = volume.use_file(file).expect("in use");
-    let lost = volume.lost_bytes(&file).expect("looked for");
+    let lost = volume.lost_bytes(&file, true).expect("looked for");
     lost.runs.iter().map(|(range, _)| range).collect()
 }
 

@@ -2,7 +2,7 @@
 //! windows have no place there are written anew. When nothing refers to it any more, it is struck off the volume.
 
 use super::relocate::{Plan, Wanted};
-use super::{Running, Walked, Work};
+use super::{Running, TaskKind, Walked, Work};
 use crate::ids::{DiskId, FileId};
 use crate::store::{Takes, WindowRecord};
 use crate::volume::Volume;
@@ -79,10 +79,10 @@ impl Work for Evacuate {
         volume.relocate(file, running, &mut plan, Some(disk))
     }
 
-    fn finish(&mut self, volume: &Volume, running: &Running) -> Result<()> {
+    fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
         let left = volume.files_on(self.disk, running)?;
         if running.ends() {
-            return Ok(());
+            return Ok(false);
         }
         if let Some(first) = left.first() {
             volume.disks.set_leaving(self.disk, false);
@@ -97,11 +97,26 @@ impl Work for Evacuate {
                 ),
             ));
         }
-        volume.strike_off(self.disk)
+        volume.strike_off(self.disk)?;
+        Ok(true)
     }
 
-    fn cancelled(&mut self, volume: &Volume) {
+    fn cancelled(&mut self, volume: &Volume, running: &Running) {
         volume.disks.set_leaving(self.disk, false);
+        let kind = running.status.lock().kind.clone();
+        let (old, new) = match kind {
+            TaskKind::Replace { disk, by, .. } if !volume.disks.state(disk).takes_writes() => {
+                (disk, by)
+            }
+            TaskKind::Return { disk, to } => (to, disk),
+            _ => return,
+        };
+        running.problem(format!(
+            "disks {} and {} both stay disks of the volume; `parsfs disk remove` takes one out, and `parsfs disk replace` \
+             with the same two goes on",
+            volume.disks.name(old),
+            volume.disks.name(new)
+        ));
     }
 }
 

@@ -176,8 +176,8 @@ impl Work for Rebalance {
         Ok(walked)
     }
 
-    fn finish(&mut self, _volume: &Volume, _running: &Running) -> Result<()> {
-        Ok(())
+    fn finish(&mut self, _volume: &Volume, _running: &Running) -> Result<bool> {
+        Ok(true)
     }
 }
 

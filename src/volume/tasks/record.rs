@@ -30,6 +30,13 @@ pub enum TaskKind {
         /// Bytes that only it had, and does not give, are given up.
         give_up: bool,
     },
+    /// A replacement was ended: what the new disk was given goes back to the old one, and the new one leaves.
+    Return {
+        /// The new disk.
+        disk: DiskId,
+        /// The old one.
+        to: DiskId,
+    },
     /// Blocks are moved until all disks are about equally full.
     Rebalance {},
 }

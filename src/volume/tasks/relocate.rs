@@ -343,6 +343,7 @@ impl Volume {
         let mut sweep = Sweep::default();
         let mut before: Vec<(WindowNo, Option<Window>)> = Vec::new();
         let mut stale = Vec::new();
+        let mut given_up = 0;
         let (size, dead) = {
             let mut state = file.state.lock();
             for moved in moved {
@@ -355,6 +356,7 @@ impl Volume {
                     left_places(&moved, &mut sweep);
                 }
                 before.push((no, state.map.windows.get(&no).cloned()));
+                given_up += newly_lost(&moved.old, &moved.new);
                 let made = Window::Made(Arc::new(moved.new));
                 state.map.windows.insert(no, made);
                 state.uncommitted.insert(no);
@@ -380,10 +382,11 @@ impl Volume {
             followed: None,
         };
         file.committing.store(true, Ordering::Release);
-        let result = self.make_moves_true(file, anew, plan, &mut frozen, running);
+        let result = self.make_moves_true(file, anew, plan, &mut frozen, given_up);
         file.committing.store(false, Ordering::Release);
         match result {
-            Ok(()) => {
+            Ok(lost) => {
+                running.note(|status| status.lost += lost);
                 self.sweeper.add(Arc::clone(file), frozen.sweep);
                 Ok(Walked::Done)
             }
@@ -409,23 +412,30 @@ impl Volume {
         anew: &BTreeSet<WindowNo>,
         plan: &Plan<'_>,
         frozen: &mut Frozen,
-        running: &Running,
-    ) -> Result<()> {
+        mut given_up: u64,
+    ) -> Result<u64> {
         if !anew.is_empty() {
-            self.write_anew(file, anew, plan.give_up, running)?;
+            given_up += self.write_anew(file, anew, plan.give_up)?;
+        }
+        if given_up > 0 {
+            // Whoever opens it from now on has a view of what is left.
+            let before = file.state.lock().head.dropped;
+            frozen.dropped = Some(before.saturating_add(given_up));
         }
         self.sync_sets(file)?;
-        self.write_metadata(file, frozen)
+        self.write_metadata(file, frozen)?;
+        Ok(given_up)
     }
 
-    /// Writes what lives in these windows into new ones. What cannot be read is recorded as lost, if it is given up.
+    /// Writes what lives in these windows into new ones. What cannot be read is recorded as lost, if it is given up; says
+    /// how many bytes that are.
     fn write_anew(
         &self,
         file: &Arc<OpenFile>,
         windows: &BTreeSet<WindowNo>,
         give_up: bool,
-        running: &Running,
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let mut given_up = 0;
         let mut protected: HashMap<BlockId, bool> = HashMap::new();
         let mut lost: HashSet<BlockId> = HashSet::new();
         let mut remains: Vec<WindowRecord> = Vec::new();
@@ -445,7 +455,7 @@ impl Volume {
                 if gone {
                     lost.insert(id);
                     if !block.lost {
-                        running.note(|status| status.lost += u64::from(block.raw));
+                        given_up += u64::from(block.raw);
                     }
                 }
             }
@@ -475,7 +485,7 @@ impl Volume {
             state.map.windows.insert(no, Window::Made(Arc::new(record)));
             state.uncommitted.insert(no);
         }
-        Ok(())
+        Ok(given_up)
     }
 
     /// What is left of a window of which only lost blocks are still referred to.
@@ -534,6 +544,14 @@ impl Volume {
             }
         }
     }
+}
+
+/// Bytes of blocks that are recorded as lost now and were not before.
+fn newly_lost(old: &WindowRecord, new: &WindowRecord) -> u64 {
+    std::iter::zip(&old.blocks, &new.blocks)
+        .filter(|(old, new)| new.lost && !old.lost)
+        .map(|(_, new)| u64::from(new.raw))
+        .sum()
 }
 
 /// The places that a shard of a window takes on a disk.

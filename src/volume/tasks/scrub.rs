@@ -138,7 +138,7 @@ impl Work for Scrub {
         Ok(Walked::Done)
     }
 
-    fn finish(&mut self, volume: &Volume, _running: &Running) -> Result<()> {
+    fn finish(&mut self, volume: &Volume, _running: &Running) -> Result<bool> {
         if self.only.is_none() {
             volume.tidy()?;
         }
@@ -159,7 +159,7 @@ impl Work for Scrub {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -2,23 +2,24 @@
 //! disk's own, and whoever asked waits as long as he likes: the thread stays behind, the asker goes on. Threads are
 //! started when they are needed, and a disk that hangs holds up no more of them than `THREADS`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 
-use crate::disk::{Disk, Result};
-use crate::store::queue::Queue;
+use super::Disk;
+use crate::queue::Queue;
 
-/// The most threads of one disk: as many reads as may be under way there at once.
+/// The most threads of one disk: as many requests as may be under way there at once.
 const THREADS: usize = 16;
 
 type Request = Box<dyn FnOnce(&dyn Disk) + Send>;
 
 /// The threads of one disk. They end, with what is queued done, after this is dropped.
 #[derive(Clone)]
-pub(super) struct Patience(Arc<Shared>);
+pub(crate) struct Patience(Arc<Shared>);
 
 struct Shared {
     disk: Arc<dyn Disk>,
@@ -39,40 +40,51 @@ impl Drop for Shared {
     }
 }
 
+impl fmt::Debug for Patience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Patience with {:?}", self.0.disk)
+    }
+}
+
 impl Patience {
-    pub(super) fn new(disk: Arc<dyn Disk>) -> Patience {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Patience {
         Patience(Arc::new(Shared {
             disk,
             work: Arc::default(),
         }))
     }
 
+    /// The disk that is asked.
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.0.disk
+    }
+
+    /// Whether no request is queued or under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.0.work.pending.load(Ordering::Acquire) == 0
+    }
+
     /// Asks the disk, and waits so long for the answer. `None` when none has come.
-    pub(super) fn ask<T: Send + 'static>(
+    pub(crate) fn ask<T: Send + 'static>(
         &self,
         limit: Duration,
-        request: impl FnOnce(&dyn Disk) -> Result<T> + Send + 'static,
-    ) -> Option<Result<T>> {
+        request: impl FnOnce(&dyn Disk) -> T + Send + 'static,
+    ) -> Option<T> {
         let (answer, answers) = bounded(1);
-        self.push(answer, request);
+        self.push(Box::new(move |disk| {
+            // Whoever asked may have gone on without the answer.
+            let _ = answer.send(request(disk));
+        }));
         answers.recv_timeout(limit).ok()
     }
 
-    fn push<T: Send + 'static>(
-        &self,
-        answer: Sender<Result<T>>,
-        request: impl FnOnce(&dyn Disk) -> Result<T> + Send + 'static,
-    ) {
+    fn push(&self, request: Request) {
         let work = &self.0.work;
         let pending = work.pending.fetch_add(1, Ordering::AcqRel) + 1;
         let threads = work.threads.load(Ordering::Acquire);
         if pending > threads && threads < THREADS {
             self.start();
         }
-        let request: Request = Box::new(move |disk| {
-            // Whoever asked may have gone on without the answer.
-            let _ = answer.send(request(disk));
-        });
         if let Err(request) = work.queue.push(request) {
             request(&*self.0.disk);
         }

@@ -1,0 +1,147 @@
+//! A second fault while the first one is being made good: nothing is lost, and the work comes to its end.
+
+use std::fs;
+
+use crate::harness::disks::{Backing, Kind};
+use crate::harness::random::Random;
+use crate::harness::volume::{Shape, Volume};
+use crate::harness::wait_until;
+use crate::operate::{
+    PATIENCE, becomes, check, done, fill, forget_cached, new_directory, paths, state_of,
+    survives_any_two, task, text,
+};
+
+fn faulty() -> Volume {
+    Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    })
+}
+
+/// A replacement at a slow rate that has moved something.
+fn begin_to_replace(volume: &Volume, old: &str, new: &str) {
+    done(
+        volume,
+        &["disk", "replace", "--rate", "4M", "--detach"],
+        &[old, new],
+    );
+    wait_until("the replacement to move something", PATIENCE, || {
+        task(volume)["moved"].as_u64() > Some(0)
+    });
+    assert_eq!(task(volume)["state"], "running", "{:#}", task(volume));
+}
+
+/// While a lost disk is being replaced a second one dies: everything is still there, and the replacement comes to its end.
+#[test]
+fn a_second_disk_dies_during_a_replacement() {
+    let volume = faulty();
+    fill(&volume);
+    volume.disks[1].faults().set(|faults| faults.dead = true);
+    let new = new_directory(&volume, "new");
+    begin_to_replace(&volume, "disk2", text(&new));
+    volume.disks[4].faults().set(|faults| faults.dead = true);
+    check(&volume, "in the middle of it");
+    done(&volume, &["task", "--rate", "0"], &[]);
+    done(&volume, &["task", "--wait"], &[]);
+    assert_eq!(state_of(&volume, "disk2"), None, "{:#}", task(&volume));
+    check(&volume, "with a second one dead");
+    forget_cached();
+    check(&volume, "read anew");
+}
+
+/// A second disk dies as soon as one that was away is back and gets what it lacks. It gets all of it: a third may die then,
+/// with the second still dead.
+#[test]
+fn a_second_disk_dies_during_a_rebuild() {
+    let volume = faulty();
+    volume.disks[1].faults().set(|faults| faults.dead = true);
+    fill(&volume);
+    wait_until("disk2 to be left alone", PATIENCE, || {
+        let state = state_of(&volume, "disk2");
+        matches!(state.as_deref(), Some("faulty" | "missing"))
+    });
+    volume.disks[1].faults().heal();
+    done(&volume, &["disk", "online"], &["disk2"]);
+    volume.disks[4].faults().set(|faults| faults.dead = true);
+    check(&volume, "while disk2 is rebuilt");
+    becomes(&volume, "disk2", "online");
+    volume.disks[0].faults().set(|faults| faults.dead = true);
+    forget_cached();
+    check(&volume, "with disks 1 and 5 dead");
+}
+
+/// What the others have of a dead disk's windows is bad in places, which nobody knew: the replacement goes around it, and a
+/// scrub leaves a volume that survives any two losses.
+#[test]
+fn a_replacement_meets_bad_blocks_on_another_disk() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    volume.umount();
+    let mut random = Random::new(5);
+    let flips = volume.disks[3].flip_bits(Kind::Segment, 60, &mut random);
+    assert!(flips.len() > 30);
+    fs::remove_dir_all(&volume.disks[1].path).expect("rm -rf");
+    fs::create_dir(&volume.disks[1].path).expect("the empty mount point");
+    volume.mount();
+    let new = new_directory(&volume, "new");
+    done(&volume, &["disk", "replace"], &["disk2", text(&new)]);
+    let last = task(&volume);
+    assert_eq!(last["lost"], 0, "{last:#}");
+    check(&volume, "after the replacement");
+    done(&volume, &["scrub"], &[]);
+    let scrub = task(&volume);
+    assert_eq!(
+        (&scrub["gone"], &scrub["problem_count"]),
+        (&0.into(), &0.into())
+    );
+    let mut all = paths(&volume);
+    all[1] = new;
+    survives_any_two(&mut volume, &all);
+}
+
+/// The new disk dies as well: the old one leaves all the same, its place is taken by yet another one, and any two may go.
+#[test]
+fn the_new_disk_dies_during_a_replacement() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    let new = new_directory(&volume, "new");
+    begin_to_replace(&volume, "disk2", text(&new));
+    fs::remove_dir_all(&new).expect("rm -rf");
+    becomes(&volume, "new", "missing");
+    check(&volume, "without the new disk");
+    done(&volume, &["task", "--rate", "0"], &[]);
+    done(&volume, &["task", "--wait"], &[]);
+    check(&volume, "after the replacement");
+    let newer = new_directory(&volume, "newer");
+    done(&volume, &["disk", "replace"], &["new", text(&newer)]);
+    assert_eq!(state_of(&volume, "new"), None);
+    assert_eq!(state_of(&volume, "disk2"), None, "{:#}", task(&volume));
+    check(&volume, "with a newer disk");
+    let mut all = paths(&volume);
+    all[1] = newer;
+    survives_any_two(&mut volume, &all);
+}
+
+/// The daemon is killed in the middle of a replacement, and the next mount lacks another disk: it goes on without it.
+#[test]
+fn a_disk_is_gone_when_a_replacement_goes_on_after_a_crash() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    let new = new_directory(&volume, "new");
+    begin_to_replace(&volume, "disk6", text(&new));
+    volume.kill();
+    volume.disks[2].take_away();
+    volume.mount();
+    check(&volume, "in the middle of it");
+    done(&volume, &["task", "--rate", "0"], &[]);
+    done(&volume, &["task", "--wait"], &[]);
+    assert_eq!(state_of(&volume, "disk6"), None, "{:#}", task(&volume));
+    check(&volume, "after the replacement");
+    volume.umount();
+    volume.disks[2].bring_back();
+    volume.mount();
+    becomes(&volume, "disk3", "online");
+    let mut all = paths(&volume);
+    all[5] = new;
+    survives_any_two(&mut volume, &all);
+}

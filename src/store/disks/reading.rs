@@ -1,0 +1,198 @@
+//! Reading from a disk, which is waited for only so long, and counting how it does: a disk that fails again and again is faulty, one
+//! that fails now and then, is slow or gives wrong bytes is suspect.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::score::{self, Fault};
+use super::{DiskState, Disks, READ_FAILURES_MAX, ReadFailure, SOON};
+use crate::disk::{AT_LAST, DiskError, ObjectName};
+use crate::ids::DiskId;
+
+impl Disks {
+    /// Fills `buffer` from an object of a disk, and counts how the disk does. A disk that fails again and
+    /// again becomes faulty; an object that is missing or cut short tells of the object only. Waits no longer
+    /// than `SOON`.
+    pub fn read(
+        &self,
+        id: DiskId,
+        object: ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), ReadFailure> {
+        self.read_within(SOON, id, object, offset, buffer)
+    }
+
+    /// The same where nobody else has the bytes: waits for up to `AT_LAST`.
+    pub fn read_at_last(
+        &self,
+        id: DiskId,
+        object: ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), ReadFailure> {
+        self.read_within(AT_LAST, id, object, offset, buffer)
+    }
+
+    fn read_within(
+        &self,
+        limit: Duration,
+        id: DiskId,
+        object: ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), ReadFailure> {
+        let found = {
+            let slots = self.slots.read();
+            let slot = slots.get(&id);
+            slot.and_then(|slot| slot.disk.clone().zip(slot.patience.clone()))
+        };
+        let Some((disk, patience)) = found else {
+            return Err(ReadFailure::NoDisk(self.name(id)));
+        };
+        // What is in memory needs no patience, and no other thread.
+        if disk.read_at_once(object, offset, buffer) {
+            self.count_success(id);
+            return Ok(());
+        }
+        let length = buffer.len();
+        let answer = patience.ask(limit, move |disk| {
+            let mut bytes = vec![0; length];
+            let read = disk.read_at(object, offset, &mut bytes);
+            read.map(|()| bytes)
+        });
+        match answer {
+            Some(Ok(bytes)) => {
+                self.count_success(id);
+                buffer.copy_from_slice(&bytes);
+                Ok(())
+            }
+            // One object, or the whole disk.
+            Some(Err(error)) if error.is_missing() => {
+                if self.check(id) {
+                    self.count_success(id);
+                }
+                Err(error.into())
+            }
+            Some(Err(error)) => {
+                self.count_failure(id, &error);
+                Err(error.into())
+            }
+            None => {
+                self.count_wait(id);
+                Err(ReadFailure::Slow {
+                    disk: self.name(id),
+                    seconds: limit.as_secs(),
+                })
+            }
+        }
+    }
+
+    /// Tells a disk, if it is there, that the range is soon to be read.
+    pub fn will_read(&self, id: DiskId, object: ObjectName, range: std::ops::Range<u64>) {
+        if let Some(disk) = self.get(id) {
+            disk.will_read(object, range);
+        }
+    }
+
+    pub(super) fn count_failure(&self, id: DiskId, error: &DiskError) {
+        let (in_a_row, points) = {
+            let slots = self.slots.read();
+            let Some(slot) = slots.get(&id) else { return };
+            slot.read_errors.fetch_add(1, Ordering::Relaxed);
+            let points = slot.score.lock().add(Fault::Read, Instant::now());
+            let in_a_row = slot.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+            if points >= score::SUSPECT {
+                slot.avoid.store(true, Ordering::Relaxed);
+            }
+            (in_a_row, points)
+        };
+        if in_a_row >= READ_FAILURES_MAX {
+            self.mark_faulty(id, format!("{in_a_row} reads failed in a row: {error}"));
+        } else if points >= score::FAULTY {
+            self.mark_faulty(id, format!("it fails too often: {error}"));
+        } else if points >= score::SUSPECT {
+            self.become_suspect(id, &error.to_string());
+        }
+    }
+
+    pub(super) fn become_suspect(&self, id: DiskId, why: &str) {
+        self.set_state(id, why, |slot| {
+            (slot.state == DiskState::Online).then_some(DiskState::Suspect)
+        });
+    }
+
+    pub(super) fn count_wait(&self, id: DiskId) {
+        {
+            let slots = self.slots.read();
+            let Some(slot) = slots.get(&id) else { return };
+            slot.waits.fetch_add(1, Ordering::Relaxed);
+            slot.avoid.store(true, Ordering::Relaxed);
+            slot.hangs.lock().get_or_insert_with(Instant::now);
+            slot.score.lock().add(Fault::Slow, Instant::now());
+        }
+        self.become_suspect(id, &format!("it did not answer in {} s", SOON.as_secs()));
+    }
+
+    /// A disk gave other bytes than were written, or lacks them. One that is being rebuilt may.
+    pub fn count_wrong_bytes(&self, id: DiskId, what: impl fmt::Display) {
+        let suspect = {
+            let slots = self.slots.read();
+            let Some(slot) = slots.get(&id) else { return };
+            if slot.disk.is_none() || slot.state == DiskState::Rebuilding {
+                return;
+            }
+            slot.wrong_bytes.fetch_add(1, Ordering::Relaxed);
+            slot.score.lock().add(Fault::WrongBytes, Instant::now()) >= score::SUSPECT
+        };
+        if suspect {
+            self.become_suspect(id, &what.to_string());
+        }
+    }
+
+    pub(super) fn count_success(&self, id: DiskId) {
+        let slots = self.slots.read();
+        if let Some(slot) = slots.get(&id) {
+            if slot.in_a_row.load(Ordering::Relaxed) != 0 {
+                slot.in_a_row.store(0, Ordering::Relaxed);
+            }
+            if slot.avoid.load(Ordering::Relaxed) {
+                *slot.hangs.lock() = None;
+            }
+        }
+    }
+
+    /// A program reads: work in the background makes way for a moment.
+    pub fn note_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many reads by programs there were so far.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Writes good bytes again over bad ones, where the disk is online and the mount may write; says
+    /// whether it did. Failing is logged and no error: the caller has its bytes.
+    pub fn repair(&self, id: DiskId, object: ObjectName, offset: u64, bytes: &[u8]) -> bool {
+        if self.read_only || !self.is_online(id) {
+            return false;
+        }
+        let Some(disk) = self.get(id) else {
+            return false;
+        };
+        match disk.restore(object, offset, bytes) {
+            Ok(()) => {
+                let length = bytes.len();
+                tracing::warn!(disk = disk.name(), %object, offset, length, "repaired");
+                true
+            }
+            Err(DiskError::Unsupported { .. }) => false,
+            Err(error) => {
+                tracing::warn!(disk = disk.name(), %object, offset, %error, "cannot be repaired");
+                false
+            }
+        }
+    }
+}

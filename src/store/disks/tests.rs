@@ -1,0 +1,94 @@
+use super::*;
+use crate::disk::{Disk, MemoryDisk, ObjectName};
+use crate::ids::SetId;
+
+const OBJECT: ObjectName = ObjectName::Blocks(SetId(1));
+
+fn table(read_only: bool) -> Disks {
+    let disks = Disks::new(read_only);
+    let disk = MemoryDisk::new("a");
+    disk.put(OBJECT, b"hello").unwrap();
+    disks.insert(DiskId(1), "a", Some(Arc::new(disk)));
+    disks.insert(DiskId(2), "b", None);
+    disks
+}
+
+#[test]
+fn a_missing_object_does_not_harm_its_disk() {
+    let disks = table(false);
+    let mut room = [0; 9];
+    for _ in 0..3 * READ_FAILURES_MAX {
+        assert!(disks.read(DiskId(1), OBJECT, 0, &mut room).is_err());
+        let other = ObjectName::Parity(SetId(1));
+        assert!(disks.read(DiskId(1), other, 0, &mut room).is_err());
+    }
+    assert_eq!(disks.usable_for_writing(), [DiskId(1)]);
+}
+
+#[test]
+fn a_faulty_disk_is_read_and_not_written() {
+    let disks = table(false);
+    disks.mark_faulty(DiskId(1), "it smokes");
+    disks.mark_faulty(DiskId(1), "later");
+    disks.mark_faulty(DiskId(2), "it is not even there");
+    assert_eq!(disks.state(DiskId(1)), DiskState::Faulty);
+    assert_eq!(disks.list()[0].note, "it smokes");
+    assert_eq!(disks.state(DiskId(2)), DiskState::Missing);
+    assert_eq!(disks.usable_for_writing(), []);
+    let mut room = [0; 5];
+    disks.read(DiskId(1), OBJECT, 0, &mut room).unwrap();
+    assert_eq!(&room, b"hello");
+    assert!(!disks.repair(DiskId(1), OBJECT, 0, b"HELLO"));
+    let error = disks.read(DiskId(2), OBJECT, 0, &mut room).unwrap_err();
+    assert_eq!(error.to_string(), "disk b is missing");
+}
+
+#[test]
+fn a_mount_that_may_not_write_repairs_nothing() {
+    let disks = table(true);
+    assert!(!disks.repair(DiskId(1), OBJECT, 0, b"HELLO"));
+    assert_eq!(disks.usable_for_writing(), []);
+    assert!(table(false).repair(DiskId(1), OBJECT, 0, b"HELLO"));
+}
+
+#[test]
+fn a_disk_that_fails_now_and_then_is_suspect_and_one_that_gives_wrong_bytes_too() {
+    let disks = table(false);
+    for _ in 0..3 {
+        disks.count_wrong_bytes(DiskId(1), "not what was written");
+        assert_eq!(disks.state(DiskId(1)), DiskState::Online);
+    }
+    disks.count_wrong_bytes(DiskId(1), "not what was written");
+    assert_eq!(disks.state(DiskId(1)), DiskState::Suspect);
+    assert_eq!(disks.takes_data(DiskId(1)), Takes::WhatOthersCannot);
+    assert!(!disks.reads_fail(DiskId(1)), "what it gives is verified");
+    assert!(disks.repair(DiskId(1), OBJECT, 0, b"HELLO"));
+    for _ in 0..1000 {
+        disks.count_wrong_bytes(DiskId(1), "not what was written");
+    }
+    assert_eq!(
+        disks.state(DiskId(1)),
+        DiskState::Suspect,
+        "never faulty by that"
+    );
+    disks.mark_online(DiskId(1), "looked at");
+    disks.count_wrong_bytes(DiskId(1), "not what was written");
+    assert_eq!(disks.state(DiskId(1)), DiskState::Online, "it begins anew");
+    disks.mark_rebuilding(DiskId(1), "it was away");
+    for _ in 0..100 {
+        disks.count_wrong_bytes(DiskId(1), "it lacks that");
+    }
+    assert_eq!(disks.state(DiskId(1)), DiskState::Rebuilding);
+    disks.set_leaving(DiskId(1), true);
+    assert_eq!(disks.takes_data(DiskId(1)), Takes::Nothing);
+}
+
+#[test]
+fn a_disk_that_is_gone_is_not_asked_any_more() {
+    let disks = table(false);
+    disks.mark_missing(DiskId(1), "its directory was deleted");
+    assert!(disks.get(DiskId(1)).is_none());
+    disks.mark_faulty(DiskId(1), "later");
+    disks.mark_online(DiskId(1), "nothing is there");
+    assert_eq!(disks.state(DiskId(1)), DiskState::Missing);
+}

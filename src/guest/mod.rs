@@ -107,7 +107,10 @@ impl<'m> Guest<'m> {
         Candidate::of(memory, hints)?.understood()
     }
 
-    fn with_types(candidate: Candidate<'m>, btf: Option<&Btf>) -> Result<Guest<'m>, GuestError> {
+    fn with_types(
+        candidate: Candidate<'m>,
+        btf: Option<&Btf<'_>>,
+    ) -> Result<Guest<'m>, GuestError> {
         let Candidate {
             memory,
             kernel,

@@ -45,6 +45,8 @@ pub struct Translated {
     pub gpa: u64,
     /// Bytes from there to the end of what one entry maps.
     pub left: u64,
+    /// Whether the kernel may execute it.
+    pub code: bool,
 }
 
 /// Bits 51:12 of an entry.
@@ -113,6 +115,7 @@ impl PageTables {
         }
         let stride = self.page_shift - 3;
         let mut table = self.root;
+        let mut code = true;
         for step in 0..self.levels {
             let shift = self.page_shift + stride * (self.levels - 1 - step);
             let bits = if step == 0 {
@@ -132,6 +135,12 @@ impl PageTables {
                 Arch::Arm64 if last && entry & 2 == 0 => return None,
                 Arch::Arm64 => last || entry & 2 == 0,
             };
+            // x86's NX counts at every level; arm64's PXN is another bit in an entry that leads to a table.
+            code &= match self.arch {
+                Arch::X86_64 => entry >> 63 == 0,
+                Arch::Arm64 if leaf => entry >> 53 & 1 == 0,
+                Arch::Arm64 => entry >> 59 & 1 == 0,
+            };
             let address = self.address(entry);
             if leaf {
                 let inside = va & ((1u64 << shift) - 1);
@@ -139,6 +148,7 @@ impl PageTables {
                 return Some(Translated {
                     gpa: base + inside,
                     left: (1 << shift) - inside,
+                    code,
                 });
             }
             table = address;

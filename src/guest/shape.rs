@@ -59,7 +59,7 @@ pub struct PageShape {
 }
 
 impl PageShape {
-    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf>) -> Result<PageShape, GuestError> {
+    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf<'_>>) -> Result<PageShape, GuestError> {
         let info = &kernel.info;
         let size = info
             .size("page")
@@ -197,7 +197,7 @@ const HARMLESS_MAPPING: [&str; 5] = [
 ];
 
 impl CacheShape {
-    pub(super) fn of(btf: &Btf) -> Option<CacheShape> {
+    pub(super) fn of(btf: &Btf<'_>) -> Option<CacheShape> {
         // Such kernels read page cache without holding a reference, if only a little is read. A processor that was stopped
         // in the middle of that would go on with bytes that are lost, and nothing would tell.
         if btf
@@ -259,7 +259,7 @@ impl CacheShape {
 }
 
 impl BufferShape {
-    fn of(btf: &Btf) -> Option<BufferShape> {
+    fn of(btf: &Btf<'_>) -> Option<BufferShape> {
         let bits = btf.values("bh_state_bits");
         let bit = |name: &str| bits.get(name).filter(|&&n| n < 64).map(|&n| 1u64 << n);
         let at = |name: &str| btf.offset("buffer_head", name);
@@ -279,7 +279,7 @@ impl BufferShape {
 }
 
 impl IomapShape {
-    fn of(btf: &Btf) -> Option<IomapShape> {
+    fn of(btf: &Btf<'_>) -> Option<IomapShape> {
         let (name, bits) = if btf.named("iomap_folio_state").is_some() {
             ("iomap_folio_state", "state")
         } else {
@@ -310,7 +310,7 @@ pub struct ListsShape {
 }
 
 impl ListsShape {
-    pub(super) fn of(kernel: &Kernel, btf: &Btf) -> Option<ListsShape> {
+    pub(super) fn of(kernel: &Kernel, btf: &Btf<'_>) -> Option<ListsShape> {
         let lists = btf.member("per_cpu_pages", "lists")?;
         let count_of_lists = btf
             .array_len(lists.type_id)

@@ -576,6 +576,30 @@ fn free_pages_are_filled_with_what_the_allocator_checks_for() {
 }
 
 #[test]
+fn types_are_looked_for_behind_the_code_first() {
+    let mut guest = Synthetic::new();
+    let blob = super::synthetic::btf();
+    let file = guest.file("ext4");
+    guest.cached(PFN, 0, &file);
+    guest.bytes[0x20_0000 + 0x20_0000 / 2..][..blob.len()].copy_from_slice(&blob);
+    assert_eq!(class(&guest, PFN).0, PageClass::CacheClean);
+    // Something in the code looks like types and tells of another inode.
+    let decoy = |guest: &mut Synthetic| {
+        let name = guest.bytes[..0x20_0000]
+            .windows(10)
+            .position(|bytes| bytes == b"i_mapping\0");
+        let name = name.expect("the types within the first two MiB");
+        guest.bytes[name..name + 9].copy_from_slice(b"i_mappino");
+    };
+    decoy(&mut guest);
+    assert_eq!(class(&guest, PFN).1, Reason::NoBtf, "all is code");
+    // The upper half of the image cannot be executed.
+    let entry = guest.get(0x3008);
+    guest.put(0x3008, entry | 1 << 63);
+    assert_eq!(class(&guest, PFN).0, PageClass::CacheClean);
+}
+
+#[test]
 fn without_btf_free_pages_are_known_and_page_cache_is_kept() {
     let mut guest = Synthetic::new();
     let file = guest.file("ext4");

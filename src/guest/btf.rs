@@ -23,6 +23,9 @@ const TYPES_MIN: u32 = 5_000;
 /// The longest blob that is believed; Debian's take 4 to 7 MiB.
 const LEN_MAX: usize = 64 << 20;
 
+/// Bytes of blobs that are read in all. A guest may fill its image with beginnings, each of which leads through all others.
+const TRIED_MAX: usize = 4 * LEN_MAX;
+
 /// How deep types refer to types before the search is given up: anonymous members and modifiers.
 const DEPTH_MAX: u32 = 12;
 
@@ -86,6 +89,7 @@ struct Head {
 
 impl Head {
     /// The type whose words begin there.
+    #[inline]
     fn of(types: &[u8], at: usize) -> Option<Head> {
         let words = types.get(at..)?.first_chunk::<12>()?;
         let [name, info, rest] = [0, 4, 8].map(|at| u32_at(words, at).unwrap_or_default());
@@ -100,6 +104,7 @@ impl Head {
     }
 
     /// Where the next type begins. None if the kind is not known, and with it how long the type is.
+    #[inline]
     fn next(&self) -> Option<usize> {
         let &(fixed, each) = LENGTHS.get(self.kind as usize)?;
         (fixed != UNKNOWN)
@@ -127,6 +132,7 @@ impl Wanted {
     }
 
     /// The name that begins there.
+    #[inline]
     fn at(&self, strings: &[u8], at: u32) -> Option<&'static str> {
         let rest = strings.get(at as usize..)?;
         let beginning = u32::from_le_bytes(*rest.first_chunk::<4>()?);
@@ -160,8 +166,9 @@ impl<'b> Btf<'b> {
         let data = text
             .saturating_add(kernel.code(memory, end - text))
             .min(end);
-        Btf::search_in(memory, data..end, wanted)
-            .or_else(|| Btf::search_in(memory, text..data, wanted))
+        let mut budget = TRIED_MAX;
+        Btf::search_in(memory, data..end, wanted, &mut budget)
+            .or_else(|| Btf::search_in(memory, text..data, wanted, &mut budget))
     }
 
     /// Searches for a blob that begins within a range.
@@ -169,6 +176,7 @@ impl<'b> Btf<'b> {
         memory: &'b dyn GuestMemory,
         range: Range<u64>,
         wanted: &'static [&'static str],
+        budget: &mut usize,
     ) -> Option<Btf<'b>> {
         const STEP: u64 = 1 << 20;
         let finder = memmem::Finder::new(HEADER);
@@ -191,7 +199,7 @@ impl<'b> Btf<'b> {
                 let at = at as u64;
                 if at < STEP
                     && (gpa + at).is_multiple_of(4)
-                    && let Some(btf) = Btf::load(memory, gpa + at, wanted)
+                    && let Some(btf) = Btf::load(memory, gpa + at, wanted, budget)
                 {
                     return Some(btf);
                 }
@@ -205,6 +213,7 @@ impl<'b> Btf<'b> {
         memory: &'b dyn GuestMemory,
         gpa: u64,
         wanted: &'static [&'static str],
+        budget: &mut usize,
     ) -> Option<Btf<'b>> {
         let mut header = [0; 24];
         if !memory.read(gpa, &mut header) {
@@ -216,6 +225,7 @@ impl<'b> Btf<'b> {
         if len > LEN_MAX {
             return None;
         }
+        *budget = budget.checked_sub(len)?;
         let bytes = match memory.slice(gpa, len) {
             Some(slice) => Cow::Borrowed(slice),
             None => {

@@ -211,6 +211,7 @@ impl Types {
     }
 
     /// The type of a page by its mapcount word, or none if the word counts mappings.
+    #[inline]
     pub fn kind(&self, mapcount: u32) -> Option<Kind> {
         // Counts lie above -128, types below.
         if mapcount as i32 >= -128 {

@@ -192,6 +192,7 @@ impl<'m> Translations<'m> {
     }
 
     /// Where an address lies.
+    #[inline]
     pub fn gpa(&mut self, va: u64) -> Option<u64> {
         let (page, inside) = (va >> 12, va & 0xFFF);
         let slot = self.slots.get_mut((page ^ (page >> 10)) as usize % SLOTS)?;
@@ -203,6 +204,7 @@ impl<'m> Translations<'m> {
     }
 
     /// Fills bytes from a virtual address, page by page where it has to be.
+    #[inline]
     pub fn read(&mut self, va: u64, bytes: &mut [u8]) -> bool {
         let mut done = 0usize;
         while done < bytes.len() {
@@ -230,12 +232,14 @@ impl<'m> Translations<'m> {
     }
 
     /// A little-endian word of eight bytes.
+    #[inline]
     pub fn u64(&mut self, va: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         self.read(va, &mut bytes).then(|| u64::from_le_bytes(bytes))
     }
 
     /// A little-endian word of four bytes.
+    #[inline]
     pub fn u32(&mut self, va: u64) -> Option<u32> {
         let mut bytes = [0; 4];
         self.read(va, &mut bytes).then(|| u32::from_le_bytes(bytes))

@@ -15,10 +15,12 @@ const COPIES_MAX: usize = 64;
 
 /// Whether a page may begin a copy: the text itself, or the ELF note that holds it. Cheap enough for every page of a
 /// stream as it goes by; `page` may be as short as 24 bytes.
+#[inline]
 pub fn is_candidate(page: &[u8]) -> bool {
     text_offset(page).is_some()
 }
 
+#[inline]
 fn text_offset(page: &[u8]) -> Option<usize> {
     // Hardly any page is told from both by more than its first word.
     let first = u32::from_le_bytes(*page.first_chunk::<4>()?);

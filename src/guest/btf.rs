@@ -2,10 +2,12 @@
 //! guest memory and answers where a member lies. All offsets in the blob are the guest's word: each is checked, and
 //! nothing follows references further than a fixed depth.
 //!
-//! A blob has a hundred thousand types in several MiB, of which a dozen are wanted, once. So it is read where it lies and
-//! passed through once, and nothing is kept for a type but for every [`MARK`]th.
+//! A blob has a hundred thousand types in several MiB, of which a dozen are wanted, once, and most kernels have those in
+//! its first quarter. So it is read where it lies, no further than it has to be and never twice, and nothing is kept
+//! for a type but for every [`MARK`]th.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -63,16 +65,39 @@ pub struct Btf<'b> {
     /// Where the types and their names lie in `bytes`.
     types: Range<usize>,
     strings: Range<usize>,
-    /// Where every `MARK`th type begins among the types; number 1 is the first.
-    marks: Vec<u32>,
-    /// How many types there are.
-    count: u32,
+    walked: RefCell<Walked>,
     /// The structures and enums that were asked for.
     named: Vec<(&'static str, TypeId)>,
 }
 
 /// Of so many types the place of one is kept; the others are found from it.
 const MARK: u32 = 32;
+
+/// How far the types have been passed through.
+#[derive(Clone, Debug, Default)]
+struct Walked {
+    /// Where every `MARK`th type begins among the types; number 1 is the first.
+    marks: Vec<u32>,
+    /// How many types there are up to here.
+    count: u32,
+    /// Where the next one begins.
+    at: usize,
+}
+
+impl Walked {
+    /// Passes the next type. None behind the last, and before one of a kind that is not known.
+    #[inline]
+    fn step(&mut self, types: &[u8]) -> Option<Head> {
+        let head = Head::of(types, self.at)?;
+        let next = head.next()?;
+        if self.count.is_multiple_of(MARK) {
+            self.marks.push(self.at as u32);
+        }
+        self.count += 1;
+        self.at = next;
+        Some(head)
+    }
+}
 
 /// One type's three words.
 #[derive(Clone, Copy)]
@@ -114,20 +139,24 @@ impl Head {
 
 /// The names that are looked for, told apart by their first four bytes before they are compared.
 struct Wanted {
-    names: &'static [&'static str],
+    names: Vec<&'static str>,
     beginnings: Vec<u32>,
 }
 
+/// Structures and enums that are looked for: in each group names of which a kernel has one.
+pub(super) type Groups = &'static [&'static [&'static str]];
+
 impl Wanted {
-    fn new(names: &'static [&'static str]) -> Wanted {
+    fn new(groups: Groups) -> Wanted {
+        let names: Vec<&str> = groups.concat();
         // A name of three letters ends with NUL here as it does in the blob; there is no shorter one.
         let beginning = |name: &&str| {
             let mut bytes = name.bytes().chain([0; 4]);
             u32::from_le_bytes([(); 4].map(|()| bytes.next().unwrap_or_default()))
         };
         Wanted {
-            names,
             beginnings: names.iter().map(beginning).collect(),
+            names,
         }
     }
 
@@ -154,7 +183,7 @@ impl<'b> Btf<'b> {
     pub(super) fn search(
         memory: &'b dyn GuestMemory,
         kernel: &Kernel,
-        wanted: &'static [&'static str],
+        wanted: Groups,
     ) -> Option<Btf<'b>> {
         let text = kernel.text;
         let end = memory
@@ -175,7 +204,7 @@ impl<'b> Btf<'b> {
     fn search_in(
         memory: &'b dyn GuestMemory,
         range: Range<u64>,
-        wanted: &'static [&'static str],
+        wanted: Groups,
         budget: &mut usize,
     ) -> Option<Btf<'b>> {
         const STEP: u64 = 1 << 20;
@@ -212,7 +241,7 @@ impl<'b> Btf<'b> {
     fn load(
         memory: &'b dyn GuestMemory,
         gpa: u64,
-        wanted: &'static [&'static str],
+        wanted: Groups,
         budget: &mut usize,
     ) -> Option<Btf<'b>> {
         let mut header = [0; 24];
@@ -236,11 +265,11 @@ impl<'b> Btf<'b> {
                 Cow::Owned(bytes)
             }
         };
-        Btf::parse(bytes, wanted).filter(|btf| btf.count >= TYPES_MIN)
+        Btf::parse(bytes, wanted).filter(|btf| btf.passed() >= TYPES_MIN)
     }
 
     /// Reads a blob; of structures and enums only the wanted ones can be found by name.
-    fn parse(bytes: Cow<'b, [u8]>, wanted: &'static [&'static str]) -> Option<Btf<'b>> {
+    fn parse(bytes: Cow<'b, [u8]>, wanted: Groups) -> Option<Btf<'b>> {
         if !bytes.starts_with(HEADER) || bytes.len() > LEN_MAX {
             return None;
         }
@@ -251,15 +280,18 @@ impl<'b> Btf<'b> {
         };
         let (types, strings) = (part(8)?, part(16)?);
         let (words, texts) = (bytes.get(types.clone())?, bytes.get(strings.clone())?);
-        let wanted = Wanted::new(wanted);
-        let (mut marks, mut count) = (Vec::new(), 0u32);
+        let (groups, wanted) = (wanted, Wanted::new(wanted));
+        let mut walked = Walked::default();
         let mut named: Vec<(&'static str, TypeId)> = Vec::new();
-        let mut at = 0;
-        while let Some(head) = Head::of(words, at) {
-            if count.is_multiple_of(MARK) {
-                marks.push(at as u32);
-            }
-            count += 1;
+        let mut all_named = false;
+        while !all_named || walked.count < TYPES_MIN {
+            let Some(head) = walked.step(words) else {
+                // The end, if this is one.
+                if walked.at != words.len() {
+                    return None;
+                }
+                break;
+            };
             if matches!(
                 head.kind,
                 KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64
@@ -267,18 +299,23 @@ impl<'b> Btf<'b> {
                 && let Some(name) = wanted.at(texts, head.name)
                 && named.iter().all(|&(other, _)| other != name)
             {
-                named.push((name, TypeId(count)));
+                named.push((name, TypeId(walked.count)));
+                let is_named = |name: &&str| named.iter().any(|(other, _)| other == name);
+                all_named = groups.iter().all(|group| group.iter().any(is_named));
             }
-            at = head.next()?;
         }
-        (at == words.len()).then_some(Btf {
+        Some(Btf {
             types,
             strings,
-            marks,
-            count,
+            walked: RefCell::new(walked),
             named,
             bytes,
         })
+    }
+
+    /// How many types have been passed so far.
+    fn passed(&self) -> u32 {
+        self.walked.borrow().count
     }
 
     fn types(&self) -> &[u8] {
@@ -286,9 +323,13 @@ impl<'b> Btf<'b> {
     }
 
     fn head(&self, id: TypeId) -> Option<Head> {
-        let index = id.0.checked_sub(1).filter(|&index| index < self.count)?;
+        let index = id.0.checked_sub(1)?;
         let types = self.types();
-        let mut at = *self.marks.get((index / MARK) as usize)? as usize;
+        let mut walked = self.walked.borrow_mut();
+        while walked.count <= index {
+            walked.step(types)?;
+        }
+        let mut at = *walked.marks.get((index / MARK) as usize)? as usize;
         for _ in 0..index % MARK {
             at = Head::of(types, at)?.next()?;
         }
@@ -458,16 +499,20 @@ mod tests {
     fn every_type_is_found_by_its_number() {
         let blob = synthetic::btf();
         let btf = parse(&blob).expect("a blob");
-        let mut at = 0;
-        for number in 1..=btf.count {
-            assert_eq!(btf.head(TypeId(number)).map(|head| head.at), Some(at));
-            at = Head::of(btf.types(), at)
-                .expect("a type")
-                .next()
-                .expect("known");
+        assert_eq!(btf.passed(), TYPES_MIN, "no further than it has to be");
+        let (mut at, mut places) = (0, Vec::new());
+        while let Some(head) = Head::of(btf.types(), at) {
+            places.push(at);
+            at = head.next().expect("a known kind");
         }
         assert_eq!(at, btf.types().len());
-        for number in [0, btf.count + 1, u32::MAX] {
+        // Backwards, so that those behind what was passed are asked for first.
+        for (before, &place) in places.iter().enumerate().rev() {
+            let head = btf.head(TypeId(before as u32 + 1));
+            assert_eq!(head.map(|head| head.at), Some(place));
+        }
+        assert_eq!(btf.passed() as usize, places.len());
+        for number in [0, places.len() as u32 + 1, u32::MAX] {
             assert!(btf.head(TypeId(number)).is_none());
         }
         assert_eq!(btf.offset("address_space", "wb_err"), Some(24));

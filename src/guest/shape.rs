@@ -1,27 +1,25 @@
 //! Where the members of the kernel's structures lie: what vmcoreinfo tells of struct page, and what BTF tells of the
 //! page cache and the lists of free pages. All offsets in bytes.
 
-use super::btf::Btf;
+use super::btf::{Btf, Groups};
 use super::error::GuestError;
 use super::kernel::Kernel;
 
-/// The structures and enums that BTF is asked for.
-pub(super) const WANTED: &[&str] = &[
-    "pageflags",
-    "pagetype",
-    "mapping_flags",
-    "bh_state_bits",
-    "page",
-    "folio",
-    "address_space",
-    "address_space_operations",
-    "inode",
-    "super_block",
-    "file_system_type",
-    "buffer_head",
-    "iomap_folio_state",
-    "iomap_page",
-    "per_cpu_pages",
+/// The structures and enums that BTF is asked for. A kernel that lacks one is passed through to its last type.
+pub(super) const WANTED: Groups = &[
+    &["pageflags"],
+    &["pagetype"],
+    &["mapping_flags"],
+    &["bh_state_bits"],
+    &["folio"],
+    &["address_space"],
+    &["address_space_operations"],
+    &["inode"],
+    &["super_block"],
+    &["file_system_type"],
+    &["buffer_head"],
+    &["iomap_folio_state", "iomap_page"],
+    &["per_cpu_pages"],
 ];
 
 /// Where a compound page's order is kept.

@@ -65,14 +65,14 @@ fn one_guest_in_every_format_has_the_same_classes() {
 #[test]
 fn one_arm64_guest_in_every_format_has_the_same_classes() {
     let scene = Scene::new(Kernel::Arm64, Work::Idle, "").ready();
-    are_the_same(&scene, 4_000, 10);
+    are_the_same(&scene, 4_000, 5);
 }
 
 /// QEMU's files have pages of 4 KiB whatever the guest has.
 #[test]
 fn one_arm64_guest_with_large_pages_in_every_format_has_the_same_classes() {
     let scene = Scene::new(Kernel::Arm64Pages16K, Work::Idle, "").ready();
-    are_the_same(&scene, 1_000, 10);
+    are_the_same(&scene, 1_000, 5);
 }
 
 /// The same classes in every format; at least so many pages of page cache and of programs.

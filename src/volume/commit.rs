@@ -57,6 +57,8 @@ pub enum Purpose {
     Spill,
     /// Too much is dead: move what lives out of sparse windows. Not while something is new.
     Compact,
+    /// The policy changed: give every byte the tier that it has now. Not while something is new, whose commit does it too.
+    JudgeAgain,
     /// Make true what a task has moved, and nothing that programs wrote.
     Relocate,
 }
@@ -139,7 +141,7 @@ impl Volume {
         match purpose {
             Purpose::MakeTrue if !state.is_dirty() => return None,
             // Whoever is in the middle of writing it says when that becomes true, and its close asks again.
-            Purpose::Compact if state.is_dirty() => return None,
+            Purpose::Compact | Purpose::JudgeAgain if state.is_dirty() => return None,
             _ => {}
         }
         let open = state.gatherer.open_bytes();

@@ -130,6 +130,13 @@ impl Follow {
         self.touch(before.min(size)..before.max(size));
     }
 
+    /// The next commit is to judge a file of so many bytes as if all of it had changed.
+    pub fn judge_again(&mut self, size: u64) {
+        if size > 0 {
+            self.touch(0..size);
+        }
+    }
+
     fn touch(&mut self, range: Range<u64>) {
         self.seen.changed = Some(match &self.seen.changed {
             Some(changed) => changed.start.min(range.start)..changed.end.max(range.end),

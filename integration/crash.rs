@@ -9,6 +9,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::harness::content;
 use crate::harness::disks::{Backing, Kind};
 use crate::harness::random::Random;
@@ -134,6 +136,20 @@ fn a_daemon_that_is_killed_is_gone_whatever_is_read_and_written() {
         volume.kill();
         volume.mount();
         content::check_file(&volume.path("file"), 1, LENGTH).expect("the file");
+    }
+}
+
+/// open(2) makes a file also for who only reads it, and its name is there after the close like any other.
+#[test]
+fn a_file_made_by_a_reader_outlives_its_close() {
+    let mut volume = Volume::mounted();
+    for crash in 0..5 {
+        let path = volume.path(&format!("made{crash}"));
+        let flags = OFlags::CREATE | OFlags::RDONLY;
+        drop(rustix::fs::open(&path, flags, Mode::RUSR).expect("a new file"));
+        volume.kill();
+        volume.mount();
+        assert_eq!(fs::metadata(&path).expect("the file").len(), 0);
     }
 }
 

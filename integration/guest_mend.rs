@@ -75,7 +75,7 @@ fn treat(scene: &Scene, treatment: Treatment) -> (PathBuf, String) {
                 .count()
         };
         told = format!(
-            "lost {} free, {} clean cache, fill {:#x}, {} edits",
+            "lost {} free, {} clean cache, fill {:x?}, {} edits",
             count(PageClass::Free),
             count(PageClass::CacheClean),
             guest.fill_of_free_pages(&classes),

@@ -340,6 +340,43 @@ fn a_directory_gives_its_policy_to_what_is_made_in_it() {
     );
 }
 
+/// A policy that is set on a file holds when the call returns, and when it is taken away again, what it said does not.
+#[test]
+fn a_file_gets_another_policy_and_its_pages_other_tiers() {
+    let scene = scene();
+    let mut volume = Volume::mounted();
+    volume.limit(900);
+    let path = volume.path("guest");
+    copy(&scene.setup.memory, &path, 1 << 20);
+    let expendable = |volume: &Volume| logical(&inspect(volume, "guest"), "expendable");
+    let usual = expendable(&volume);
+    let policy = "user.parsfs.policy";
+    rustix::fs::setxattr(&path, policy, b"keep_cache=true", XattrFlags::empty()).expect("set");
+    let kept = expendable(&volume);
+    assert!(
+        kept > 0 && kept < usual / 2,
+        "{kept} of {usual} bytes are expendable with the cache kept"
+    );
+    volume.kill();
+    volume.mount();
+    assert_eq!(expendable(&volume), kept, "after a crash");
+    rustix::fs::setxattr(&path, policy, b"expendable_classes=", XattrFlags::empty()).expect("set");
+    assert_eq!(expendable(&volume), 0);
+    // All of it is protected now.
+    for disk in [2, 3] {
+        volume.disks[disk].take_away();
+    }
+    same(&path, &scene.setup.memory).expect("every byte with two disks gone");
+    volume.umount();
+    for disk in [2, 3] {
+        volume.disks[disk].bring_back();
+    }
+    volume.mount();
+    rustix::fs::removexattr(&path, policy).expect("removed");
+    assert_eq!(expendable(&volume), usual);
+    same(&path, &scene.setup.memory).expect("every byte");
+}
+
 #[test]
 fn what_is_dropped_is_not_stored_and_reads_as_a_guest_can_do_without_it() {
     let scene = scene();

@@ -180,16 +180,13 @@ pub fn after_loss(path: &Path, written: &Path) -> Result<Reading, String> {
     let mend = guest
         .mend(&classes, &lost)
         .map_err(|error| error.to_string())?;
-    // A page that cannot be mended is not in the view, so it is not asked for here either.
     let mut optional: BTreeMap<u64, u8> = BTreeMap::new();
-    for pfn in perhaps {
-        let Ok(mend) = guest.mend(&classes, &[pfn]) else {
-            continue;
-        };
-        for edit in mend.edits {
+    guest.mend_cached(&perhaps, |_, _, verdict| {
+        // A page that cannot be mended is an error to read, and never mended in part.
+        for edit in verdict.unwrap_or_default() {
             *optional.entry(edit.gpa).or_insert(0xff) &= edit.and;
         }
-    }
+    });
     let mut fills = mend
         .fills
         .iter()

@@ -62,6 +62,8 @@ pub(super) struct Cache<'g> {
     /// btrfs keeps no up-to-date record of its own for files, from 6.1.
     btrfs_mark: bool,
     mappings: HashMap<u64, Result<Mapping, Reason>>,
+    /// The one that was asked for last: pages of one file mostly follow each other.
+    last: Option<(u64, Result<Mapping, Reason>)>,
 }
 
 impl<'g> Cache<'g> {
@@ -77,6 +79,7 @@ impl<'g> Cache<'g> {
             page_shift,
             btrfs_mark,
             mappings: HashMap::new(),
+            last: None,
         }
     }
 
@@ -159,11 +162,20 @@ impl<'g> Cache<'g> {
     }
 
     fn mapping(&mut self, guest: &mut Translations<'_>, va: u64) -> Result<Mapping, Reason> {
-        if let Some(known) = self.mappings.get(&va) {
-            return *known;
+        if let Some((last, known)) = self.last
+            && last == va
+        {
+            return known;
         }
-        let found = self.read_mapping(guest, va);
-        self.mappings.insert(va, found);
+        let found = match self.mappings.get(&va) {
+            Some(known) => *known,
+            None => {
+                let found = self.read_mapping(guest, va);
+                self.mappings.insert(va, found);
+                found
+            }
+        };
+        self.last = Some((va, found));
         found
     }
 

@@ -114,7 +114,7 @@ impl<'m> Candidate<'m> {
 
     /// The guest, with what its kernel says of its types.
     pub fn understood(self) -> Result<Guest<'m>, GuestError> {
-        let btf = Btf::search(self.memory, self.kernel.text, shape::WANTED);
+        let btf = Btf::search(self.memory, &self.kernel, shape::WANTED);
         Guest::with_types(self, btf.as_ref())
     }
 }

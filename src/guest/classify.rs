@@ -58,7 +58,8 @@ pub(super) struct Judge<'g> {
     guest: &'g Guest<'g>,
     translations: Translations<'g>,
     cache: Option<Cache<'g>>,
-    bytes: Vec<u8>,
+    /// Room for struct pages that do not lie together.
+    buffer: Vec<u8>,
 }
 
 impl<'g> Judge<'g> {
@@ -70,7 +71,7 @@ impl<'g> Judge<'g> {
             translations: Translations::new(guest.memory, guest.kernel.tables),
             cache: cache
                 .map(|shape| Cache::new(shape, &guest.flags, guest.kernel.page_shift, btrfs_mark)),
-            bytes: Vec::new(),
+            buffer: Vec::new(),
         }
     }
 
@@ -138,12 +139,13 @@ impl<'g> Judge<'g> {
         mut tell: impl FnMut(usize, Verdict, Pages<'_>, &[Edit]),
     ) {
         let guest = self.guest;
-        let mut bytes = std::mem::take(&mut self.bytes);
-        let absent = guest
-            .memmap
-            .load(guest.memory, &guest.kernel.tables, section, &mut bytes);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let (bytes, absent) =
+            guest
+                .memmap
+                .load(guest.memory, &guest.kernel.tables, section, &mut buffer);
         let pages = Pages {
-            bytes: &bytes,
+            bytes,
             shape: &guest.shape,
             map: section.map,
             first: section.first,
@@ -171,7 +173,7 @@ impl<'g> Judge<'g> {
                 .unwrap_or(usize::MAX)
                 .clamp(1, section.pages - at);
         }
-        self.bytes = bytes;
+        self.buffer = buffer;
     }
 
     fn page(&mut self, pages: Pages<'_>, at: usize, edits: Option<&mut Vec<Edit>>) -> Verdict {

@@ -60,7 +60,7 @@ const HARMLESS: [&str; 10] = [
 ];
 
 impl Flags {
-    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf>) -> Result<Flags, GuestError> {
+    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf<'_>>) -> Result<Flags, GuestError> {
         let number = |name: &'static str| kernel.info.number(name).filter(|&n| n < 64);
         let lru = number("PG_lru")
             .filter(|&n| n >= 2)
@@ -100,7 +100,7 @@ impl Flags {
         Ok(flags)
     }
 
-    fn take(&mut self, btf: &Btf, arch: Arch) {
+    fn take(&mut self, btf: &Btf<'_>, arch: Arch) {
         let values = btf.values("pageflags");
         let bit = |name: &str| {
             values
@@ -184,7 +184,7 @@ pub struct Types {
 }
 
 impl Types {
-    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf>) -> Types {
+    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf<'_>>) -> Types {
         let keys = [
             ("PAGE_BUDDY_MAPCOUNT_VALUE", Kind::Buddy),
             ("PAGE_OFFLINE_MAPCOUNT_VALUE", Kind::Offline),
@@ -211,6 +211,7 @@ impl Types {
     }
 
     /// The type of a page by its mapcount word, or none if the word counts mappings.
+    #[inline]
     pub fn kind(&self, mapcount: u32) -> Option<Kind> {
         // Counts lie above -128, types below.
         if mapcount as i32 >= -128 {

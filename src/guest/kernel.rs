@@ -140,6 +140,21 @@ impl Kernel {
         self.tables.arch()
     }
 
+    /// How many bytes from `_stext` on are code, as the page tables have it, up to a limit.
+    pub(super) fn code(&self, memory: &dyn GuestMemory, limit: u64) -> u64 {
+        let Some(text) = self.info.symbol("_stext") else {
+            return 0;
+        };
+        let mut bytes = 0;
+        while bytes < limit {
+            match self.tables.translate(memory, text.wrapping_add(bytes)) {
+                Some(found) if found.code => bytes += found.left,
+                _ => break,
+            }
+        }
+        bytes.min(limit)
+    }
+
     /// Whether the kernel is of this version or newer.
     pub fn since(&self, major: u32, minor: u32) -> bool {
         self.version >= (major, minor)

@@ -145,16 +145,23 @@ impl Memmap {
         (first..last).contains(&va)
     }
 
-    /// Fills `bytes` with a section's struct pages; gives the ranges of bytes that are not mapped, zeros there.
-    pub(super) fn load(
+    /// A section's struct pages, where they lie in this process or else in `buffer`; and the ranges of bytes that are not
+    /// mapped, zeros there.
+    pub(super) fn load<'b>(
         &self,
-        memory: &dyn GuestMemory,
+        memory: &'b dyn GuestMemory,
         tables: &PageTables,
         section: &Section,
-        bytes: &mut Vec<u8>,
-    ) -> Vec<Range<usize>> {
+        buffer: &'b mut Vec<u8>,
+    ) -> (&'b [u8], Vec<Range<usize>>) {
         let len = section.pages * self.page_size;
-        bytes.resize(len, 0);
+        let first = tables.translate(memory, section.map);
+        if let Some(found) = first.filter(|found| found.left >= len as u64)
+            && let Some(slice) = memory.slice(found.gpa, len)
+        {
+            return (slice, Vec::new());
+        }
+        buffer.resize(len, 0);
         let mut absent: Vec<Range<usize>> = Vec::new();
         let mut at = 0usize;
         while at < len {
@@ -166,7 +173,7 @@ impl Memmap {
                     usize::try_from(found.left).unwrap_or(usize::MAX)
                 })
                 .min(len - at);
-            let Some(part) = bytes.get_mut(at..at + step) else {
+            let Some(part) = buffer.get_mut(at..at + step) else {
                 break;
             };
             if !found.is_some_and(|found| memory.read(found.gpa, part)) {
@@ -178,7 +185,7 @@ impl Memmap {
             }
             at += step;
         }
-        absent
+        (buffer, absent)
     }
 }
 

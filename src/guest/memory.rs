@@ -23,6 +23,7 @@ pub trait GuestMemory: Sync {
 }
 
 /// Eight little-endian bytes at a guest-physical address.
+#[inline]
 pub(super) fn read_u64(memory: &dyn GuestMemory, gpa: u64) -> Option<u64> {
     let mut bytes = [0; 8];
     match memory.slice(gpa, 8) {
@@ -34,6 +35,7 @@ pub(super) fn read_u64(memory: &dyn GuestMemory, gpa: u64) -> Option<u64> {
 }
 
 /// A little-endian word within bytes.
+#[inline]
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     let end = at.checked_add(8)?;
     bytes
@@ -43,6 +45,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// A little-endian half word within bytes.
+#[inline]
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let end = at.checked_add(4)?;
     bytes

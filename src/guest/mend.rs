@@ -36,8 +36,9 @@ pub struct Mend {
     pub fills: Vec<Fill>,
 }
 
-/// How many free pages are looked at to find what the guest fills them with.
-const SAMPLES: u64 = 512;
+/// How many free pages are looked at to find what the guest fills them with: a few, and more if one of those is poisoned. A
+/// guest that poisons does so with all of them, and each may cost the reading of a block.
+const SAMPLES: [u64; 2] = [32, 512];
 
 /// `PAGE_POISON` (`include/linux/poison.h`).
 const POISON: u8 = 0xAA;
@@ -59,7 +60,9 @@ impl Guest<'_> {
             let class = classes.get(pfn).ok_or(MendError::NotMemory { pfn })?;
             let byte = match class {
                 // Free pages may be checked for what they were filled with when they were freed.
-                PageClass::Free => *fill.get_or_insert_with(|| self.fill_of_free_pages(classes)),
+                PageClass::Free => {
+                    *fill.get_or_insert_with(|| self.fill_of_free_pages(classes).unwrap_or(0))
+                }
                 PageClass::Zero | PageClass::Offline => 0,
                 PageClass::CacheClean => {
                     cached.push(pfn);
@@ -143,24 +146,32 @@ impl Guest<'_> {
         }
     }
 
-    /// What the guest's allocator fills free pages with. With `page_poison=1` it complains of any that differ; with
-    /// `init_on_free=1` it hands them out as they are, so they must be zeros, and otherwise it does not matter.
-    pub fn fill_of_free_pages(&self, classes: &Classes) -> u8 {
+    /// What the guest's allocator fills free pages with; none if no free page can be read. With `page_poison=1` it complains
+    /// of any that differ; with `init_on_free=1` it hands them out as they are, so they must be zeros, and otherwise it
+    /// does not matter.
+    pub fn fill_of_free_pages(&self, classes: &Classes) -> Option<u8> {
         let free = || {
             classes
                 .iter()
                 .filter(|&(_, class)| class == PageClass::Free)
         };
-        let step = (free().count() as u64 / SAMPLES).max(1) as usize;
-        let (mut poisoned, mut seen) = (0u64, 0u64);
+        let count = free().count() as u64;
         let mut page = vec![0u8; 1 << self.page_shift()];
-        for (pfn, _) in free().step_by(step) {
-            if self.memory.read(pfn << self.page_shift(), &mut page) {
-                seen += 1;
-                poisoned += u64::from(page.iter().all(|&byte| byte == POISON));
+        let (mut poisoned, mut seen) = (0u64, 0u64);
+        for samples in SAMPLES {
+            (poisoned, seen) = (0, 0);
+            for (pfn, _) in free().step_by((count / samples).max(1) as usize) {
+                if self.memory.read(pfn << self.page_shift(), &mut page) {
+                    seen += 1;
+                    poisoned += u64::from(page.iter().all(|&byte| byte == POISON));
+                }
+            }
+            if seen > 0 && poisoned == 0 {
+                return Some(0);
             }
         }
-        if 2 * poisoned > seen { POISON } else { 0 }
+        let fill = if 2 * poisoned > seen { POISON } else { 0 };
+        (seen > 0).then_some(fill)
     }
 }
 

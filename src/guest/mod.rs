@@ -36,6 +36,7 @@ mod tests;
 
 use std::fmt;
 
+use parking_lot::Mutex;
 use rayon::prelude::*;
 
 use btf::Btf;
@@ -107,7 +108,10 @@ impl<'m> Guest<'m> {
         Candidate::of(memory, hints)?.understood()
     }
 
-    fn with_types(candidate: Candidate<'m>, btf: Option<&Btf>) -> Result<Guest<'m>, GuestError> {
+    fn with_types(
+        candidate: Candidate<'m>,
+        btf: Option<&Btf<'_>>,
+    ) -> Result<Guest<'m>, GuestError> {
         let Candidate {
             memory,
             kernel,
@@ -183,11 +187,19 @@ impl<'m> Guest<'m> {
         let mut beyond = Vec::new();
         let mut heads = Vec::new();
         let (mut contradictions, mut pages) = (0, 0);
+        // As many as there are threads: each has room for a section's struct pages, and knows files that it has met.
+        let judges: Mutex<Vec<Judge<'_>>> = Mutex::default();
         // In batches, so that a large guest's verdicts are not all held twice.
         for batch in sections.chunks(256) {
             let judged: Vec<Judged> = batch
                 .par_iter()
-                .map_init(|| Judge::new(self), |judge, section| judge.section(section))
+                .map(|section| {
+                    let judge = judges.lock().pop();
+                    let mut judge = judge.unwrap_or_else(|| Judge::new(self));
+                    let judged = judge.section(section);
+                    judges.lock().push(judge);
+                    judged
+                })
                 .collect();
             for judged in judged {
                 classes.copy(judged.first, &judged.classes);

@@ -26,21 +26,25 @@ pub(super) struct Page {
 }
 
 impl Page {
+    #[inline]
     pub fn is_tail(&self) -> bool {
         self.compound & 1 != 0
     }
 }
 
 impl<'b> Pages<'b> {
+    #[inline]
     pub fn len(&self) -> usize {
         self.bytes.len() / self.shape.size
     }
 
+    #[inline]
     fn one(&self, index: usize) -> Option<&'b [u8]> {
         let at = index.checked_mul(self.shape.size)?;
         self.bytes.get(at..at.checked_add(self.shape.size)?)
     }
 
+    #[inline]
     pub fn get(&self, index: usize) -> Option<Page> {
         let bytes = self.one(index)?;
         Some(Page {
@@ -53,11 +57,13 @@ impl<'b> Pages<'b> {
         })
     }
 
+    #[inline]
     pub fn address(&self, index: usize) -> u64 {
         self.map.wrapping_add((index * self.shape.size) as u64)
     }
 
     /// The two pointers of its place in a list: next, previous.
+    #[inline]
     pub fn links(&self, index: usize) -> Option<(u64, u64)> {
         let bytes = self.one(index)?;
         Some((
@@ -67,6 +73,7 @@ impl<'b> Pages<'b> {
     }
 
     /// The order of the compound page that begins here.
+    #[inline]
     pub fn order(&self, head: usize) -> Option<u32> {
         let second = self.one(head.checked_add(1)?)?;
         let order = match self.shape.order {
@@ -77,17 +84,20 @@ impl<'b> Pages<'b> {
     }
 
     /// The flags of the second page of a compound one.
+    #[inline]
     pub fn second_flags(&self, head: usize) -> Option<u64> {
         u64_at(self.one(head.checked_add(1)?)?, self.shape.flags)
     }
 
     /// Mappings of a whole folio, less one, where the kernel counts them.
+    #[inline]
     pub fn large_mapcount(&self, head: usize) -> Option<u32> {
         u32_at(self.one(head.checked_add(1)?)?, self.shape.large_mapcount?)
     }
 
     /// Whether the page is a tail of the compound page that begins at `head`. Tails point to their head; from 7.1 those of
     /// kernels with optimised huge pages hold a mask instead, which leads from the tail's own address to the head's.
+    #[inline]
     pub fn is_tail_of(&self, index: usize, head: usize) -> bool {
         let Some(word) = self
             .one(index)

@@ -45,6 +45,8 @@ pub struct Translated {
     pub gpa: u64,
     /// Bytes from there to the end of what one entry maps.
     pub left: u64,
+    /// Whether the kernel may execute it.
+    pub code: bool,
 }
 
 /// Bits 51:12 of an entry.
@@ -113,6 +115,7 @@ impl PageTables {
         }
         let stride = self.page_shift - 3;
         let mut table = self.root;
+        let mut code = true;
         for step in 0..self.levels {
             let shift = self.page_shift + stride * (self.levels - 1 - step);
             let bits = if step == 0 {
@@ -132,6 +135,12 @@ impl PageTables {
                 Arch::Arm64 if last && entry & 2 == 0 => return None,
                 Arch::Arm64 => last || entry & 2 == 0,
             };
+            // x86's NX counts at every level; arm64's PXN is another bit in an entry that leads to a table.
+            code &= match self.arch {
+                Arch::X86_64 => entry >> 63 == 0,
+                Arch::Arm64 if leaf => entry >> 53 & 1 == 0,
+                Arch::Arm64 => entry >> 59 & 1 == 0,
+            };
             let address = self.address(entry);
             if leaf {
                 let inside = va & ((1u64 << shift) - 1);
@@ -139,6 +148,7 @@ impl PageTables {
                 return Some(Translated {
                     gpa: base + inside,
                     left: (1 << shift) - inside,
+                    code,
                 });
             }
             table = address;
@@ -182,6 +192,7 @@ impl<'m> Translations<'m> {
     }
 
     /// Where an address lies.
+    #[inline]
     pub fn gpa(&mut self, va: u64) -> Option<u64> {
         let (page, inside) = (va >> 12, va & 0xFFF);
         let slot = self.slots.get_mut((page ^ (page >> 10)) as usize % SLOTS)?;
@@ -193,6 +204,7 @@ impl<'m> Translations<'m> {
     }
 
     /// Fills bytes from a virtual address, page by page where it has to be.
+    #[inline]
     pub fn read(&mut self, va: u64, bytes: &mut [u8]) -> bool {
         let mut done = 0usize;
         while done < bytes.len() {
@@ -220,12 +232,14 @@ impl<'m> Translations<'m> {
     }
 
     /// A little-endian word of eight bytes.
+    #[inline]
     pub fn u64(&mut self, va: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         self.read(va, &mut bytes).then(|| u64::from_le_bytes(bytes))
     }
 
     /// A little-endian word of four bytes.
+    #[inline]
     pub fn u32(&mut self, va: u64) -> Option<u32> {
         let mut bytes = [0; 4];
         self.read(va, &mut bytes).then(|| u32::from_le_bytes(bytes))

@@ -1,27 +1,25 @@
 //! Where the members of the kernel's structures lie: what vmcoreinfo tells of struct page, and what BTF tells of the
 //! page cache and the lists of free pages. All offsets in bytes.
 
-use super::btf::Btf;
+use super::btf::{Btf, Groups};
 use super::error::GuestError;
 use super::kernel::Kernel;
 
-/// The structures and enums that BTF is asked for.
-pub(super) const WANTED: &[&str] = &[
-    "pageflags",
-    "pagetype",
-    "mapping_flags",
-    "bh_state_bits",
-    "page",
-    "folio",
-    "address_space",
-    "address_space_operations",
-    "inode",
-    "super_block",
-    "file_system_type",
-    "buffer_head",
-    "iomap_folio_state",
-    "iomap_page",
-    "per_cpu_pages",
+/// The structures and enums that BTF is asked for. A kernel that lacks one is passed through to its last type.
+pub(super) const WANTED: Groups = &[
+    &["pageflags"],
+    &["pagetype"],
+    &["mapping_flags"],
+    &["bh_state_bits"],
+    &["folio"],
+    &["address_space"],
+    &["address_space_operations"],
+    &["inode"],
+    &["super_block"],
+    &["file_system_type"],
+    &["buffer_head"],
+    &["iomap_folio_state", "iomap_page"],
+    &["per_cpu_pages"],
 ];
 
 /// Where a compound page's order is kept.
@@ -59,7 +57,7 @@ pub struct PageShape {
 }
 
 impl PageShape {
-    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf>) -> Result<PageShape, GuestError> {
+    pub(super) fn of(kernel: &Kernel, btf: Option<&Btf<'_>>) -> Result<PageShape, GuestError> {
         let info = &kernel.info;
         let size = info
             .size("page")
@@ -197,7 +195,7 @@ const HARMLESS_MAPPING: [&str; 5] = [
 ];
 
 impl CacheShape {
-    pub(super) fn of(btf: &Btf) -> Option<CacheShape> {
+    pub(super) fn of(btf: &Btf<'_>) -> Option<CacheShape> {
         // Such kernels read page cache without holding a reference, if only a little is read. A processor that was stopped
         // in the middle of that would go on with bytes that are lost, and nothing would tell.
         if btf
@@ -259,7 +257,7 @@ impl CacheShape {
 }
 
 impl BufferShape {
-    fn of(btf: &Btf) -> Option<BufferShape> {
+    fn of(btf: &Btf<'_>) -> Option<BufferShape> {
         let bits = btf.values("bh_state_bits");
         let bit = |name: &str| bits.get(name).filter(|&&n| n < 64).map(|&n| 1u64 << n);
         let at = |name: &str| btf.offset("buffer_head", name);
@@ -279,7 +277,7 @@ impl BufferShape {
 }
 
 impl IomapShape {
-    fn of(btf: &Btf) -> Option<IomapShape> {
+    fn of(btf: &Btf<'_>) -> Option<IomapShape> {
         let (name, bits) = if btf.named("iomap_folio_state").is_some() {
             ("iomap_folio_state", "state")
         } else {
@@ -310,7 +308,7 @@ pub struct ListsShape {
 }
 
 impl ListsShape {
-    pub(super) fn of(kernel: &Kernel, btf: &Btf) -> Option<ListsShape> {
+    pub(super) fn of(kernel: &Kernel, btf: &Btf<'_>) -> Option<ListsShape> {
         let lists = btf.member("per_cpu_pages", "lists")?;
         let count_of_lists = btf
             .array_len(lists.type_id)

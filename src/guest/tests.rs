@@ -576,6 +576,78 @@ fn free_pages_are_filled_with_what_the_allocator_checks_for() {
 }
 
 #[test]
+fn an_image_full_of_beginnings_of_types_keeps_nobody() {
+    let mut guest = Synthetic::new();
+    let file = guest.file("ext4");
+    guest.cached(PFN, 0, &file);
+    // Each is a header and a structure whose two members are the next header, so each leads through all that follow. None
+    // ends where it should.
+    let (from, to) = (0x24_0000, guest.bytes.len());
+    for at in (from..to - 36).step_by(36) {
+        let length = (to - at - 36) as u32;
+        let words = [0x1_EB9F, 24, 0, length | 1, 0, 0, 0, 4 << 24 | 2, 0];
+        let bytes: Vec<u8> = words
+            .iter()
+            .flat_map(|word: &u32| word.to_le_bytes())
+            .collect();
+        guest.bytes[at..at + 36].copy_from_slice(&bytes);
+    }
+    // They come first.
+    let entry = guest.get(0x3008);
+    guest.put(0x3008, entry | 1 << 63);
+    let begun = std::time::Instant::now();
+    assert_eq!(class(&guest, PFN).1, Reason::NoBtf);
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn pages_of_files_that_take_turns_are_each_judged_by_their_own_file() {
+    let mut guest = Synthetic::new();
+    let files = ["ext4", "nfs", "xfs", "fuse"].map(|name| guest.file(name));
+    let pages = (0..8).zip(files.iter().cycle());
+    for (number, file) in pages {
+        guest.cached(PFN + number, 0, file);
+    }
+    look(&guest, |_, classes| {
+        for number in 0..8 {
+            let wanted = match number % 2 {
+                0 => PageClass::CacheClean,
+                _ => PageClass::CacheKept,
+            };
+            assert_eq!(classes.get(PFN + number), Some(wanted), "page {number}");
+        }
+    });
+}
+
+#[test]
+fn types_are_looked_for_behind_the_code_first() {
+    let mut guest = Synthetic::new();
+    let blob = super::synthetic::btf();
+    let file = guest.file("ext4");
+    guest.cached(PFN, 0, &file);
+    guest.bytes[0x20_0000 + 0x20_0000 / 2..][..blob.len()].copy_from_slice(&blob);
+    assert_eq!(class(&guest, PFN).0, PageClass::CacheClean);
+    // Something in the code looks like types and tells of another inode.
+    let decoy = |guest: &mut Synthetic| {
+        let name = guest.bytes[..0x20_0000]
+            .windows(10)
+            .position(|bytes| bytes == b"i_mapping\0");
+        let name = name.expect("the types within the first two MiB");
+        guest.bytes[name..name + 9].copy_from_slice(b"i_mappino");
+    };
+    decoy(&mut guest);
+    assert_eq!(class(&guest, PFN).1, Reason::NoBtf, "all is code");
+    // The upper half of the image cannot be executed.
+    let entry = guest.get(0x3008);
+    guest.put(0x3008, entry | 1 << 63);
+    assert_eq!(class(&guest, PFN).0, PageClass::CacheClean);
+}
+
+#[test]
 fn without_btf_free_pages_are_known_and_page_cache_is_kept() {
     let mut guest = Synthetic::new();
     let file = guest.file("ext4");

@@ -470,6 +470,14 @@ impl Filesystem for Adapter {
             if names::judge(name) == XattrName::Unsupported {
                 return reply.error(Errno::EOPNOTSUPP);
             }
+            if Volume::sets_policy(name) {
+                let volume = Arc::clone(&self.volume);
+                let (name, value) = (name.to_vec(), value.to_vec());
+                return self.waiters.run("setxattr", move || {
+                    let set = volume.set_xattr(id(ino), &name, &value, flags);
+                    answer_empty("setxattr", ino, reply, set);
+                });
+            }
             answer_empty(
                 "setxattr",
                 ino,
@@ -510,6 +518,17 @@ impl Filesystem for Adapter {
             let name = name.as_bytes();
             if names::judge(name) == XattrName::Unsupported {
                 return reply.error(Errno::EOPNOTSUPP);
+            }
+            if Volume::sets_policy(name) {
+                let (volume, name) = (Arc::clone(&self.volume), name.to_vec());
+                return self.waiters.run("removexattr", move || {
+                    answer_empty(
+                        "removexattr",
+                        ino,
+                        reply,
+                        volume.remove_xattr(id(ino), &name),
+                    );
+                });
             }
             answer_empty(
                 "removexattr",

@@ -55,8 +55,10 @@ pub enum Purpose {
     MakeTrue,
     /// The map has grown too large for memory: write a base, commit nothing.
     Spill,
-    /// Too much is dead: move what lives out of sparse windows.
+    /// Too much is dead: move what lives out of sparse windows. Not while something is new.
     Compact,
+    /// The policy changed: give every byte the tier that it has now. Not while something is new, whose commit does it too.
+    JudgeAgain,
     /// Make true what a task has moved, and nothing that programs wrote.
     Relocate,
 }
@@ -94,7 +96,7 @@ struct Done<'a> {
 }
 
 impl Volume {
-    /// Commits a file. Returns at once when nothing is new.
+    /// Commits a file. Returns at once when nothing is new, and when a file that is to be compacted has something new.
     pub(super) fn commit(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Result<()> {
         let _turn = file.turn.lock();
         if file.unlinked.load(Ordering::Acquire) && purpose != Purpose::Spill {
@@ -136,8 +138,11 @@ impl Volume {
     fn freeze(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Option<Frozen> {
         let mut state = file.state.lock();
         let state = &mut *state;
-        if purpose == Purpose::MakeTrue && !state.is_dirty() {
-            return None;
+        match purpose {
+            Purpose::MakeTrue if !state.is_dirty() => return None,
+            // Whoever is in the middle of writing it says when that becomes true, and its close asks again.
+            Purpose::Compact | Purpose::JudgeAgain if state.is_dirty() => return None,
+            _ => {}
         }
         let open = state.gatherer.open_bytes();
         let inline_after = state.inline_bytes as usize + open;

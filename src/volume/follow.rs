@@ -19,11 +19,13 @@ const PLACES_MAX: usize = 1024;
 /// The bytes at a write's end that the next write is looked at together with: as long as the head of a note.
 const TAIL: usize = 24;
 
-/// How many bytes of the note stand before its name.
-const NOTE_HEAD: usize = 12;
+/// The bytes of the note before its text, which begins like the text that stands alone. So one search finds both.
+const NOTE_HEAD: usize = 24;
+
+/// How the note's head ends.
+const NAME: &[u8] = b"VMCOREINFO\0\0";
 
 static TEXT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"OSRELEASE="));
-static NOTE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"VMCOREINFO\0\0"));
 
 /// What is known of a file from its writes.
 #[derive(Clone, Debug)]
@@ -79,15 +81,16 @@ impl Follow {
         if offset != self.end {
             self.tail.clear();
         }
-        let before = self.tail.len();
-        if before > 0 {
-            let mut both = self.tail.clone();
+        let tail = std::mem::take(&mut self.tail);
+        if !tail.is_empty() {
+            let mut both = tail.clone();
             both.extend_from_slice(&bytes[..bytes.len().min(TAIL)]);
-            self.search(offset - before as u64, &both, |range| {
-                range.start < before && range.end > before
+            self.search(offset - tail.len() as u64, &[], &both, |range| {
+                range.start < tail.len() && range.end > tail.len()
             });
         }
-        self.search(offset, bytes, |_| true);
+        self.search(offset, &tail, bytes, |_| true);
+        self.tail = tail;
         self.end = offset + bytes.len() as u64;
         self.tail
             .extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
@@ -127,6 +130,13 @@ impl Follow {
         self.touch(before.min(size)..before.max(size));
     }
 
+    /// The next commit is to judge a file of so many bytes as if all of it had changed.
+    pub fn judge_again(&mut self, size: u64) {
+        if size > 0 {
+            self.touch(0..size);
+        }
+    }
+
     fn touch(&mut self, range: Range<u64>) {
         self.seen.changed = Some(match &self.seen.changed {
             Some(changed) => changed.start.min(range.start)..changed.end.max(range.end),
@@ -154,28 +164,45 @@ impl Follow {
         self.seen.indexer.memory() + self.seen.places.capacity() as u64 * 8
     }
 
-    fn search(&mut self, start: u64, bytes: &[u8], wanted: impl Fn(&Range<usize>) -> bool) {
+    /// Looks into bytes that lie at `start`, right behind those of `before`.
+    fn search(
+        &mut self,
+        start: u64,
+        before: &[u8],
+        bytes: &[u8],
+        wanted: impl Fn(&Range<usize>) -> bool,
+    ) {
         if self.seen.overflowed {
             return;
         }
-        let texts = TEXT.find_iter(bytes).map(|at| at..at + TEXT.needle().len());
-        let notes = NOTE.find_iter(bytes).map(|at| at..at + NOTE.needle().len());
-        let texts = texts
-            .filter(&wanted)
-            .map(|range| start + range.start as u64);
-        let notes = notes
-            .filter(&wanted)
-            .filter_map(|range| (start + range.start as u64).checked_sub(NOTE_HEAD as u64));
-        for place in texts.chain(notes) {
-            if self.seen.places.contains(&place) {
+        for at in TEXT.find_iter(bytes) {
+            if !wanted(&(at..at + TEXT.needle().len())) {
                 continue;
             }
-            if self.seen.places.len() == PLACES_MAX {
-                self.seen.overflowed = true;
-                return;
+            let place = start + at as u64;
+            self.found(place);
+            // Where the bytes before are not in hand, a note may begin there.
+            let known = bytes.get(at.saturating_sub(NAME.len())..at);
+            let known = known.unwrap_or_default();
+            let earlier = before.get(before.len().saturating_sub(NAME.len() - known.len())..);
+            let head = [earlier.unwrap_or_default(), known].concat();
+            if NAME.ends_with(&head)
+                && let Some(note) = place.checked_sub(NOTE_HEAD as u64)
+            {
+                self.found(note);
             }
-            self.seen.places.push(place);
         }
+    }
+
+    fn found(&mut self, place: u64) {
+        if self.seen.places.contains(&place) {
+            return;
+        }
+        if self.seen.places.len() == PLACES_MAX {
+            self.seen.overflowed = true;
+            return;
+        }
+        self.seen.places.push(place);
     }
 }
 

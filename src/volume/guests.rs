@@ -95,7 +95,10 @@ fn judge(finished: &Finished<'_>, turn: &Mutex<()>) -> Result<Judged, Spared> {
     places.dedup();
     let _turn = turn.lock();
     // libvirt writes its header anew in the end. What is behind it is whole before, and is judged before.
-    let look = look_into(finished, &Declared(&source), &places)?;
+    let mut look = look_into(finished, &Declared(&source), &places)?;
+    if let Some(before) = &before {
+        look.remember(before);
+    }
     let expendable = finished.tiering.classes;
     // Dumps are for looking at, and nothing in them can be fetched again.
     let kept_whole = (!look.resumes()).then_some("a dump is kept whole");

@@ -35,7 +35,7 @@ pub struct OpenHandle {
     pub may_read: bool,
     /// Opened for writing.
     pub may_write: bool,
-    /// Its closing commits: opened for writing, or cut to nothing when it was opened for reading.
+    /// Its closing commits: opened for writing, or the file was made or cut to nothing when it was opened for reading.
     pub commits: bool,
     /// Served around the kernel's cache.
     pub direct_io: bool,

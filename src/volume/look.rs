@@ -68,6 +68,9 @@ pub struct Found {
     pub memory: u64,
     /// Whether the kernel carries BTF; without, page cache is never expendable.
     pub has_btf: bool,
+    /// What the guest's allocator fills free pages with, where one could be read: zeros, or what it checks for. It is kept
+    /// with the file, for it cannot be seen any more when no free page is left.
+    pub fill: Option<u8>,
     /// Where vmcoreinfo is, so that the guest is found again at once.
     note: u64,
 }
@@ -278,6 +281,15 @@ impl Look {
         Tiers::Runs(runs)
     }
 
+    /// Takes over what an earlier look at the same guest saw and this one could not, since the pages are lost by now.
+    pub fn remember(&mut self, before: &Insight) {
+        if let (Ok(found), Ok(earlier)) = (&mut self.guest, &before.guest)
+            && (found.note, &found.release) == (earlier.note, &earlier.release)
+        {
+            found.fill = found.fill.or(earlier.fill);
+        }
+    }
+
     /// Finds the guest again, at once, to ask it for more: why a page has its class, or a mend. None if there is none.
     pub fn with_guest<R>(
         &self,
@@ -325,6 +337,7 @@ fn find(
         page_shift: guest.page_shift(),
         memory: guest.memory_bytes(),
         has_btf: guest.has_btf(),
+        fill: guest.fill_of_free_pages(&classes),
         note: guest.kernel().note,
     };
     let map = views

@@ -291,6 +291,10 @@ impl Volume {
 
     /// The same for who must not wait, unless `O_TRUNC` is among the flags.
     pub fn begin_open(&self, file: FileId, flags: i32) -> Result<Opening> {
+        self.begin(file, flags, false)
+    }
+
+    fn begin(&self, file: FileId, flags: i32, new: bool) -> Result<Opening> {
         let access = flags & libc::O_ACCMODE;
         let may_write = access != libc::O_RDONLY;
         if may_write || flags & libc::O_TRUNC != 0 {
@@ -303,7 +307,8 @@ impl Volume {
             self.let_go(&open);
             return Err(error);
         }
-        let commits = may_write || flags & libc::O_TRUNC != 0;
+        // What was made by an open for reading is there after its close too.
+        let commits = may_write || new || flags & libc::O_TRUNC != 0;
         if access == libc::O_WRONLY || self.try_begin_reading(&open) {
             return Ok(Opening::Opened(self.opened(open, access, commits)));
         }
@@ -403,7 +408,10 @@ impl Volume {
             Ok::<_, NamespaceError>((file, inode))
         })?;
         self.inodes.fetch_add(1, Ordering::Relaxed);
-        let opened = self.open_file(file, flags & !libc::O_TRUNC)?;
+        let opened = match self.begin(file, flags & !libc::O_TRUNC, true)? {
+            Opening::Opened(opened) => opened,
+            Opening::Waiting(waiting) => self.finish_open(waiting)?,
+        };
         Ok((Attributes::of(file, &inode), opened))
     }
 

@@ -2,6 +2,7 @@
 //! read and listed; setting or removing one is no error and changes nothing, since `cp -a` and `rsync -X` carry them from
 //! one mount to another, where the file has its own truth.
 
+use super::commit::Purpose;
 use super::error::{Result, VolumeError};
 use super::look::Insight;
 use super::names::gone;
@@ -117,9 +118,29 @@ impl Volume {
             value,
             overwrite,
         };
-        Ok(self
-            .meta
-            .update(|update| update.set_xattr(file, set, Timestamp::now()))?)
+        self.meta
+            .update(|update| update.set_xattr(file, set, Timestamp::now()))?;
+        self.judge_again_if(file, name)
+    }
+
+    /// Whether setting or removing an attribute may take long: a file is judged by its new policy.
+    pub fn sets_policy(name: &[u8]) -> bool {
+        name == POLICY
+    }
+
+    /// A file whose policy changed gets the tiers that it says now, before the caller goes on. One that has something new gets
+    /// them with that.
+    fn judge_again_if(&self, file: FileId, name: &[u8]) -> Result<()> {
+        if name != POLICY || self.kind(file)? != FileKind::Regular {
+            return Ok(());
+        }
+        let open = self.use_file(file)?;
+        {
+            let mut state = open.state.lock();
+            let size = state.size;
+            state.follow.judge_again(size);
+        }
+        self.commit(&open, Purpose::JudgeAgain)
     }
 
     /// The names of all extended attributes, those of single pages left out.
@@ -139,9 +160,9 @@ impl Volume {
             Name::Told(_) | Name::Page(_) => return Ok(()),
             Name::Unknown => return Err(unknown(name)),
         }
-        Ok(self
-            .meta
-            .update(|update| update.remove_xattr(file, name, Timestamp::now()))?)
+        self.meta
+            .update(|update| update.remove_xattr(file, name, Timestamp::now()))?;
+        self.judge_again_if(file, name)
     }
 
     fn kind(&self, file: FileId) -> Result<FileKind> {

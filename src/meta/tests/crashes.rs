@@ -193,7 +193,8 @@ fn many_that_sync_at_once_share_records() {
         plan.add(crate::disk::Rule::new(
             crate::disk::Operations::of(&[crate::disk::Operation::Sync]),
             crate::disk::When::Always,
-            crate::disk::Fault::Delay(Duration::from_millis(5)),
+            // Longer than a busy machine keeps one of the threads from its turn.
+            crate::disk::Fault::Delay(Duration::from_millis(30)),
         ));
     }
     let before = meta.mark().epoch.0;

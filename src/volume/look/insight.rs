@@ -4,12 +4,13 @@
 //!
 //! ```text
 //! head, 32 bytes, little-endian:
-//!   `PFSSIGHT` · version 2 bytes: 1 · 0 (2) · bytes of the summary 4 · length of the file 8 · xxh3 of the summary 8
+//!   `PFSSIGHT` · version 2 bytes: 2 · 0 (2) · bytes of the summary 4 · length of the file 8 · xxh3 of the summary 8
 //! summary, numbers in LEB128, a text as its length and its bytes:
 //!   format 1 byte · bytes before QEMU's stream in libvirt's image · classes that are expendable, a bit each ·
 //!   places: count, then each, less the one before
 //!   found 1 byte: 0, then why not (text); or 1, then release (text) · processor 1 byte (0 x86_64, 1 arm64) ·
-//!     bytes of memory · BTF 1 byte · address of vmcoreinfo
+//!     bytes of memory · BTF 1 byte · address of vmcoreinfo · from version 2, what free pages are filled with: 0 if that
+//!     is not known, or the byte and 1
 //!   layout (text) · dead bytes that are zeros · page counts: count, then each class's, by number ·
 //!   log2 of the guest's page size 1 byte · frames: count, then each range: first, less the end before · frames
 //!   sections: count, then each: kind 1 byte (1 classes, 2 page map) · bytes as they lie here · bytes as they are · xxh3 of
@@ -29,7 +30,10 @@ use crate::snapshot::{Contents, Format, Hints, PageMap, Snapshot};
 use crate::store::wire::{Wire, put_varint};
 
 const MAGIC: &[u8; 8] = b"PFSSIGHT";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+
+/// What is written without the filling of free pages. It is still read.
+const WITHOUT_FILL: u16 = 1;
 const HEAD: usize = 32;
 
 /// Pages of one section of classes.
@@ -214,11 +218,13 @@ impl Insight {
     pub fn read<E>(read: ReadKept<'_, E>) -> Result<Option<Insight>, E> {
         let head = read(0..HEAD as u64)?;
         let mut wire = Wire::new(&head);
-        let sound = wire.array::<8>().as_ref() == Some(MAGIC)
-            && wire.u16() == Some(VERSION)
-            && wire.u16() == Some(0);
+        let magic = wire.array::<8>().filter(|magic| magic == MAGIC);
+        let version = wire.u16().filter(|_| magic.is_some());
+        let version = version.filter(|version| (WITHOUT_FILL..=VERSION).contains(version));
+        let sound = wire.u16() == Some(0);
         let fields = wire.u32().zip(wire.u64()).zip(wire.u64());
-        let Some(((length, size), checksum)) = fields.filter(|_| sound) else {
+        let (Some(((length, size), checksum)), Some(version)) = (fields.filter(|_| sound), version)
+        else {
             return Ok(None);
         };
         if length as usize > SUMMARY_MAX {
@@ -228,7 +234,7 @@ impl Insight {
         if xxh3_64(&summary) != checksum {
             return Ok(None);
         }
-        Ok(decode(&summary, size))
+        Ok(decode(&summary, size, version))
     }
 
     /// The class of a page frame; none if it is no memory of the guest, or was not kept.
@@ -336,7 +342,7 @@ impl Insight {
     }
 }
 
-fn decode(summary: &[u8], size: u64) -> Option<Insight> {
+fn decode(summary: &[u8], size: u64, version: u16) -> Option<Insight> {
     let mut wire = Wire::new(summary);
     let format = *Format::ALL.get(usize::from(wire.u8()?))?;
     let payload = wire.varint()?;
@@ -344,7 +350,7 @@ fn decode(summary: &[u8], size: u64) -> Option<Insight> {
     let places = take_rising(&mut wire)?;
     let guest = match wire.u8()? {
         0 => Err(take_text(&mut wire)?),
-        1 => Ok(take_found(&mut wire)?),
+        1 => Ok(take_found(&mut wire, version)?),
         _ => return None,
     };
     let layout = take_text(&mut wire)?;
@@ -484,9 +490,10 @@ fn put_found(out: &mut Vec<u8>, found: &Found) {
     put_varint(out, found.memory);
     out.push(found.has_btf.into());
     put_varint(out, found.note);
+    put_varint(out, found.fill.map_or(0, |byte| 1 + u64::from(byte)));
 }
 
-fn take_found(wire: &mut Wire<'_>) -> Option<Found> {
+fn take_found(wire: &mut Wire<'_>, version: u16) -> Option<Found> {
     let release = printable(&take_text(wire)?);
     let arch = match wire.u8()? {
         0 => Arch::X86_64,
@@ -500,12 +507,97 @@ fn take_found(wire: &mut Wire<'_>) -> Option<Found> {
         _ => return None,
     };
     let note = wire.varint()?;
+    let fill = match version {
+        WITHOUT_FILL => None,
+        _ => match wire.varint()? {
+            0 => None,
+            byte => Some(u8::try_from(byte - 1).ok()?),
+        },
+    };
     Some(Found {
         release,
         arch,
         page_shift: 12,
         memory,
         has_btf,
+        fill,
         note,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::guest::synthetic::Synthetic;
+
+    fn read(bytes: &[u8]) -> Option<Insight> {
+        let read = |range: Range<u64>| {
+            let part = bytes.get(range.start as usize..range.end as usize);
+            Ok::<_, Infallible>(part.unwrap_or_default().to_vec())
+        };
+        Insight::read(&read).expect("nothing fails")
+    }
+
+    /// The kept bytes with another version and another summary.
+    fn altered(bytes: &[u8], version: u16, alter: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let length = u32::from_le_bytes(bytes[12..16].try_into().expect("four bytes")) as usize;
+        let mut summary = bytes[HEAD..HEAD + length].to_vec();
+        alter(&mut summary);
+        let mut out = bytes[..HEAD].to_vec();
+        out[8..10].copy_from_slice(&version.to_le_bytes());
+        out[12..16].copy_from_slice(&(summary.len() as u32).to_le_bytes());
+        out[24..32].copy_from_slice(&xxh3_64(&summary).to_le_bytes());
+        out.extend_from_slice(&summary);
+        out.extend_from_slice(&bytes[HEAD + length..]);
+        out
+    }
+
+    #[test]
+    fn what_an_earlier_version_kept_is_read_without_what_it_did_not_keep() {
+        let mut guest = Synthetic::new();
+        guest.buddy(0x240, 6);
+        guest.bytes[0x24_0000..0x28_0000].fill(0xAA);
+        let snapshot = super::super::recognise(&guest.bytes, None).expect("recognised");
+        let look = Look::into(snapshot, &guest.bytes, &|_| ()).expect("looked into");
+        let kept = look.keep(&Circumstances {
+            size: guest.bytes.len() as u64,
+            payload: 0,
+            expendable: ClassSet::MENDABLE,
+            places: &[],
+            kept_whole: None,
+        });
+        let now = read(&kept).expect("kept");
+        let found = now.guest.as_ref().expect("a guest");
+        assert_eq!(found.fill, Some(0xAA));
+
+        // The fill stands behind the address of vmcoreinfo, which nothing before it looks like.
+        let mut note = Vec::new();
+        put_varint(&mut note, found.note);
+        put_varint(&mut note, 1 + 0xAA);
+        let place = |summary: &[u8]| {
+            let mut places = summary.windows(note.len()).enumerate();
+            let found = places.find(|(_, bytes)| *bytes == note);
+            found.expect("the address of vmcoreinfo").0 + note.len() - 2
+        };
+        let earlier = altered(&kept, WITHOUT_FILL, |summary| {
+            let at = place(summary);
+            summary.drain(at..at + 2);
+        });
+        let earlier = read(&earlier).expect("still read");
+        let then = earlier.guest.as_ref().expect("a guest");
+        assert_eq!(
+            (then.fill, then.note, &then.release, earlier.counts),
+            (None, found.note, &found.release, now.counts.clone())
+        );
+
+        // Neither more than a byte nor another version is believed.
+        let no_byte = altered(&kept, VERSION, |summary| {
+            let at = place(summary);
+            summary.splice(at..at + 2, [0x81, 0x02]);
+        });
+        assert!(read(&no_byte).is_none());
+        assert!(read(&altered(&kept, VERSION + 1, |_| ())).is_none());
+    }
 }

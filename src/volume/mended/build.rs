@@ -153,9 +153,13 @@ impl Mend {
 /// Asks the guest what mends the loss of its page cache. None if it cannot be found any more.
 fn mend(look: &Look, lost: &Runs, source: &(dyn ByteSource + Sync)) -> Option<Mend> {
     let map = look.map()?;
+    let seen = look.guest().ok().and_then(|found| found.fill);
     look.with_guest(source, |guest, classes| {
         let mut mend = Mend {
-            fill: guest.fill_of_free_pages(classes),
+            // What the commit saw, when all pages were there.
+            fill: seen
+                .or_else(|| guest.fill_of_free_pages(classes))
+                .unwrap_or(0),
             edits: Edits::default(),
             refused: Runs::default(),
         };

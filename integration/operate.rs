@@ -181,6 +181,27 @@ fn a_disk_that_works_is_replaced_while_the_mount_serves() {
     let mut all = paths(&volume);
     all[0] = new;
     survives_any_two(&mut volume, &all);
+    // A crash came before the old disk was taken out of the config: fsck tells of it, and the next mount does it.
+    volume.umount();
+    let old = text(&volume.disks[0].path).to_owned();
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    fs::write(
+        &volume.config,
+        format!("[[disk]]\npath = {old:?}\n\n{config}"),
+    )
+    .expect("the config");
+    let found = on(&volume, &["fsck"], &[]);
+    assert_eq!(found.status.code(), Some(3), "{}", found.stdout);
+    assert!(
+        found.stdout.contains("no disk of the volume"),
+        "{}",
+        found.stdout
+    );
+    volume.mount();
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    assert!(!config.contains(&format!("{old:?}")), "{config}");
+    volume.umount();
+    done(&volume, &["fsck"], &[]);
 }
 
 /// A seventh disk joins and gets its part; then another one leaves.

@@ -119,6 +119,11 @@ impl Volume {
         let roster = Roster::of(config, &found)?;
         for disk in &found {
             match (&disk.disk, &disk.label) {
+                // A mount passes it over, or takes it out of the config if it has left.
+                (None, _) if !roster.has(&disk.name) => report.mendable(format!(
+                    "disk {} is in the config and no disk of the volume",
+                    disk.name
+                )),
                 (None, _) => report.broken(format!("disk {} is missing", disk.name)),
                 (Some(_), None) => {
                     report.mendable(format!("disk {}: its label is damaged", disk.name));

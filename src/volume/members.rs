@@ -337,18 +337,23 @@ impl Volume {
             path
         };
         // 4. The config need not name it any more.
+        self.take_out_of_config(&name, &path.unwrap_or_default());
+        tracing::info!(disk = name, "a disk has left the volume");
+        Ok(())
+    }
+
+    fn take_out_of_config(&self, name: &str, path: &str) {
         let edited = Config::load(&self.config)
             .map_err(|error| error.to_string())
             .and_then(|config| {
                 config
-                    .without_disk(&name)
+                    .without_disk(name)
                     .ok_or_else(|| "its lines are not found".to_owned())
             })
             .and_then(|text| {
                 Config::replace(&self.config, &text).map_err(|error| error.to_string())
             });
         if let Err(error) = edited {
-            let path = path.unwrap_or_default();
             tracing::warn!(
                 disk = name,
                 path,
@@ -356,7 +361,29 @@ impl Volume {
                 "it has left; take it out of the config yourself"
             );
         }
-        tracing::info!(disk = name, "a disk has left the volume");
+    }
+
+    /// Takes disks out of the config that have left the volume, where a crash came before that.
+    pub(super) fn forget_disks_that_left(&self, config: &Config) -> Result<()> {
+        let here: Vec<String> = self
+            .disks
+            .list()
+            .into_iter()
+            .map(|disk| disk.name)
+            .collect();
+        let left: Vec<String> = self
+            .meta
+            .view()
+            .disks()?
+            .into_iter()
+            .filter(|(_, record)| record.state == Membership::Left)
+            .map(|(_, record)| record.name)
+            .collect();
+        for disk in &config.disks {
+            if !here.contains(&disk.name) && left.contains(&disk.name) {
+                self.take_out_of_config(&disk.name, &disk.path.display().to_string());
+            }
+        }
         Ok(())
     }
 

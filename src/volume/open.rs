@@ -174,6 +174,7 @@ impl Volume {
         if !opened.read_only {
             recover::orphans(&opened)?;
             opened.keep_health()?;
+            opened.forget_disks_that_left(config)?;
             recover::begin(&opened);
             opened.resume_task()?;
             Volume::begin_to_look_after(&opened);

@@ -93,6 +93,11 @@ pub(super) fn look(disk: &DiskConfig, medium: Option<Arc<dyn Disk>>) -> Result<F
 }
 
 impl Roster {
+    /// Whether a disk of this name belongs to the volume.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.members.iter().any(|(_, member)| member == name)
+    }
+
     /// The volume that the disks belong to, and its disks.
     pub fn of(config: &Config, found: &[Found]) -> Result<Roster> {
         let mut newest: Option<&Label> = None;

@@ -304,15 +304,13 @@ impl Volume {
         }
         let mut state = file.state.lock();
         match how {
-            Allocate::Reserve => {
-                if end <= state.size {
-                    return Ok(());
-                }
+            Allocate::Reserve if end > state.size => {
                 let before = state.size;
                 state.follow.resized(before, end);
                 state.size = end;
             }
-            Allocate::ReserveKeepSize => return Ok(()),
+            // The times change all the same, as on other filesystems.
+            Allocate::Reserve | Allocate::ReserveKeepSize => {}
             Allocate::Punch | Allocate::ZeroKeepSize => {
                 let end = end.min(state.size);
                 if offset < end {

@@ -121,7 +121,7 @@ impl History {
     fn step(&mut self, operation: &Operation) -> Result<(), String> {
         let closing = match operation {
             Operation::Close { slot } | Operation::Open { slot, .. } => {
-                self.pair.right.path_of(*slot)
+                self.pair.right.made_true_by_closing(*slot)
             }
             _ => None,
         };

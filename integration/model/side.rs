@@ -95,6 +95,21 @@ impl Side {
             .flatten()
     }
 
+    /// The same, if the close of the slot makes true what was written to its file: a reader's close does not while somebody
+    /// else has the file open for writing, and may be in the middle of it.
+    pub fn made_true_by_closing(&self, slot: usize) -> Option<PathBuf> {
+        let writes = |open: &Open| {
+            let flags = rustix::fs::fcntl_getfl(&open.file).expect("the flags of an open file");
+            flags.intersects(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::RDWR)
+        };
+        let number = |open: &Open| open.file.metadata().map(|seen| seen.ino()).ok();
+        let own = self.slots[slot].as_ref()?;
+        let mut others = self.slots.iter().flatten();
+        let written =
+            !writes(own) && others.any(|open| writes(open) && number(open) == number(own));
+        (!written).then(|| self.path_of(slot)).flatten()
+    }
+
     fn attempt(&mut self, operation: &Operation) -> io::Result<Outcome> {
         use Operation::*;
         match operation {

@@ -14,11 +14,14 @@ use super::flusher::{self, Wake};
 use super::history::Mark;
 use super::inner::{Inner, State, Writer};
 use super::names::{self, Names, Saved};
-use super::rebuild::{advance, copy, database_in_memory, first_database, open_journals, salvage};
+use super::rebuild::{
+    advance, copy, database_in_memory, disk_records, first_database, open_journals, salvage,
+    settings,
+};
 use super::records::{DiskHealth, DiskRecord};
 use super::recovery::{self, Found, Plan, images, look, plan};
 use super::replica::Replica;
-use super::table::{Key, Table, Value};
+use super::table::{Key, Value};
 use super::update::Update;
 use crate::disk::{Disk, DiskError, ObjectName};
 use crate::ids::{DiskId, Epoch, VolumeId};
@@ -289,11 +292,7 @@ fn replicas(
 
 /// The disks that are left alone since they were faulty, unless fewer than `needed` others are here.
 fn excluded(database: &Arc<Database>, found: &[Found], needed: usize) -> Result<Vec<DiskId>> {
-    let prefix = Key::table_prefix(Table::Disk);
-    let bound = std::ops::Bound::Included(prefix.as_bytes());
-    let records = database
-        .snapshot()?
-        .range(prefix.as_bytes(), bound, usize::MAX)?;
+    let records = disk_records(&database.snapshot()?)?;
     let mut faulty = Vec::new();
     for (key, value) in records {
         // One that is damaged is healed when it is next read, and says nothing now.
@@ -311,14 +310,16 @@ fn excluded(database: &Arc<Database>, found: &[Found], needed: usize) -> Result<
     Ok(faulty)
 }
 
-/// The first database that opens, and is at the moment to which all were brought.
+/// The first database that opens, gives what is read of it at once, and is at the moment to which all were brought.
 fn first_snapshot(replicas: &[Arc<Replica>], mark: Mark) -> Result<Snapshot> {
     let mut last = MetaError::Nothing;
     for replica in replicas {
         let opened = replica.database_with(READ_CACHE);
         let snapshot = opened.and_then(|database| {
             database.must_be_at(mark)?;
-            database.snapshot()
+            let snapshot = database.snapshot()?;
+            settings(&snapshot)?;
+            Ok(snapshot)
         });
         match snapshot {
             Ok(snapshot) => return Ok(snapshot),

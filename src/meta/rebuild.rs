@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::change::{self, Change};
 use super::checkpoint::{Batch, Image};
-use super::commit::Commit;
+use super::commit::{Commit, MOUNTS};
 use super::database::{Database, Snapshot, State, WRITE_CACHE};
 use super::error::{MetaError, Result};
 use super::history::Mark;
 use super::journal::{Journal, Kind, Record, Series, append_all};
 use super::names::Saved;
 use super::recovery::{Found, Plan, WholeImage, changes_at};
+use super::table::{Key, Table, Value};
 use crate::ids::{DiskId, Epoch, VolumeId};
 
 /// Changes are applied when about this many have gathered, so that memory stays bounded.
@@ -109,6 +110,20 @@ pub(super) fn copy_all(from: &Snapshot, to: &Database, state: State) -> Result<(
     to.apply_changes(&[], Some(state))
 }
 
+/// What a mount reads of a database before another one can stand in for it: the count of mounts, the states of disks.
+pub(super) fn settings(snapshot: &Snapshot) -> Result<()> {
+    snapshot.get(&Key::setting(MOUNTS))?;
+    disk_records(snapshot)?;
+    Ok(())
+}
+
+/// The records of the disks; none for one that is damaged.
+pub(super) fn disk_records(snapshot: &Snapshot) -> Result<Vec<(Key, Option<Value>)>> {
+    let prefix = Key::table_prefix(Table::Disk);
+    let bound = std::ops::Bound::Included(prefix.as_bytes());
+    snapshot.range(prefix.as_bytes(), bound, usize::MAX)
+}
+
 /// One disk's database at the target, made from what can be had; tried on one disk after the other.
 /// Gives the disk's place and the database.
 pub(super) fn first_database(
@@ -122,7 +137,9 @@ pub(super) fn first_database(
     for (place, epoch) in usable {
         let database = found.get(place).and_then(|disk| disk.database.clone());
         let Some(database) = database else { continue };
-        match advance(&database, epoch, plan, found, volume) {
+        let brought = advance(&database, epoch, plan, found, volume)
+            .and_then(|()| settings(&database.snapshot()?));
+        match brought {
             Ok(()) => return Ok((place, database)),
             Err(error @ MetaError::Unreadable { .. }) => return Err(error),
             // The disk gets another chance when all are brought up, and is told of there.

@@ -18,6 +18,9 @@ use history::History;
 use operation::Operation;
 use pair::Pair;
 
+/// Seeds that found something once.
+const FOUND: [u64; 5] = [52, 53, 58, 102, 147];
+
 #[test]
 fn the_mount_and_a_plain_directory_stay_equal() {
     let number = |name: &str| {
@@ -29,6 +32,7 @@ fn the_mount_and_a_plain_directory_stay_equal() {
         return check(seed);
     }
     let end = Instant::now() + Duration::from_secs(number("PARSFS_MODEL_SECONDS").unwrap_or(60));
+    FOUND.into_iter().for_each(check);
     let seed = AtomicU64::new(1);
     let work = || {
         // Each worker does at least one seed.

@@ -24,7 +24,7 @@ use super::head::FileHead;
 use super::overlay::Overlay;
 use super::sweep::Sweep;
 use crate::ids::{DiskId, SetId, WindowNo};
-use crate::meta::{Key, Records, Timestamp, WriteRecords};
+use crate::meta::{Key, Records, WriteRecords};
 use crate::store::manifest::encode_delta;
 use crate::store::{Delta, SetWriter, Source, WindowRecord};
 
@@ -66,8 +66,6 @@ pub enum Purpose {
 /// What a commit works on.
 pub(super) struct Frozen {
     pub size: u64,
-    pub mtime: Option<Timestamp>,
-    pub ctime: Option<Timestamp>,
     pub pieces: Vec<u32>,
     pub writer: Option<Arc<SetWriter>>,
     /// What went by of the bytes; nothing when no bytes become true.
@@ -122,8 +120,7 @@ impl Volume {
             Err(error) => {
                 let mut state = file.state.lock();
                 state.map.thaw();
-                state.mtime = state.mtime.or(frozen.mtime);
-                state.ctime = state.ctime.or(frozen.ctime);
+                state.thaw_times();
                 state.new_pieces.extend(frozen.pieces);
                 if let Some(followed) = &frozen.followed {
                     state.follow.thaw(followed);
@@ -172,10 +169,10 @@ impl Volume {
         }
         let writer = state.gatherer.take_writer();
         state.map.frozen = Some(std::mem::take(&mut state.map.top));
+        state.frozen_mtime = state.mtime.take();
+        state.frozen_ctime = state.ctime.take();
         Some(Frozen {
             size: state.size,
-            mtime: state.mtime.take(),
-            ctime: state.ctime.take(),
             pieces: std::mem::take(&mut state.new_pieces),
             writer,
             followed: (purpose != Purpose::Spill).then(|| state.follow.freeze()),
@@ -393,6 +390,7 @@ impl Volume {
             .spilled
             .then(|| state.map.base.as_ref().map(|base| base.id()))
             .flatten();
+        let (mtime, ctime) = (state.frozen_mtime, state.frozen_ctime);
         drop(state);
 
         let sweep = &mut frozen.sweep;
@@ -427,8 +425,8 @@ impl Volume {
             if let Some(mut inode) = update.inode(file.id)? {
                 inode.size = frozen.size;
                 inode.stored = head.stored + u64::from(head.inline_bytes);
-                inode.mtime = frozen.mtime.unwrap_or(inode.mtime);
-                inode.ctime = frozen.ctime.unwrap_or(inode.ctime);
+                inode.mtime = mtime.unwrap_or(inode.mtime);
+                inode.ctime = ctime.unwrap_or(inode.ctime);
                 update.put_inode(file.id, &inode);
             }
             Ok(())
@@ -513,8 +511,7 @@ impl Volume {
         state.map.rebase(folded.manifest);
         state.spilled = true;
         state.uncommitted.clear();
-        state.mtime = state.mtime.or(frozen.mtime);
-        state.ctime = state.ctime.or(frozen.ctime);
+        state.thaw_times();
         state.new_pieces.append(&mut frozen.pieces);
         state.version += 1;
         drop(state);
@@ -545,6 +542,8 @@ impl Volume {
             }
         }
         state.spilled = false;
+        state.frozen_mtime = None;
+        state.frozen_ctime = None;
         state.uncommitted.clear();
         state.committed_size = frozen.size;
         state.inline_bytes = head.inline_bytes

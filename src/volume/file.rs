@@ -115,6 +115,10 @@ pub struct FileState {
     pub mtime: Option<Timestamp>,
     /// Status change time that is not committed.
     pub ctime: Option<Timestamp>,
+    /// The times that the running commit makes true: until then they are the file's as well.
+    pub frozen_mtime: Option<Timestamp>,
+    /// The same.
+    pub frozen_ctime: Option<Timestamp>,
     /// How lost bytes are read; none while nobody reads, or nothing was lost when the first reader came.
     pub mended: Option<Mended>,
     /// Counts changes of the map that move bytes: a read that failed looks again when it differs.
@@ -127,6 +131,12 @@ impl FileState {
         if let Some(mended) = &mut self.mended {
             mended.change(range);
         }
+    }
+
+    /// A commit did not make its times true: they are still owed.
+    pub fn thaw_times(&mut self) {
+        self.mtime = self.mtime.or(self.frozen_mtime.take());
+        self.ctime = self.ctime.or(self.frozen_ctime.take());
     }
 
     /// Whether a commit would change anything.

@@ -35,8 +35,9 @@ impl Volume {
         {
             let state = open.state.lock();
             attributes.size = state.size;
-            attributes.mtime = state.mtime.unwrap_or(attributes.mtime);
-            attributes.ctime = state.ctime.unwrap_or(attributes.ctime);
+            let newest = |new: Option<_>, frozen, kept| new.or(frozen).unwrap_or(kept);
+            attributes.mtime = newest(state.mtime, state.frozen_mtime, attributes.mtime);
+            attributes.ctime = newest(state.ctime, state.frozen_ctime, attributes.ctime);
             if state.is_dirty() || open.committing.load(Ordering::Acquire) {
                 // What the new bytes will take is not known; a file with bytes must not look like a hole.
                 attributes.allocated = attributes.allocated.max(state.size);
@@ -83,8 +84,10 @@ impl Volume {
                 let mut state = open.state.lock();
                 if set.mtime.is_some() {
                     state.mtime = None;
+                    state.frozen_mtime = None;
                 }
                 state.ctime = None;
+                state.frozen_ctime = None;
             }
         }
         self.attributes(file)

@@ -260,6 +260,8 @@ impl Volume {
             dead: head.dead,
             mtime: None,
             ctime: None,
+            frozen_mtime: None,
+            frozen_ctime: None,
             mended: None,
             version: 0,
             head,

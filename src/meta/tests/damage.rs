@@ -572,28 +572,3 @@ fn a_bad_manifest_of_the_namespace_is_found_and_written_anew() {
     }
     assert!((1..16).contains(&begun_anew), "{begun_anew}");
 }
-
-/// A flipped bit in any page of the database that a mount reads first, of a disk that was away or was not: the mount reads
-/// another one, and nothing is missed.
-#[test]
-fn a_mount_does_without_a_page_of_the_first_database() {
-    let sound = with_records(3);
-    let all = everything(&open(&killed(&sound)));
-    let behind = killed(&sound);
-    let meta = Meta::open(some(&behind, &[1, 2]), options()).unwrap();
-    set(&meta, "more", "x");
-    let more = everything(&meta);
-    meta.close().unwrap();
-    drop(meta);
-    let mut flipped = 0;
-    for (media, right) in [(&sound, &all), (&behind, &more)] {
-        let length = media[0].length(ObjectName::Database).unwrap();
-        for page in 0..length / 4096 {
-            let media = killed(media);
-            flip(&media[0], ObjectName::Database, page * 4096 + 100, 3);
-            flipped += 1;
-            assert_eq!(&everything(&open(&media)), right, "page {page}");
-        }
-    }
-    assert!(flipped > 20, "{flipped}");
-}

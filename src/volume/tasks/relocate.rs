@@ -368,8 +368,6 @@ impl Volume {
         self.give_back(&stale);
         let mut frozen = Frozen {
             size,
-            mtime: None,
-            ctime: None,
             pieces: Vec::new(),
             writer: None,
             dropped: None,

@@ -2,7 +2,7 @@
 //! is well; as zeros, it is seen to go wrong; as errors, it is not loaded at all.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::view::{self, Reading};
@@ -43,25 +43,36 @@ fn wrong(stand: &Stand, way: &Way) -> Vec<String> {
     }
 }
 
-#[test]
-fn a_guest_goes_on_mended_and_not_from_zeros_or_errors() {
-    let mut stand = Stand::new();
+/// The guest, saved into the mount as a stream.
+fn saved(stand: &Stand) -> (PathBuf, Way) {
     let path = stand.volume.path("stream");
-    let written = stand.volume.scratch.path().join("written");
-    let mut guest = stand.guest();
     let way = Way::stream(format!("file:{}", path.display()));
+    let mut guest = stand.guest();
     guest.save(&way);
     guest.quit();
-    fs::copy(&path, &written).expect("the stream");
-    assert_eq!(state(&stand, &path), "protected");
+    (path, way)
+}
 
-    stand.lose([1, 4]);
-    match view::after_loss(&path, &written).expect("mended") {
+#[track_caller]
+fn assert_mended(path: &Path, written: &Path) {
+    match view::after_loss(path, written).expect("mended") {
         Reading::Mended { lost, edited } => {
             assert!(lost > 1000 && edited > 1000, "{lost} {edited}")
         }
         Reading::Written => panic!("nothing was lost with two of six disks"),
     }
+}
+
+#[test]
+fn a_guest_goes_on_mended_and_not_from_zeros_or_errors() {
+    let mut stand = Stand::new();
+    let (path, way) = saved(&stand);
+    let written = stand.volume.scratch.path().join("written");
+    fs::copy(&path, &written).expect("the stream");
+    assert_eq!(state(&stand, &path), "protected");
+
+    stand.lose([1, 4]);
+    assert_mended(&path, &written);
     assert_eq!(state(&stand, &path), "mended");
     stand.goes_on_from(&way);
 
@@ -108,22 +119,13 @@ fn a_guest_goes_on_mended_and_not_from_zeros_or_errors() {
 #[test]
 fn a_guest_goes_on_when_disks_are_deleted_under_the_mount() {
     let stand = Stand::new();
-    let path = stand.volume.path("stream");
+    let (path, way) = saved(&stand);
     let written = stand.volume.scratch.path().join("written");
-    let mut guest = stand.guest();
-    let way = Way::stream(format!("file:{}", path.display()));
-    guest.save(&way);
-    guest.quit();
     // Read before, and so kept by the kernel.
     fs::copy(&path, &written).expect("the stream");
     for disk in [0, 3] {
         stand.volume.disks[disk].take_away();
     }
-    match view::after_loss(&path, &written).expect("mended") {
-        Reading::Mended { lost, edited } => {
-            assert!(lost > 1000 && edited > 1000, "{lost} {edited}")
-        }
-        Reading::Written => panic!("nothing was lost with two of six disks"),
-    }
+    assert_mended(&path, &written);
     stand.goes_on_from(&way);
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::error::{Result, VolumeError};
-use super::file::{FileState, OpenFile};
+use super::file::{FileState, OpenFile, Times};
 use super::filemap::Window;
 use super::fold::{Folded, punches_of};
 use super::follow::Followed;
@@ -120,7 +120,9 @@ impl Volume {
             Err(error) => {
                 let mut state = file.state.lock();
                 state.map.thaw();
-                state.thaw_times();
+                state.times = state
+                    .times
+                    .or(std::mem::take(&mut *file.frozen_times.lock()));
                 state.new_pieces.extend(frozen.pieces);
                 if let Some(followed) = &frozen.followed {
                     state.follow.thaw(followed);
@@ -169,8 +171,7 @@ impl Volume {
         }
         let writer = state.gatherer.take_writer();
         state.map.frozen = Some(std::mem::take(&mut state.map.top));
-        state.frozen_mtime = state.mtime.take();
-        state.frozen_ctime = state.ctime.take();
+        *file.frozen_times.lock() = std::mem::take(&mut state.times);
         Some(Frozen {
             size: state.size,
             pieces: std::mem::take(&mut state.new_pieces),
@@ -390,7 +391,6 @@ impl Volume {
             .spilled
             .then(|| state.map.base.as_ref().map(|base| base.id()))
             .flatten();
-        let (mtime, ctime) = (state.frozen_mtime, state.frozen_ctime);
         drop(state);
 
         let sweep = &mut frozen.sweep;
@@ -425,8 +425,9 @@ impl Volume {
             if let Some(mut inode) = update.inode(file.id)? {
                 inode.size = frozen.size;
                 inode.stored = head.stored + u64::from(head.inline_bytes);
-                inode.mtime = mtime.unwrap_or(inode.mtime);
-                inode.ctime = ctime.unwrap_or(inode.ctime);
+                let times = *file.frozen_times.lock();
+                inode.mtime = times.mtime.unwrap_or(inode.mtime);
+                inode.ctime = times.ctime.unwrap_or(inode.ctime);
                 update.put_inode(file.id, &inode);
             }
             Ok(())
@@ -511,7 +512,9 @@ impl Volume {
         state.map.rebase(folded.manifest);
         state.spilled = true;
         state.uncommitted.clear();
-        state.thaw_times();
+        state.times = state
+            .times
+            .or(std::mem::take(&mut *file.frozen_times.lock()));
         state.new_pieces.append(&mut frozen.pieces);
         state.version += 1;
         drop(state);
@@ -542,8 +545,7 @@ impl Volume {
             }
         }
         state.spilled = false;
-        state.frozen_mtime = None;
-        state.frozen_ctime = None;
+        *file.frozen_times.lock() = Times::default();
         state.uncommitted.clear();
         state.committed_size = frozen.size;
         state.inline_bytes = head.inline_bytes

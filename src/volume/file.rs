@@ -47,6 +47,33 @@ impl FileCondition {
     }
 }
 
+/// Times of a file that its inode does not tell yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Modification of its bytes.
+    pub mtime: Option<Timestamp>,
+    /// Change of its status.
+    pub ctime: Option<Timestamp>,
+}
+
+impl Times {
+    /// These, and what they do not tell from `older`.
+    pub fn or(self, older: Times) -> Times {
+        Times {
+            mtime: self.mtime.or(older.mtime),
+            ctime: self.ctime.or(older.ctime),
+        }
+    }
+
+    /// Takes away what is set by hand: the change of status always, the modification with `mtime`.
+    pub fn take_set(&mut self, mtime: bool) -> Times {
+        Times {
+            mtime: if mtime { self.mtime.take() } else { None },
+            ctime: self.ctime.take(),
+        }
+    }
+}
+
 /// A file in use.
 #[derive(Debug)]
 pub struct OpenFile {
@@ -72,6 +99,9 @@ pub struct OpenFile {
     pub spilling: AtomicBool,
     /// A read found bytes that are gone.
     pub damaged: AtomicBool,
+    /// The times that the running commit makes true: until then they are the file's as well. Locked last, also while the
+    /// metadata is changed: whoever sets times by hand takes these away in that moment.
+    pub frozen_times: Mutex<Times>,
     /// All else.
     pub state: Mutex<FileState>,
 }
@@ -111,14 +141,8 @@ pub struct FileState {
     pub inline_bytes: u32,
     /// Bytes of blocks overwritten since the last compaction, about.
     pub dead: u64,
-    /// Modification time that is not committed.
-    pub mtime: Option<Timestamp>,
-    /// Status change time that is not committed.
-    pub ctime: Option<Timestamp>,
-    /// The times that the running commit makes true: until then they are the file's as well.
-    pub frozen_mtime: Option<Timestamp>,
-    /// The same.
-    pub frozen_ctime: Option<Timestamp>,
+    /// When its bytes changed last, as far as no commit has taken it up.
+    pub times: Times,
     /// How lost bytes are read; none while nobody reads, or nothing was lost when the first reader came.
     pub mended: Option<Mended>,
     /// Counts changes of the map that move bytes: a read that failed looks again when it differs.
@@ -133,18 +157,12 @@ impl FileState {
         }
     }
 
-    /// A commit did not make its times true: they are still owed.
-    pub fn thaw_times(&mut self) {
-        self.mtime = self.mtime.or(self.frozen_mtime.take());
-        self.ctime = self.ctime.or(self.frozen_ctime.take());
-    }
-
     /// Whether a commit would change anything.
     pub fn is_dirty(&self) -> bool {
         !self.map.top.is_empty()
             || self.size != self.committed_size
-            || self.mtime.is_some()
-            || self.ctime.is_some()
+            || self.times.mtime.is_some()
+            || self.times.ctime.is_some()
             || self.spilled
     }
 }

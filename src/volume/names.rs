@@ -8,44 +8,70 @@ use parking_lot::MutexGuard;
 use super::attributes::{Attributes, Caller, Changes, Entry};
 use super::commit::Purpose;
 use super::error::{Result, VolumeError};
+use super::file::{OpenFile, Times};
 use super::handles::{Handle, OpenDirectory};
 use super::xattrs::inherit;
 use super::{Volume, VolumeState};
 use crate::ids::FileId;
-use crate::meta::{self, FileKind, Inode, Names, New, Records, Removed, Rename, Timestamp};
+use crate::meta::{
+    self, FileKind, Inode, Names, NamespaceError, New, Records, Removed, Rename, Timestamp,
+};
+
+/// What is known of a file in use and not committed. It is looked at before the metadata: what a commit makes true in
+/// between is then seen there.
+struct Uncommitted {
+    size: u64,
+    times: Times,
+    is_dirty: bool,
+}
+
+impl Uncommitted {
+    fn of(file: &OpenFile) -> Uncommitted {
+        let state = file.state.lock();
+        Uncommitted {
+            size: state.size,
+            times: state.times.or(*file.frozen_times.lock()),
+            is_dirty: state.is_dirty() || file.committing.load(Ordering::Acquire),
+        }
+    }
+
+    fn put_over(&self, attributes: &mut Attributes) {
+        attributes.size = self.size;
+        attributes.mtime = self.times.mtime.unwrap_or(attributes.mtime);
+        attributes.ctime = self.times.ctime.unwrap_or(attributes.ctime);
+        if self.is_dirty {
+            // What the new bytes will take is not known; a file with bytes must not look like a hole.
+            attributes.allocated = attributes.allocated.max(self.size);
+        }
+    }
+}
 
 impl Volume {
     /// The file that a name stands for.
     pub fn lookup(&self, parent: FileId, name: &[u8]) -> Result<Attributes> {
         let (file, inode) = self.meta.view().lookup(parent, name)?;
-        Ok(self.current(file, &inode))
+        self.current(file, inode)
     }
 
     /// A file's attributes.
     pub fn attributes(&self, file: FileId) -> Result<Attributes> {
+        let uncommitted = self.in_use(file).map(|open| Uncommitted::of(&open));
         let inode = self.meta.view().inode(file)?.ok_or_else(|| gone(file))?;
-        Ok(self.current(file, &inode))
+        let mut attributes = Attributes::of(file, &inode);
+        if let Some(uncommitted) = uncommitted
+            && inode.kind == FileKind::Regular
+        {
+            uncommitted.put_over(&mut attributes);
+        }
+        Ok(attributes)
     }
 
-    /// Adds what is not committed to what the metadata says.
-    pub(super) fn current(&self, file: FileId, inode: &Inode) -> Attributes {
-        let mut attributes = Attributes::of(file, inode);
-        if inode.kind == FileKind::Regular
-            && let Some(open) = self.in_use(file)
-        {
-            let state = open.state.lock();
-            attributes.size = state.size;
-            let newest = |new: Option<_>, frozen, kept| new.or(frozen).unwrap_or(kept);
-            attributes.mtime = newest(state.mtime, state.frozen_mtime, attributes.mtime);
-            attributes.ctime = newest(state.ctime, state.frozen_ctime, attributes.ctime);
-            if state.is_dirty() || open.committing.load(Ordering::Acquire) {
-                // What the new bytes will take is not known; a file with bytes must not look like a hole.
-                attributes.allocated = attributes.allocated.max(state.size);
-            }
-        } else if inode.kind == FileKind::Symlink && attributes.allocated == 0 {
-            attributes.allocated = 0;
+    /// The attributes of a file whose inode was just seen.
+    fn current(&self, file: FileId, inode: Inode) -> Result<Attributes> {
+        match self.in_use(file) {
+            Some(_) => self.attributes(file),
+            None => Ok(Attributes::of(file, &inode)),
         }
-        attributes
     }
 
     /// Changes attributes. A new size is committed at once unless the file is open for writing.
@@ -77,18 +103,26 @@ impl Volume {
             || set.mtime.is_some()
             || set.ctime.is_some();
         if plain {
-            self.meta
-                .update(|update| update.set_attributes(file, &set, now))?;
-            // What was set by hand is not overwritten by what a commit still owes.
-            if let Some(open) = self.in_use(file) {
-                let mut state = open.state.lock();
-                if set.mtime.is_some() {
-                    state.mtime = None;
-                    state.frozen_mtime = None;
+            // What is set by hand is not overwritten by what a commit still owes.
+            let by_hand = set.mtime.is_some();
+            let open = self.in_use(file);
+            let owed = open
+                .as_ref()
+                .map(|open| open.state.lock().times.take_set(by_hand));
+            let result = self.meta.update(|update| {
+                update.set_attributes(file, &set, now)?;
+                if let Some(open) = &open {
+                    open.frozen_times.lock().take_set(by_hand);
                 }
-                state.ctime = None;
-                state.frozen_ctime = None;
+                Ok::<_, NamespaceError>(())
+            });
+            if result.is_err()
+                && let (Some(open), Some(owed)) = (&open, owed)
+            {
+                let mut state = open.state.lock();
+                state.times = state.times.or(owed);
             }
+            result?;
         }
         self.attributes(file)
     }
@@ -200,7 +234,7 @@ impl Volume {
         let inode = self
             .meta
             .update(|update| update.link(file, parent, name, Timestamp::now()))?;
-        Ok(self.current(file, &inode))
+        self.current(file, inode)
     }
 
     /// Where a symbolic link points.

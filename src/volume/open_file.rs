@@ -11,7 +11,7 @@ use super::Volume;
 use super::attributes::{Attributes, Caller};
 use super::commit::Purpose;
 use super::error::{Result, VolumeError};
-use super::file::{FileState, OpenFile};
+use super::file::{FileState, OpenFile, Times};
 use super::filemap::{FileMap, Window};
 use super::follow::Follow;
 use super::gather::Gatherer;
@@ -258,10 +258,7 @@ impl Volume {
             new_pieces: Vec::new(),
             inline_bytes: head.inline_bytes,
             dead: head.dead,
-            mtime: None,
-            ctime: None,
-            frozen_mtime: None,
-            frozen_ctime: None,
+            times: Times::default(),
             mended: None,
             version: 0,
             head,
@@ -278,6 +275,7 @@ impl Volume {
             committing: AtomicBool::new(false),
             spilling: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            frozen_times: Mutex::default(),
             state: Mutex::new(state),
         })
     }
@@ -454,8 +452,13 @@ impl Volume {
         let file = &handle.file;
         // Another handle that may write commits at its own close. It may be in the middle of writing the file anew,
         // and half of that must not become true because this one goes.
-        if handle.commits && file.writers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let owed = file.state.lock().is_dirty() && !file.unlinked.load(Ordering::Acquire);
+        if handle.commits {
+            let owed = {
+                // Nobody opens it for writing between the two questions.
+                let state = file.state.lock();
+                let last = file.writers.fetch_sub(1, Ordering::AcqRel) == 1;
+                last && state.is_dirty() && !file.unlinked.load(Ordering::Acquire)
+            };
             if owed && let Err(error) = self.commit(file, Purpose::MakeTrue) {
                 tracing::error!(file = %file.id, %error, "the last commit of a file failed");
             }

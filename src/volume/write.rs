@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::{Result, VolumeError};
-use super::file::{FileState, OpenFile};
+use super::file::{FileState, OpenFile, Times};
 use super::filemap::Window;
 use super::gather::Told;
 use super::zeros;
@@ -147,8 +147,10 @@ impl Volume {
     /// Notes that the bytes changed now.
     pub(super) fn touch(&self, _file: &OpenFile, state: &mut FileState) {
         let now = Timestamp::now();
-        state.mtime = Some(now);
-        state.ctime = Some(now);
+        state.times = Times {
+            mtime: Some(now),
+            ctime: Some(now),
+        };
     }
 
     /// Copies bytes into open blocks and points the map at them.

@@ -275,3 +275,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_time_set_by_hand_outlives_a_commit_that_runs() {
+    use super::super::attributes::{Changes, SetTime};
+    use crate::meta::{MetaError, Timestamp};
+    use std::time::Duration;
+
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let file = write_file(&volume, "f", b"old");
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    volume.write(handle, 0, b"new").expect("written");
+    let by_hand = Timestamp {
+        seconds: 1_000_000_000,
+        nanos: 7,
+    };
+    let changes = Changes {
+        mtime: Some(SetTime::At(by_hand)),
+        ..Changes::default()
+    };
+    // Both wait for their turn to change the metadata, first who sets the time. The commit has read what it owes by then.
+    let queue = Duration::from_millis(50);
+    std::thread::scope(|scope| {
+        let held = volume.meta.update(|_| {
+            scope.spawn(|| volume.set_attributes(file, None, &changes).expect("set"));
+            std::thread::sleep(queue);
+            scope.spawn(|| volume.fsync(handle).expect("synced"));
+            std::thread::sleep(queue);
+            Ok::<_, MetaError>(())
+        });
+        held.expect("nothing changed");
+    });
+    assert_eq!(volume.attributes(file).expect("there").mtime, by_hand);
+    volume.release(handle);
+    assert_eq!(volume.attributes(file).expect("there").mtime, by_hand);
+}

@@ -51,7 +51,7 @@ impl Inner {
         *last = Instant::now();
         // 3. and a journal that holds all that the databases hold can make way for an image of them.
         match journal {
-            Some(commit) if commit.length <= limit && !self.is_worn(&commit)? => {}
+            Some(commit) if commit.length <= limit && !self.is_worn(&commit) => {}
             Some(mut commit) if commit.mark == mark => self.begin_journal(&mut commit)?,
             _ => {}
         }
@@ -61,11 +61,12 @@ impl Inner {
     }
 
     /// Whether a journal is more than twice as long as what its volume holds now.
-    fn is_worn(&self, commit: &Commit) -> Result<bool> {
-        match self.online().next() {
-            Some(replica) => Ok(commit.length > 2 * replica.database()?.live_bytes()?),
-            None => Ok(false),
-        }
+    fn is_worn(&self, commit: &Commit) -> bool {
+        // A damaged database may not tell; all hold the same.
+        let live = self
+            .online()
+            .find_map(|replica| replica.database().ok()?.live_bytes().ok());
+        live.is_some_and(|live| commit.length > 2 * live)
     }
 
     pub(super) fn advance_databases(self: &Arc<Self>, mark: Mark) -> Result<()> {
@@ -186,7 +187,7 @@ impl Inner {
 impl View {
     /// The next keys of the database, for an image.
     pub(super) fn base_batch(&self, after: Option<&Key>) -> Result<Batch> {
-        let found = self.base.after(after, BATCH)?;
+        let found = self.inner.after_base(&self.base, after, BATCH)?;
         found
             .into_iter()
             .map(|(key, value)| {

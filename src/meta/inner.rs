@@ -233,6 +233,16 @@ impl Inner {
         }
     }
 
+    pub(super) fn after_base(
+        &self,
+        base: &Arc<Snapshot>,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<Found>> {
+        base.after(after, limit)
+            .or_else(|error| self.elsewhere(base, error, |snapshot| snapshot.after(after, limit)))
+    }
+
     /// Reads from another disk's database of the same moment; `error` if there is none that answers.
     fn elsewhere<T>(
         &self,

@@ -121,7 +121,9 @@ impl History {
     fn step(&mut self, operation: &Operation) -> Result<(), String> {
         let closing = match operation {
             Operation::Close { slot } | Operation::Open { slot, .. } => {
-                self.pair.right.made_true_by_closing(*slot)
+                // As it is now: an open that closes what the slot had may empty that same file.
+                let path = self.pair.right.made_true_by_closing(*slot);
+                path.and_then(|path| Some((look(&self.pair.right.root, &path)?, path)))
             }
             _ => None,
         };
@@ -140,9 +142,7 @@ impl History {
             // A file keeps its times when a directory above it moves: whether it was moved and back cannot be seen.
             self.promised.clear();
         }
-        if let Some(path) = closing
-            && let Some(entry) = look(&self.pair.right.root, &path)
-        {
+        if let Some((entry, path)) = closing {
             self.promised.insert(path, entry);
         }
         Ok(())

@@ -19,7 +19,7 @@ use operation::Operation;
 use pair::Pair;
 
 /// Seeds that found something once.
-const FOUND: [u64; 5] = [52, 53, 58, 102, 147];
+const FOUND: [u64; 8] = [52, 53, 58, 102, 147, 161, 365, 477];
 
 #[test]
 fn the_mount_and_a_plain_directory_stay_equal() {

@@ -51,6 +51,8 @@ struct Open {
     file: File,
     direct: bool,
     append: bool,
+    /// It was opened for writing, or its opening made the file or emptied it: its close makes that true.
+    commits: bool,
 }
 
 impl Side {
@@ -95,19 +97,11 @@ impl Side {
             .flatten()
     }
 
-    /// The same, if the close of the slot makes true what was written to its file: a reader's close does not while somebody
-    /// else has the file open for writing, and may be in the middle of it.
+    /// The same, if the close of the slot makes true what was done to its file before. Any other reader's close promises
+    /// nothing, not even the times that were set meanwhile.
     pub fn made_true_by_closing(&self, slot: usize) -> Option<PathBuf> {
-        let writes = |open: &Open| {
-            let flags = rustix::fs::fcntl_getfl(&open.file).expect("the flags of an open file");
-            flags.intersects(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::RDWR)
-        };
-        let number = |open: &Open| open.file.metadata().map(|seen| seen.ino()).ok();
-        let own = self.slots[slot].as_ref()?;
-        let mut others = self.slots.iter().flatten();
-        let written =
-            !writes(own) && others.any(|open| writes(open) && number(open) == number(own));
-        (!written).then(|| self.path_of(slot)).flatten()
+        let commits = self.slots[slot].as_ref()?.commits;
+        commits.then(|| self.path_of(slot)).flatten()
     }
 
     fn attempt(&mut self, operation: &Operation) -> io::Result<Outcome> {
@@ -319,6 +313,7 @@ impl Side {
             (false, true) => libc::O_WRONLY,
             _ => libc::O_RDONLY,
         };
+        let made = !path.exists();
         let file = open_raw(&path, flags, how.mode)?;
         if file.metadata()?.is_dir() {
             return Ok(Outcome::Nothing);
@@ -327,6 +322,7 @@ impl Side {
             file,
             direct: how.direct,
             append: how.append,
+            commits: made || how.write || how.truncate,
         });
         Ok(Outcome::Done)
     }

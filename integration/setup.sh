@@ -41,6 +41,8 @@ find_rust() {
 # A toolchain that is there is used. Else Debian's: `cargo` where it is new enough, and on Debian 12 the packages that its
 # security updates carry for browsers, `cargo-web` and `rustc-web`.
 set_up_rust() {
+    # Cargo fetches crates over TLS.
+    install_packages ca-certificates
     find_rust
     if ! command -v cargo >/dev/null; then
         apt-get update -qq

@@ -51,6 +51,9 @@ pub enum NoWindow {
         /// Disks needed.
         needed: usize,
     },
+    /// The volume's metadata takes no more changes, so nothing could refer to what is written.
+    #[error("the volume takes no more changes; mount it anew")]
+    NoNumber,
 }
 
 /// Threads, queues and memory of a volume's writing.

@@ -140,7 +140,7 @@ impl From<NamespaceError> for VolumeError {
 impl From<NoWindow> for VolumeError {
     fn from(error: NoWindow) -> Self {
         let errno = match error {
-            NoWindow::TooFewDisks { .. } => libc::EIO,
+            NoWindow::TooFewDisks { .. } | NoWindow::NoNumber => libc::EIO,
             NoWindow::NoRoom { .. } => libc::ENOSPC,
         };
         Self::wrap(errno, error)

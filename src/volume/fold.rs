@@ -41,7 +41,7 @@ impl Volume {
     pub(super) fn fold(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<Folded> {
         let view = self.frozen_view(file);
         let description = self.describe(file.id, frozen.size)?;
-        let id = self.next_manifest();
+        let id = self.next_manifest()?;
         let mut copies: Vec<(DiskId, Box<dyn Appender>)> = Vec::new();
         for disk in self.disks.usable_for_writing() {
             let Some(medium) = self.disks.get(disk) else {

@@ -22,7 +22,7 @@ struct OpenBlock {
 /// Who is asked, and told, while bytes are gathered.
 pub struct Told<'a> {
     /// Numbers a segment set when one is needed.
-    pub set: &'a dyn Fn() -> SetId,
+    pub set: &'a dyn Fn() -> Result<SetId, NoWindow>,
     /// Hears of windows that were not there before.
     pub opened: &'a mut dyn FnMut(&Arc<OpenWindow>),
     /// Gets the extents.
@@ -110,7 +110,7 @@ impl Gatherer {
             None => self.writer.insert(SetWriter::new(
                 Arc::clone(&self.pipeline),
                 self.file,
-                (told.set)(),
+                (told.set)()?,
             )),
         };
         let begun = writer.begin(lane, &self.next_window)?;

@@ -77,7 +77,7 @@ use crate::disk::DiskLock;
 use crate::ids::{FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
 use crate::store::manifest::ManifestCache;
-use crate::store::{BlockCache, Disks, Pipeline, Reader, Workers, data_capacity};
+use crate::store::{BlockCache, Disks, NoWindow, Pipeline, Reader, Workers, data_capacity};
 
 /// Whether a volume takes changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,22 +187,18 @@ impl Volume {
         self.files.lock().get(&file).cloned()
     }
 
-    /// A number for a segment set.
-    fn next_set(&self) -> SetId {
-        SetId(self.number())
+    /// A number for a segment set; none when the metadata takes no more changes, since nothing could refer to the set.
+    fn next_set(&self) -> std::result::Result<SetId, NoWindow> {
+        let number = self.meta.new_number().map_err(|error| {
+            tracing::error!(%error, "no number for what is written; mount the volume anew");
+            NoWindow::NoNumber
+        })?;
+        Ok(SetId(number))
     }
 
     /// A number for a manifest.
-    fn next_manifest(&self) -> ManifestId {
-        ManifestId(self.number())
-    }
-
-    fn number(&self) -> u64 {
-        // There are four thousand million numbers a mount; one that has used them up can only be mounted anew.
-        self.meta.new_number().unwrap_or_else(|error| {
-            tracing::error!(%error, "no more numbers; mount the volume anew");
-            u64::MAX
-        })
+    fn next_manifest(&self) -> Result<ManifestId> {
+        Ok(ManifestId(self.meta.new_number()?))
     }
 
     /// Bytes of incompressible critical data that can still be stored.

@@ -68,7 +68,8 @@ impl Volume {
         let keep = keep
             .and_then(|bytes| bytes.as_ref().try_into().ok())
             .map_or(0, u64::from_le_bytes);
-        let old = |number: u64| (keep..now).contains(&number);
+        // The highest number is nobody's: a version before this one used it where it had none.
+        let old = |number: u64| (keep..now).contains(&number) || number == u64::MAX;
         let mut held: BTreeMap<ManifestId, HashSet<DiskId>> = BTreeMap::new();
         for status in self.disks.list() {
             let Some(disk) = self.disks.get(status.id) else {

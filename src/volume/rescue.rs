@@ -128,6 +128,7 @@ fn mounts_before(disks: &[(DiskId, Option<Arc<dyn Disk>>)]) -> Result<u32> {
             if let ObjectName::Manifest(ManifestId(number))
             | ObjectName::Blocks(SetId(number))
             | ObjectName::Parity(SetId(number)) = object
+                && number != u64::MAX
             {
                 highest = highest.max(number);
             }

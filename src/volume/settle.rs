@@ -260,7 +260,8 @@ impl Volume {
             return Ok(());
         }
         let alive = self.alive_blocks(file, &changing)?;
-        let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, self.next_set());
+        let set = self.next_set().map_err(VolumeError::from)?;
+        let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, set);
         let mut refused: HashSet<WindowNo> = HashSet::new();
         for (record, protect) in &changing {
             let alive = alive.get(&record.no).cloned().unwrap_or_default();

@@ -311,3 +311,17 @@ fn a_time_set_by_hand_outlives_a_commit_that_runs() {
     volume.release(handle);
     assert_eq!(volume.attributes(file).expect("there").mtime, by_hand);
 }
+
+#[test]
+fn nothing_is_written_that_the_metadata_could_not_refer_to() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let file = write_file(&volume, "f", b"old");
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    volume.meta.close().expect("closed");
+    let error = volume
+        .write(handle, 0, &noise(1, 1 << 20))
+        .expect_err("no number for a set");
+    assert_eq!(error.errno(), libc::EIO, "{error}");
+    assert_eq!(rig.occupied(), 0);
+}

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::harness::process::shell;
+use crate::guests::image;
+use crate::harness::process::{must, shell};
 use crate::harness::tree::{self, Times};
 use crate::harness::volume::Volume;
 
@@ -117,6 +118,55 @@ fn dd() {
          touch -r source/random mnt/copy/random && touch -r source/dir mnt/copy/dir",
         "mnt/copy",
     );
+}
+
+/// cp looks for holes where a file occupies less than it is long, and asks for that right after its writer has closed it.
+#[test]
+fn cp_of_a_hole() {
+    let volume = Volume::mounted();
+    shell(
+        &volume.mountpoint,
+        "truncate -s 1T hole
+         [ $(stat -c %b hole) = 0 ]
+         timeout 60 cp hole copy && [ $(stat -c %s copy) = 1099511627776 ]
+         printf x | dd of=hole bs=1 seek=1T conv=notrunc status=none
+         timeout 60 cp --sparse=always hole copy && [ \"$(tail -c 1 copy)\" = x ]
+         exec 3<>copy; head -c 100000 /dev/urandom >&3; [ $(stat -c %b copy) -gt 0 ]",
+    );
+}
+
+/// Disk images whose runs of zeros begin and end anywhere, as they do in a saved guest, and are holes here. QEMU reads them with
+/// O_DIRECT by whole sectors.
+#[test]
+fn qemu_img() {
+    let volume = Volume::mounted();
+    let scratch = volume.scratch.path().to_owned();
+    shell(
+        &scratch,
+        "truncate -s 8M odd
+         for i in $(seq 0 30); do
+             head -c $((20011 + i * 37)) /dev/urandom | dd of=odd bs=64K seek=$((i * 262147)) oflag=seek_bytes conv=notrunc status=none
+         done
+         cat odd > mnt/odd && cmp odd mnt/odd
+         # There are holes, or this would show nothing.
+         [ $(($(stat -c %b mnt/odd) * 512)) -lt 4000000 ]",
+    );
+    let parts = image::part("images");
+    let qemu_img = |arguments: &str| {
+        let mut command = image::program(&parts, "qemu-img");
+        must(
+            command
+                .current_dir(&scratch)
+                .args(arguments.split_whitespace()),
+        );
+    };
+    qemu_img("convert -t none -T none -f raw -O raw mnt/odd mnt/direct");
+    qemu_img("convert -T none -f raw -O qcow2 mnt/odd mnt/q.qcow2");
+    qemu_img("check mnt/q.qcow2");
+    qemu_img("compare -T none -f raw -F qcow2 mnt/odd mnt/q.qcow2");
+    qemu_img("convert -t none -T none -f qcow2 -O raw mnt/q.qcow2 out");
+    qemu_img("map --image-opts driver=file,filename=mnt/odd,cache.direct=on");
+    shell(&scratch, "cmp odd mnt/direct && cmp odd out");
 }
 
 /// Editors write beside the file and rename over it; the file keeps what the editor keeps, and nothing is left over.

@@ -3,7 +3,7 @@
 # directory of their own. Nothing is installed: every suite gets an apt state of its own, with an empty package
 # database, so that nothing of this machine but its mirror takes part, and packages are only unpacked.
 #
-#   packages.sh DIR PART...     PART: qemu tools dumps libvirt kernel-5.10 kernel-6.1 kernel-6.12 kernel-new
+#   packages.sh DIR PART...     PART: qemu images tools dumps libvirt kernel-5.10 kernel-6.1 kernel-6.12 kernel-new
 #                                     between kernel-N.M arm64 arm64-16k
 #
 # `between` only lists the kernels that backports offer, one N.M a line, in DIR/between/list; `kernel-N.M` brings one.
@@ -113,6 +113,11 @@ for part in "$@"; do
         suite backports amd64 bookworm bookworm-backports
         echo 'APT::Default-Release "bookworm-backports";' >>"$options"
         closure "$dir/$part" qemu-system-x86 qemu-system-arm
+        ;;
+    images)
+        suite backports amd64 bookworm bookworm-backports
+        echo 'APT::Default-Release "bookworm-backports";' >>"$options"
+        closure "$dir/$part" qemu-utils
         ;;
     tools)
         suite trixie amd64 trixie

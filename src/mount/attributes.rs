@@ -13,9 +13,11 @@ pub(super) const NAME_TTL: Duration = Duration::from_secs(3600);
 const PREFERRED_IO: u32 = 1 << 20;
 
 /// How long the kernel may go by attributes. A commit changes what a regular file occupies, and the kernel does
-/// not see that; everything else of it changes by requests the kernel itself sends.
-pub(super) fn ttl(kind: FileKind) -> Duration {
-    match kind {
+/// not see that; everything else of it changes by requests the kernel itself sends. Where one is due it has to ask: cp
+/// and tar go by what a file occupies to see whether it has holes.
+pub(super) fn ttl(attributes: &Attributes) -> Duration {
+    match attributes.kind {
+        FileKind::Regular if attributes.commit_is_due => Duration::ZERO,
         FileKind::Regular => Duration::from_secs(1),
         _ => NAME_TTL,
     }

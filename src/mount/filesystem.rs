@@ -306,7 +306,7 @@ impl Filesystem for Adapter {
                 Ok((attributes, opened)) => {
                     let (fh, flags) = open_answer(opened);
                     reply.created(
-                        &ttl(attributes.kind),
+                        &ttl(&attributes),
                         &to_fuse(&attributes),
                         GENERATION,
                         fh,

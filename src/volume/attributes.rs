@@ -24,6 +24,8 @@ pub struct Attributes {
     pub size: u64,
     /// Bytes that it occupies, parity included: `st_blocks` times 512.
     pub allocated: u64,
+    /// A commit is to change `allocated`.
+    pub commit_is_due: bool,
     /// When it was last read.
     pub atime: Timestamp,
     /// When its bytes last changed.
@@ -47,6 +49,7 @@ impl Attributes {
             links: inode.links,
             size: inode.size,
             allocated: inode.stored,
+            commit_is_due: false,
             atime: inode.atime,
             mtime: inode.mtime,
             ctime: inode.ctime,

@@ -41,6 +41,11 @@ impl FileMap {
         self.resolve_through(range, true)
     }
 
+    /// Bytes that no commit has made true yet, about: what was written over and over again counts up to twice.
+    pub fn uncommitted_data(&self) -> u64 {
+        self.top.data() + self.frozen.as_ref().map_or(0, Overlay::data)
+    }
+
     /// The same as the running commit sees it: without what is newer.
     pub fn resolve_frozen(&self, range: Range<u64>) -> Result<Vec<Extent>> {
         self.resolve_through(range, false)

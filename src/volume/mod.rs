@@ -17,6 +17,7 @@ mod guests;
 mod handles;
 mod head;
 mod health;
+mod holes;
 pub mod look;
 mod members;
 mod mended;

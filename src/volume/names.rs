@@ -23,6 +23,8 @@ struct Uncommitted {
     size: u64,
     times: Times,
     is_dirty: bool,
+    /// Bytes of it that are no holes.
+    data: u64,
 }
 
 impl Uncommitted {
@@ -32,6 +34,12 @@ impl Uncommitted {
             size: state.size,
             times: state.times.or(*file.frozen_times.lock()),
             is_dirty: state.is_dirty() || file.committing.load(Ordering::Acquire),
+            // What was spilled is in a base, and is not counted there.
+            data: if state.spilled {
+                state.size
+            } else {
+                state.map.uncommitted_data()
+            },
         }
     }
 
@@ -41,7 +49,8 @@ impl Uncommitted {
         attributes.ctime = self.times.ctime.unwrap_or(attributes.ctime);
         if self.is_dirty {
             // What the new bytes will take is not known; a file with bytes must not look like a hole.
-            attributes.allocated = attributes.allocated.max(self.size);
+            attributes.allocated = attributes.allocated.max(self.data.min(self.size));
+            attributes.commit_is_due = true;
         }
     }
 }

@@ -10,12 +10,19 @@ use crate::store::{Extent, Source};
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
     map: BTreeMap<u64, (u64, Source)>,
+    /// The bytes of all runs that are no holes.
+    data: u64,
 }
 
 impl Overlay {
     /// How many runs it holds.
     pub fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// How many bytes it says to be data.
+    pub fn data(&self) -> u64 {
+        self.data
     }
 
     /// Whether it says nothing at all.
@@ -29,6 +36,7 @@ impl Overlay {
             return;
         }
         self.cut(&range);
+        self.data += data_in(&range, source);
         let (mut start, mut end, mut source) = (range.start, range.end, source);
         if let Some((&before, &(before_end, before_source))) = self.map.range(..start).next_back()
             && before_end == start
@@ -50,6 +58,7 @@ impl Overlay {
         if let Some((&start, &(end, source))) = self.map.range(..range.start).next_back()
             && end > range.start
         {
+            self.data -= data_in(&(range.start..end.min(range.end)), source);
             self.map.insert(start, (range.start, source));
             if end > range.end {
                 self.map
@@ -62,9 +71,11 @@ impl Overlay {
             .map(|(&start, _)| start)
             .collect();
         for start in inside {
-            if let Some((end, source)) = self.map.remove(&start)
-                && end > range.end
-            {
+            let Some((end, source)) = self.map.remove(&start) else {
+                continue;
+            };
+            self.data -= data_in(&(start..end.min(range.end)), source);
+            if end > range.end {
                 self.map
                     .insert(range.end, (end, source.advanced(range.end - start)));
             }
@@ -124,11 +135,20 @@ impl Overlay {
 
     /// Replaces the sources of all runs for which `change` gives another one.
     pub fn remap(&mut self, change: &dyn Fn(Source) -> Option<Source>) {
-        for (_, source) in self.map.values_mut() {
+        for (&start, (end, source)) in &mut self.map {
             if let Some(other) = change(*source) {
+                self.data -= data_in(&(start..*end), *source);
+                self.data += data_in(&(start..*end), other);
                 *source = other;
             }
         }
+    }
+}
+
+fn data_in(range: &Range<u64>, source: Source) -> u64 {
+    match source {
+        Source::Hole => 0,
+        _ => range.end - range.start,
     }
 }
 
@@ -196,6 +216,8 @@ mod tests {
                 }
             }
             older.apply(&newer);
+            let is_data = |at: &&Option<Source>| at.is_some_and(|source| source != Source::Hole);
+            prop_assert_eq!(older.data(), model.iter().filter(is_data).count() as u64);
             prop_assert_eq!(bytes_of(&older, 300), model);
         }
     }

@@ -516,32 +516,7 @@ impl Volume {
             }
         });
     }
-
-    /// SEEK_DATA and SEEK_HOLE: the first byte from `offset` on that is data, or none. ENXIO as lseek(2) says.
-    pub fn seek(&self, handle: Handle, offset: u64, data: bool) -> Result<u64> {
-        let handle = self.handle(handle)?;
-        let state = handle.file.state.lock();
-        let none = || VolumeError::new(libc::ENXIO, "there is no data at or behind that offset");
-        if offset >= state.size {
-            return Err(none());
-        }
-        let mut at = offset;
-        while at < state.size {
-            // Step by step, since a range may hold any number of extents.
-            let step = (at + SEEK_STEP).min(state.size);
-            for extent in state.map.resolve(at..step)? {
-                if (extent.source != Source::Hole) == data {
-                    return Ok(extent.range.start);
-                }
-            }
-            at = step;
-        }
-        if data { Err(none()) } else { Ok(state.size) }
-    }
 }
-
-/// Bytes of a file that are looked through at once.
-const SEEK_STEP: u64 = 1 << 30;
 
 /// Bytes found for a part of an answer.
 pub(super) enum Found {

@@ -72,7 +72,7 @@ pub(super) fn answer_entry(
 ) {
     match result {
         Ok(attributes) => reply.entry_with_ttls(
-            &ttl(attributes.kind),
+            &ttl(&attributes),
             &NAME_TTL,
             &to_fuse(&attributes),
             GENERATION,
@@ -88,7 +88,7 @@ pub(super) fn answer_attributes(
     result: Result<Attributes>,
 ) {
     match result {
-        Ok(attributes) => reply.attr(&ttl(attributes.kind), &to_fuse(&attributes)),
+        Ok(attributes) => reply.attr(&ttl(&attributes), &to_fuse(&attributes)),
         Err(error) => reply.error(errno(operation, file, &error)),
     }
 }

@@ -70,9 +70,7 @@ impl Adapter {
                     let name = OsStr::from_bytes(&entry.name);
                     // Number 0 names the entry without saying anything of the file: for one that went meanwhile.
                     let (number, ttl, attributes) = match self.volume.attributes(entry.file) {
-                        Ok(attributes) => {
-                            (entry.file.0, ttl(attributes.kind), to_fuse(&attributes))
-                        }
+                        Ok(attributes) => (entry.file.0, ttl(&attributes), to_fuse(&attributes)),
                         Err(_) => {
                             let mut attributes = nothing();
                             attributes.ino = INodeNo(entry.file.0);

@@ -829,3 +829,25 @@ fn others_cannot_use_the_control_socket() {
     );
     assert!(other.stdout.contains("refused"), "{}", other.stdout);
 }
+
+/// Bytes of its own that the daemon has in memory.
+fn memory_of_the_daemon(volume: &Volume) -> u64 {
+    let status = format!("/proc/{}/status", volume.daemon().as_raw_nonzero());
+    let status = fs::read_to_string(status).expect("the daemon's status");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.expect("RssAnon").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+fn memory_goes_back_when_nothing_is_wanted() {
+    let volume = Volume::mounted();
+    content::write_file(&volume.path("large"), 1, 400 << 20).expect("a large file");
+    let busy = memory_of_the_daemon(&volume);
+    wait_until("memory that goes back", PATIENCE, || {
+        memory_of_the_daemon(&volume) < busy / 2
+    });
+    content::check_file(&volume.path("large"), 1, 400 << 20).expect("what was written");
+}

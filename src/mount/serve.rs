@@ -31,6 +31,7 @@ pub fn serve(
     options: &MountOptions,
     ready: impl FnOnce(Vec<String>),
 ) -> Result<(), MountError> {
+    sys::share_memory_among_threads();
     // Before any thread: they inherit both.
     sys::hold_back_signals().map_err(|source| io_error("hold back signals", source))?;
     // The kernel must not wait for us to write while it finds memory for us. It needs a capability; without it the

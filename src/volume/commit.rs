@@ -109,6 +109,7 @@ impl Volume {
         file.committing.store(true, Ordering::Release);
         let result = self.make_true(file, &mut frozen);
         file.committing.store(false, Ordering::Release);
+        self.rest.note_commit();
         if self.pipeline.unwritten() == 0 {
             self.pipeline.buffers.rest();
         }

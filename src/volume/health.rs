@@ -125,7 +125,10 @@ impl Volume {
         let work = move || {
             loop {
                 match weak.upgrade() {
-                    Some(volume) => volume.look_after_disks(),
+                    Some(volume) => {
+                        volume.look_after_disks();
+                        volume.rest_if_quiet();
+                    }
                     None => return,
                 }
                 if !bell.wait() {

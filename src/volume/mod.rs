@@ -28,6 +28,7 @@ mod overlay;
 mod read;
 mod recover;
 mod rescue;
+mod rest;
 mod roster;
 mod sets;
 mod settle;
@@ -110,6 +111,7 @@ pub struct Volume {
     config: std::path::PathBuf,
     roster: Mutex<roster::Roster>,
     bell: Arc<health::Bell>,
+    rest: rest::Rest,
     tasks: tasks::Tasks,
     pipeline: Arc<Pipeline>,
     reader: Reader,

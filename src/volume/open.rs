@@ -14,6 +14,7 @@ use super::mended::KnownLosses;
 use super::names;
 use super::recover;
 use super::rescue;
+use super::rest::Rest;
 use super::roster::{self, Found, Roster, busy};
 use super::sweep::Sweeper;
 use super::tasks::Tasks;
@@ -295,6 +296,7 @@ impl Volume {
                 config: config.file.clone(),
                 roster: Mutex::new(roster.clone()),
                 bell: Arc::default(),
+                rest: Rest::default(),
                 tasks: Tasks::default(),
                 pipeline,
                 cache,

@@ -8,7 +8,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Signal, kill_process};
 
 use crate::harness::disks::TestDisk;
-use crate::harness::process::{Outcome, run};
+use crate::harness::process::{Outcome, must, run};
 use crate::harness::volume::{Shape, Volume, binary};
 use crate::harness::{content, mounts, wait_until};
 
@@ -144,6 +144,23 @@ fn a_volume_has_one_writer() {
     assert!(!outcome.success(), "a second writer is let in");
     assert!(!outcome.stderr.is_empty());
     content::write_file(&volume.path("file"), 1, 1_000_000).expect("the first writer goes on");
+}
+
+/// umount(8) comes back while the daemon still commits.
+#[test]
+fn a_mount_waits_for_the_daemon_of_the_one_before() {
+    let volume = Volume::new(&Shape {
+        more: "\n[commit]\nmode = \"background\"".to_owned(),
+        ..Shape::default()
+    });
+    parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
+    for round in 0..5 {
+        content::write_file(&volume.path("file"), round, 60 << 20).expect("a file");
+        must(Command::new("umount").arg(&volume.mountpoint));
+        parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount, right after umount");
+        content::check_file(&volume.path("file"), round, 60 << 20).expect("the file");
+    }
+    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
 }
 
 #[test]

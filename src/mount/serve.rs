@@ -23,6 +23,12 @@ use crate::volume::{Mode, Volume};
 /// Signals so close together are one wish: some programs signal a process and then its group.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
+/// How long a daemon is waited for that has the volume open and no mount any more.
+const CLOSING: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether that has ended.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Serves until the end. `ready` is called once programs can use the mount, with what the administrator should know
 /// of the volume's state. The error is of the mount or of the last commit.
 pub fn serve(
@@ -48,7 +54,7 @@ pub fn serve(
     let mut config = config.clone();
     config.mount.lost = options.lost.unwrap_or(config.mount.lost);
     let config = &config;
-    let volume = Volume::open(config, mode)?;
+    let volume = open(config, mode)?;
     let served = serve_volume(config, &volume, &mountpoint, options, ready);
     let closed = volume.close();
     if closed.is_ok() {
@@ -68,6 +74,30 @@ pub fn serve(
             }
             Err(error)
         }
+    }
+}
+
+/// Opens a volume, and waits for a daemon that still commits after its mount has gone: umount(8) does not.
+fn open(config: &Config, mode: Mode) -> Result<Arc<Volume>, MountError> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match Volume::open(config, mode) {
+            Err(error) if error.errno() == libc::EBUSY => error,
+            result => return Ok(result?),
+        };
+        let is_mounted = mountinfo::all()
+            .map_err(|source| io_error("read the table of mounts", source))?
+            .iter()
+            .any(|mount| mount.is_parsfs() && mount.source == config.name);
+        if is_mounted || begun.elapsed() > CLOSING {
+            return Err(error.into());
+        }
+        if !told {
+            info!("waiting, for nothing is mounted: {error}");
+            told = true;
+        }
+        std::thread::sleep(AGAIN);
     }
 }
 

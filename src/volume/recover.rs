@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::Volume;
 use super::error::Result;
 use super::head::FileHead;
-use super::rescue::KEEP_BELOW;
+use super::rescue::{KEEP_BELOW, NOBODYS};
 use super::sweep::Sweep;
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, ManifestId, SetId};
@@ -68,8 +68,7 @@ impl Volume {
         let keep = keep
             .and_then(|bytes| bytes.as_ref().try_into().ok())
             .map_or(0, u64::from_le_bytes);
-        // The highest number is nobody's: a version before this one used it where it had none.
-        let old = |number: u64| (keep..now).contains(&number) || number == u64::MAX;
+        let old = |number: u64| (keep..now).contains(&number) || number == NOBODYS;
         let mut held: BTreeMap<ManifestId, HashSet<DiskId>> = BTreeMap::new();
         for status in self.disks.list() {
             let Some(disk) = self.disks.get(status.id) else {

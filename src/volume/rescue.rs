@@ -24,6 +24,9 @@ const LOST_AND_FOUND: &[u8] = b"lost+found";
 /// The setting that keeps objects with numbers below it from being removed for want of a reference.
 pub(super) const KEEP_BELOW: &[u8] = b"keep below";
 
+/// The highest number is nobody's: a version before this one used it where it had none, for what no file could refer to.
+pub(super) const NOBODYS: u64 = u64::MAX;
+
 /// What a manifest says of its file besides where its bytes are, for a rescue without any metadata.
 #[derive(Debug, Serialize, Deserialize)]
 struct Description {
@@ -128,7 +131,7 @@ fn mounts_before(disks: &[(DiskId, Option<Arc<dyn Disk>>)]) -> Result<u32> {
             if let ObjectName::Manifest(ManifestId(number))
             | ObjectName::Blocks(SetId(number))
             | ObjectName::Parity(SetId(number)) = object
-                && number != u64::MAX
+                && number != NOBODYS
             {
                 highest = highest.max(number);
             }
@@ -195,6 +198,7 @@ impl Volume {
             };
             for (object, _) in disk.list()? {
                 if let ObjectName::Blocks(set) | ObjectName::Parity(set) = object
+                    && set.0 != NOBODYS
                     && !known.contains(&set)
                 {
                     nameless.insert(set);
@@ -215,6 +219,9 @@ impl Volume {
                 let ObjectName::Manifest(id) = object else {
                     continue;
                 };
+                if id.0 == NOBODYS {
+                    continue;
+                }
                 let Ok(reference) = Manifest::discover(self.id, id, &self.disks, status.id) else {
                     lines.push(format!(
                         "manifest {id} on disk {} cannot be read",

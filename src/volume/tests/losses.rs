@@ -1,6 +1,8 @@
 //! Disks that are gone, that fail in the middle, and that come back.
 
 use super::*;
+use crate::disk::{DirectoryDisk, Disk, ObjectName};
+use crate::ids::{ManifestId, SetId};
 
 fn check(volume: &Volume, files: usize) {
     for number in 0..files {
@@ -224,4 +226,72 @@ fn files_are_found_by_their_manifests_alone() {
                 == chunk
         );
     }
+}
+
+/// What a version before this one left where the metadata took no more changes: objects under the highest number of all.
+const UNDER_NO_NUMBER: [ObjectName; 3] = [
+    ObjectName::Blocks(SetId(u64::MAX)),
+    ObjectName::Parity(SetId(u64::MAX)),
+    ObjectName::Manifest(ManifestId(u64::MAX)),
+];
+
+fn medium(rig: &Rig, number: usize) -> DirectoryDisk {
+    DirectoryDisk::open("d", &rig.disk(number)).expect("a disk")
+}
+
+fn leave_what_has_no_number(rig: &Rig) {
+    for number in 0..rig.config.disks.len() {
+        for object in UNDER_NO_NUMBER {
+            medium(rig, number)
+                .put(object, b"left by an earlier version")
+                .expect("written");
+        }
+    }
+}
+
+/// How many objects without a number all disks have.
+fn without_a_number(rig: &Rig) -> usize {
+    (0..rig.config.disks.len())
+        .flat_map(|number| medium(rig, number).list().expect("listed"))
+        .filter(|(object, _)| UNDER_NO_NUMBER.contains(object))
+        .count()
+}
+
+#[test]
+fn a_mount_removes_what_was_written_under_no_number() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    volume.close().expect("closed");
+    drop(volume);
+    leave_what_has_no_number(&rig);
+    assert_eq!(without_a_number(&rig), 9);
+    let volume = rig.open();
+    volume.commit_all().expect("tidy is done");
+    assert_eq!(without_a_number(&rig), 0);
+    check(&volume, 1);
+}
+
+/// Counted, it would have a rescued volume use up its mounts; taken for a file's, the rescue would not be complete.
+#[test]
+fn a_rescue_does_not_count_what_was_written_under_no_number() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    leave_what_has_no_number(&rig);
+    for number in 0..3 {
+        std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
+        std::fs::remove_dir_all(rig.disk(number).join("journal")).expect("removed");
+        std::fs::remove_dir_all(rig.disk(number).join("names")).expect("removed");
+    }
+    let lines = Volume::rescue(&rig.config).expect("rescued");
+    assert!(
+        !lines.iter().any(|line| line.contains("cannot be read")),
+        "{lines:?}"
+    );
+    let volume = rig.open();
+    let mounts = volume.meta.mounts();
+    assert!(mounts < 10, "{mounts} mounts are counted");
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    volume.commit_all().expect("tidy is done");
+    assert_eq!(without_a_number(&rig), 0);
+    check(&volume, 1);
 }

@@ -2,9 +2,11 @@
 //! fsck; ended in the middle and gone on with.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::harness::content;
 use crate::harness::disks::{Backing, Kind};
@@ -828,6 +830,75 @@ fn others_cannot_use_the_control_socket() {
         ),
     );
     assert!(other.stdout.contains("refused"), "{}", other.stdout);
+}
+
+/// How the name of a mount's control socket ends.
+fn end_of_socket(volume: &Volume) -> String {
+    let device = fs::metadata(&volume.mountpoint).expect("a mount").dev();
+    format!("-{}.{}.sock", libc::major(device), libc::minor(device))
+}
+
+fn socket_of(volume: &Volume) -> PathBuf {
+    let status = volume.status();
+    let id = status["id"].as_str().expect("an id");
+    Path::new("/run/parsfs").join(format!("{id}{}", end_of_socket(volume)))
+}
+
+/// A name of a socket that goes when the test ends, however it does.
+struct Link(PathBuf);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Commands reach a volume's own daemon although another one's socket has the name that it would have if it had had a mount
+/// on the same device before.
+#[track_caller]
+fn is_reached_although(other: &Path, volume: &mut Volume) {
+    // It comes before the right one, whatever that is called.
+    let link = Path::new("/run/parsfs").join(format!("0{}", end_of_socket(volume)));
+    let link = Link(link);
+    fs::hard_link(other, &link.0).expect("another name");
+    let status = volume.status();
+    let first = status["disks"][0]["path"].as_str().expect("a path");
+    let own = text(&volume.disks[0].path);
+    assert_eq!(first, own, "another volume's: {status:#}");
+    volume.umount();
+}
+
+/// The kernel gives the number of a device to the next mount, while a daemon that lost its own may go on for long.
+#[test]
+fn a_command_does_not_reach_a_daemon_that_lost_its_mount() {
+    let mut other = Volume::mounted();
+    let mut volume = Volume::mounted();
+    let socket = socket_of(&other);
+    let held = fs::File::create(other.path("held")).expect("a file");
+    unmount(&other.mountpoint, UnmountFlags::DETACH).expect("umount -l");
+    assert!(other.serves() && !other.is_mounted());
+    is_reached_although(&socket, &mut volume);
+    assert!(other.serves(), "it ended with the other's mount");
+    drop(held);
+}
+
+/// The next mount is at the very place of the one before.
+#[test]
+fn a_command_does_not_reach_the_daemon_of_what_was_mounted_there_before() {
+    let mut other = Volume::mounted();
+    let socket = socket_of(&other);
+    let held = fs::File::create(other.path("held")).expect("a file");
+    unmount(&other.mountpoint, UnmountFlags::DETACH).expect("umount -l");
+    let mut volume = Volume::unmade(&Shape::default());
+    let config = fs::read_to_string(&volume.config).expect("the config");
+    let config = config.replace("name = \"test\"", "name = \"next\"");
+    fs::write(&volume.config, config).expect("the config");
+    volume.mountpoint = other.mountpoint.clone();
+    done(&volume, &["init"], &[]);
+    volume.mount();
+    is_reached_although(&socket, &mut volume);
+    assert!(other.serves(), "it ended with the other's mount");
+    drop(held);
 }
 
 /// Bytes of its own that the daemon has in memory.

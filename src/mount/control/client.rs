@@ -72,13 +72,14 @@ impl Client {
 
     /// Itself, if its daemon's mount is the one on this device. The kernel gives a device's number to the next mount at once,
     /// while a daemon that lost its own may go on closing its volume for long: it must not be told what is meant for another.
+    /// That may even be mounted at the same place: so the volume's name has to be the mount's too.
     fn if_it_serves(mut self, device: &str) -> Option<Client> {
         self.send(&Request::Pid {}).ok()?;
         let Ok(Response::Pid(identity)) = self.receive(Some(INTRODUCTION)) else {
             return None;
         };
         let mount = mountinfo::at(&identity.mountpoint).ok()??;
-        (mount.device == device).then_some(self)
+        (mount.device == device && mount.source == identity.name).then_some(self)
     }
 
     /// The daemon that serves the volume on any of these disks; the one that writes, if there are several.

@@ -171,3 +171,72 @@ impl Volume {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::meta::Timestamp;
+    use crate::volume::TaskStatus;
+    use crate::volume::tests::{Rig, noise, read_file, write_file};
+
+    /// A volume of five disks with a file on four of them: a disk that it is on, and the one that it is not on.
+    fn rig() -> (Rig, Arc<Volume>, DiskId, DiskId) {
+        let rig = Rig::new(5, "critical = \"2+2\"");
+        let volume = rig.open();
+        write_file(&volume, "f", &noise(1, 3 << 20));
+        let running = running(DiskId(0));
+        let holds = |disk: &DiskId| !volume.files_on(*disk, &running).expect("files").is_empty();
+        let disks = volume.disks.list().into_iter().map(|disk| disk.id);
+        let (on, off): (Vec<DiskId>, Vec<DiskId>) = disks.partition(holds);
+        assert_eq!((on.len(), off.len()), (4, 1));
+        (rig, volume, on[0], off[0])
+    }
+
+    fn running(disk: DiskId) -> Running {
+        let task = TaskKind::Remove {
+            disk,
+            give_up: false,
+        };
+        let status = TaskStatus::new(task, "a test".into(), None, Timestamp::now().seconds);
+        Running::new(status)
+    }
+
+    fn is_member(volume: &Volume, disk: DiskId) -> bool {
+        volume.disks.list().iter().any(|of| of.id == disk)
+    }
+
+    /// As when a window is just being committed while its file is walked over: the walk passes it over.
+    #[test]
+    fn what_the_walk_passed_over_is_moved_before_the_disk_is_struck_off() {
+        let (_rig, volume, leaves, _) = rig();
+        let running = running(leaves);
+        let mut work = Evacuate::new(&volume, leaves, None, false);
+        assert!(work.finish(&volume, &running).expect("it leaves"));
+        assert_eq!(running.status.lock().problems, Vec::<String>::new());
+        assert!(!is_member(&volume, leaves));
+        assert!(read_file(&volume, "f").expect("readable") == noise(1, 3 << 20));
+    }
+
+    #[test]
+    fn a_disk_stays_when_the_new_one_does_not_take_what_it_has() {
+        let (rig, volume, leaves, by) = rig();
+        // The metadata it takes; there is no segment, and none can be made.
+        let segments = rig
+            .place
+            .path()
+            .join(volume.disks.name(by))
+            .join("segments");
+        let _ = std::fs::remove_dir_all(&segments);
+        std::os::unix::fs::symlink("nowhere", &segments).expect("a link");
+        let running = running(leaves);
+        let mut work = Evacuate::new(&volume, leaves, Some(by), false);
+        work.finish(&volume, &running)
+            .expect_err("something still needs it");
+        assert_eq!(running.status.lock().problem_count, 1);
+        assert!(is_member(&volume, leaves));
+        assert!(!volume.disks.is_online(by));
+        assert_eq!(volume.files_on(leaves, &running).expect("files").len(), 1);
+    }
+}

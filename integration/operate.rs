@@ -660,6 +660,42 @@ fn a_disk_hangs_in_a_write() {
     content::check_file(&volume.path("meanwhile"), 9, LENGTH).expect("what was written");
 }
 
+/// It hangs with a file half written to it: what it was given of that and did not write down is not counted as written.
+#[test]
+fn a_disk_hangs_in_the_middle_of_a_file() {
+    let volume = Volume::mounted_as(&Shape {
+        backing: Backing::Faulty,
+        ..Shape::default()
+    });
+    let file = fs::File::create(volume.path("f")).expect("a file");
+    let half = LENGTH / 2;
+    content::write_range(&file, 9, 0, half).expect("written");
+    wait_until("disk4 to be written to", PATIENCE, || {
+        !volume.disks[3].files(Kind::Segment).is_empty()
+    });
+    volume.disks[3]
+        .faults()
+        .set(|faults| faults.writes_hang = true);
+    let begin = Instant::now();
+    content::write_range(&file, 9, half, LENGTH - half).expect("written");
+    file.sync_all().expect("committed");
+    let took = begin.elapsed();
+    // One wait, not one more for the metadata.
+    assert!(
+        (Duration::from_secs(50)..Duration::from_secs(100)).contains(&took),
+        "{took:?}"
+    );
+    becomes(&volume, "disk4", "faulty");
+    for disk in [0, 5] {
+        volume.disks[disk].faults().set(|faults| faults.dead = true);
+    }
+    forget_cached();
+    content::check_file(&volume.path("f"), 9, LENGTH).expect("what was written");
+    for disk in [0, 3, 5] {
+        volume.disks[disk].faults().heal();
+    }
+}
+
 /// A disk that fails to write is faulty, stays so over mounts, and is brought back by a command only.
 #[test]
 fn a_faulty_disk_stays_faulty_until_it_is_trusted_again() {

@@ -153,6 +153,8 @@ fn a_mount_waits_for_the_daemon_of_the_one_before() {
         more: "\n[commit]\nmode = \"background\"".to_owned(),
         ..Shape::default()
     });
+    // It is not taken for the one before, although it has the same name.
+    let _other = Volume::mounted();
     parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
     for round in 0..5 {
         content::write_file(&volume.path("file"), round, 60 << 20).expect("a file");

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, select, unbounded};
 use tracing::{error, info, warn};
 
 use super::control::Identity;
+use super::control::client::Client;
 use super::control::server::Server;
 use super::error::MountError;
 use super::options::MountOptions;
@@ -25,6 +26,9 @@ const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// How long a daemon is waited for that has the volume open and no mount any more.
 const CLOSING: Duration = Duration::from_secs(60);
+
+/// How long one that has ended its work may take to be gone.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether that has ended.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -86,11 +90,12 @@ fn open(config: &Config, mode: Mode) -> Result<Arc<Volume>, MountError> {
             Err(error) if error.errno() == libc::EBUSY => error,
             result => return Ok(result?),
         };
-        let is_mounted = mountinfo::all()
-            .map_err(|source| io_error("read the table of mounts", source))?
-            .iter()
-            .any(|mount| mount.is_parsfs() && mount.source == config.name);
-        if is_mounted || begun.elapsed() > CLOSING {
+        let limit = match holder(config)? {
+            Holder::Serves => return Err(error.into()),
+            Holder::Closes => CLOSING,
+            Holder::Unknown => ENDING,
+        };
+        if begun.elapsed() > limit {
             return Err(error.into());
         }
         if !told {
@@ -99,6 +104,31 @@ fn open(config: &Config, mode: Mode) -> Result<Arc<Volume>, MountError> {
         }
         std::thread::sleep(AGAIN);
     }
+}
+
+/// Who has the disks of a config.
+enum Holder {
+    /// A daemon whose mount is there.
+    Serves,
+    /// A daemon whose mount is gone.
+    Closes,
+    /// None that answers: a daemon that is about to end, or another command.
+    Unknown,
+}
+
+fn holder(config: &Config) -> Result<Holder, MountError> {
+    let disks: Vec<_> = config.disks.iter().map(|disk| disk.path.clone()).collect();
+    let Some((_, identity)) = Client::of_disks(&disks).filter(|(_, found)| !found.read_only) else {
+        return Ok(Holder::Unknown);
+    };
+    let mount = mountinfo::at(&identity.mountpoint)
+        .map_err(|source| io_error("read the table of mounts", source))?;
+    let is_its_own = mount.is_some_and(|mount| mount.is_parsfs() && mount.source == identity.name);
+    Ok(if is_its_own {
+        Holder::Serves
+    } else {
+        Holder::Closes
+    })
 }
 
 /// Serves an open volume until the mount has ended; gives the control socket, through which the end is still awaited.

@@ -169,13 +169,18 @@ fn a_saved_guest_has_its_expendable_pages_stored_once() {
     for (name, original, step) in &files {
         copy(original, &volume.path(name), *step);
         let expendable = expendable(original);
-        let wanted = overlap(&expendable, &data(&volume.path(name)));
+        let data = data(&volume.path(name));
+        let wanted = overlap(&expendable, &data);
         let inspected = inspect(&volume, name);
         assert!(wanted > 20 << 20, "{name}: only {wanted} bytes may be lost");
-        assert_eq!(
-            logical(&inspected, "expendable"),
-            wanted,
-            "{name}: {inspected:#}"
+        // A hole is told of by its whole pages, so as data counts what is left of it at its two ends as well.
+        let told: u64 = data.iter().map(|range| range.end - range.start).sum();
+        let size = original.metadata().expect("its size").len();
+        let ends = told - (size - inspected["hole_bytes"].as_u64().expect("bytes"));
+        assert!(ends < wanted / 50, "{name}: {ends} bytes at holes' ends");
+        assert!(
+            (wanted - ends..=wanted).contains(&logical(&inspected, "expendable")),
+            "{name}: {wanted}, {ends}, {inspected:#}"
         );
         same(&volume.path(name), original).unwrap_or_else(|why| panic!("{name}: {why}"));
         runs.push(expendable);

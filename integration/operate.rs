@@ -951,10 +951,17 @@ fn memory_of_the_daemon(volume: &Volume) -> u64 {
 #[test]
 fn memory_goes_back_when_nothing_is_wanted() {
     let volume = Volume::mounted();
-    content::write_file(&volume.path("large"), 1, 400 << 20).expect("a large file");
+    let source = volume.scratch.path().join("source");
+    content::write_file(&source, 1, 400 << 20).expect("a large file");
+    // As fast as it goes, so that memory fills up.
+    shell(volume.scratch.path(), "cp source mnt/large");
     let busy = memory_of_the_daemon(&volume);
+    // On a busy machine the writer may be the slower one, and then little was taken.
+    let at_rest = (busy / 2).max(100 << 20);
+    println!("{busy} bytes when it was written");
     wait_until("memory that goes back", PATIENCE, || {
-        memory_of_the_daemon(&volume) < busy / 2
+        memory_of_the_daemon(&volume) < at_rest
     });
+    println!("{} bytes at rest", memory_of_the_daemon(&volume));
     content::check_file(&volume.path("large"), 1, 400 << 20).expect("what was written");
 }

@@ -106,7 +106,6 @@ impl Volume {
             }
             return Ok(());
         };
-        file.committing.store(true, Ordering::Release);
         let result = self.make_true(file, &mut frozen);
         file.committing.store(false, Ordering::Release);
         self.rest.note_commit();
@@ -171,6 +170,8 @@ impl Volume {
             state.gatherer.seal_all();
         }
         let writer = state.gatherer.take_writer();
+        // Under the lock: a file with bytes must look like one at no moment between being dirty and being committed.
+        file.committing.store(true, Ordering::Release);
         state.map.frozen = Some(std::mem::take(&mut state.map.top));
         *file.frozen_times.lock() = std::mem::take(&mut state.times);
         Some(Frozen {

@@ -30,12 +30,13 @@ struct Uncommitted {
 impl Uncommitted {
     fn of(file: &OpenFile) -> Uncommitted {
         let state = file.state.lock();
+        let committing = file.committing.load(Ordering::Acquire);
         Uncommitted {
             size: state.size,
             times: state.times.or(*file.frozen_times.lock()),
-            is_dirty: state.is_dirty() || file.committing.load(Ordering::Acquire),
-            // What was spilled is in a base, and is not counted there.
-            data: if state.spilled {
+            is_dirty: state.is_dirty() || committing,
+            // What was spilled or is just being committed may be in a base, and is not counted there.
+            data: if state.spilled || committing {
                 state.size
             } else {
                 state.map.uncommitted_data()

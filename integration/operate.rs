@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::harness::content;
+use crate::harness::content::{self, Outside};
 use crate::harness::disks::{Backing, Kind};
 use crate::harness::process::{Outcome, shell};
 use crate::harness::random::Random;
@@ -601,7 +601,7 @@ fn a_disk_hangs() {
     // Not the first disk: its database is the one that is read from.
     volume.disks[3]
         .faults()
-        .set(|faults| faults.delay = Duration::from_secs(15));
+        .set(|faults| faults.delay = Duration::from_secs(8));
     check(&volume, "one disk hangs");
     // Whoever had waited for it would have found it well.
     let state = state_of(&volume, "disk4").expect("a state");
@@ -629,7 +629,9 @@ fn a_disk_hangs_in_a_write() {
         .faults()
         .set(|faults| faults.writes_hang = true);
     let begin = Instant::now();
-    content::write_file(&volume.path("meanwhile"), 9, LENGTH).expect("written");
+    let mut file = Outside::begin(&volume.path("meanwhile"), 9, "notrunc").expect("dd");
+    file.write(LENGTH).expect("written");
+    file.end().expect("closed");
     let took = begin.elapsed();
     assert!(
         (Duration::from_secs(50)..Duration::from_secs(150)).contains(&took),
@@ -667,9 +669,9 @@ fn a_disk_hangs_in_the_middle_of_a_file() {
         backing: Backing::Faulty,
         ..Shape::default()
     });
-    let file = fs::File::create(volume.path("f")).expect("a file");
+    let mut file = Outside::begin(&volume.path("f"), 9, "fsync").expect("dd");
     let half = LENGTH / 2;
-    content::write_range(&file, 9, 0, half).expect("written");
+    file.write(half).expect("written");
     wait_until("disk4 to be written to", PATIENCE, || {
         !volume.disks[3].files(Kind::Segment).is_empty()
     });
@@ -677,8 +679,8 @@ fn a_disk_hangs_in_the_middle_of_a_file() {
         .faults()
         .set(|faults| faults.writes_hang = true);
     let begin = Instant::now();
-    content::write_range(&file, 9, half, LENGTH - half).expect("written");
-    file.sync_all().expect("committed");
+    file.write(LENGTH - half).expect("written");
+    file.end().expect("committed");
     let took = begin.elapsed();
     // One wait, not one more for the metadata.
     assert!(

@@ -2,10 +2,12 @@
 //! without keeping a copy. A third of the pages are noise, a third compress well, the rest are between; none is zero, so
 //! that a hole or a lost block can never pass for content.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use super::random::mix;
 
@@ -68,6 +70,61 @@ pub fn write_range(file: &File, seed: u64, offset: u64, length: u64) -> io::Resu
         done += now;
     }
     Ok(())
+}
+
+/// A program that writes a file from the bytes it is given. This process has no descriptor of the file then: what other tests
+/// start would inherit it, close it before they begin, and wait for the commit that this brings about, however long a disk
+/// hangs in that.
+#[derive(Debug)]
+pub struct Outside {
+    program: Child,
+    seed: u64,
+    written: u64,
+}
+
+impl Outside {
+    /// Begins to write file `seed`; `conversion` is what dd(1) has under `conv=`.
+    pub fn begin(path: &Path, seed: u64, conversion: &str) -> io::Result<Outside> {
+        let mut of = OsString::from("of=");
+        of.push(path);
+        let program = Command::new("dd")
+            .args(["bs=1M", "iflag=fullblock", "status=none"])
+            .arg(format!("conv={conversion}"))
+            .arg(of)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        Ok(Outside {
+            program,
+            seed,
+            written: 0,
+        })
+    }
+
+    /// Writes so many bytes more, which should be whole MiB.
+    pub fn write(&mut self, length: u64) -> io::Result<()> {
+        let mut pipe = self
+            .program
+            .stdin
+            .as_ref()
+            .ok_or(io::ErrorKind::BrokenPipe)?;
+        let end = self.written + length;
+        while self.written < end {
+            let now = (end - self.written).min(1 << 20);
+            pipe.write_all(&bytes(self.seed, self.written, now as usize))?;
+            self.written += now;
+        }
+        Ok(())
+    }
+
+    /// Has it end, and tells whether all was written.
+    pub fn end(mut self) -> io::Result<()> {
+        drop(self.program.stdin.take());
+        let status = self.program.wait()?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("dd: {status}"))),
+        }
+    }
 }
 
 /// Closes a file and tells what came of it, which dropping it does not.

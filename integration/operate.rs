@@ -895,8 +895,10 @@ impl Drop for Link {
 /// on the same device before.
 #[track_caller]
 fn is_reached_although(other: &Path, volume: &mut Volume) {
-    // It comes before the right one, whatever that is called.
-    let link = Path::new("/run/parsfs").join(format!("0{}", end_of_socket(volume)));
+    // It comes before the right one, whatever that is called, and is not in the way of the next mount on this device.
+    let own = volume.scratch.path().file_name().expect("a name");
+    let name = format!("0{}{}", own.display(), end_of_socket(volume));
+    let link = Path::new("/run/parsfs").join(name);
     let link = Link(link);
     fs::hard_link(other, &link.0).expect("another name");
     let status = volume.status();

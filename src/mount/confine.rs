@@ -2,6 +2,7 @@
 //! what it does with the bytes of a guest then reaches less of the machine.
 
 use rustix::io;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -11,11 +12,26 @@ use rustix::thread::{
 /// root may do with files of its own needs no capability.
 const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::DAC_OVERRIDE);
 
+/// The limit that allows a nice value of 0, as getrlimit(2) counts it.
+const ORDINARY: u64 = 20;
+
 /// Gives up every other capability for good, and the rise in rights that programs with a set-user-id bit give. A daemon
 /// of another user has no capabilities, and needs that bit of `fusermount3` to unmount: it keeps what it has.
 pub(super) fn give_up_privileges() -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
+    }
+    // Threads that make way while nobody waits for them may come back then, to where all programs begin and no further.
+    let nice = getrlimit(Resource::Nice);
+    if nice.current.is_some_and(|current| current < ORDINARY) {
+        // Where it is refused, what is being done when somebody comes to wait ends as slowly as it began.
+        let _ = setrlimit(
+            Resource::Nice,
+            Rlimit {
+                current: Some(ORDINARY),
+                maximum: nice.maximum.map(|maximum| maximum.max(ORDINARY)),
+            },
+        );
     }
     set_no_new_privs(true)?;
     clear_ambient_capability_set()?;

@@ -13,7 +13,7 @@ use super::records::Code;
 use super::room::Room;
 use super::segment::DiskWriters;
 use super::window::Lane;
-use super::workers::Workers;
+use super::workers::{Hurry, Workers};
 use crate::ids::{DiskId, VolumeId};
 
 /// How blocks are made and protected.
@@ -89,7 +89,7 @@ impl Pipeline {
         budget: Arc<Budget>,
     ) -> std::io::Result<Arc<Pipeline>> {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let workers = Workers::start("compress", threads, true)?;
+        let workers = Workers::start_behind("compress", threads, true)?;
         let room = Arc::new(Room::new(Arc::clone(&disks)));
         let writers = DiskWriters::new(&disks, &room);
         Ok(Arc::new(Pipeline {
@@ -119,6 +119,11 @@ impl Pipeline {
         } else {
             tracing::info!(disks, policy = %code, "enough disks take data again");
         }
+    }
+
+    /// Somebody waits for what is written, or for its memory, for as long as the answer is kept.
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.workers.hurry()
     }
 
     /// A disk is another one now, or gone: its writer ends once what is queued for it is done.

@@ -160,10 +160,13 @@ impl SetWriter {
         };
         let sealed = seal(ids, raw, self.pipeline.policy.compression);
         let sealed = SealedBlock::new(sealed, raw.len() as u32, permit);
-        window.place(index, sealed, |disk, block| {
-            self.queue(disk, window, index, block)
+        let (this, window) = (Arc::clone(self), Arc::clone(window));
+        self.pipeline.workers.at_once(move || {
+            window.place(index, sealed, |disk, block| {
+                this.queue(disk, &window, index, block)
+            });
+            this.advance(&window);
         });
-        self.advance(window);
     }
 
     /// Nothing came for a block that was begun.
@@ -414,6 +417,7 @@ impl SetWriter {
     /// Closes all windows and waits until their blocks and parity are with the disks. No block may be in
     /// the gathering. Returns the windows that were not taken before.
     pub fn finish(self: &Arc<Self>) -> Vec<Arc<WindowRecord>> {
+        let _hurry = self.pipeline.hurry();
         self.close_windows();
         let windows = std::mem::take(&mut self.state.lock().windows);
         windows.iter().map(|window| window.wait().0).collect()

@@ -100,6 +100,7 @@ impl Volume {
         if file.unlinked.load(Ordering::Acquire) && purpose != Purpose::Spill {
             return Ok(());
         }
+        let _hurry = self.pipeline.hurry();
         let Some(mut frozen) = self.freeze(file, purpose) else {
             if purpose == Purpose::MakeTrue {
                 self.meta.sync()?;

@@ -95,6 +95,10 @@ impl Volume {
 
     /// Waits for memory to write with; others are made to finish what they hold.
     pub(super) fn memory(&self, bytes: u64) -> Permit {
+        if let Some(permit) = self.pipeline.budget.try_acquire(bytes) {
+            return permit;
+        }
+        let _hurry = self.pipeline.hurry();
         self.pipeline.budget.acquire(bytes, &|| self.relieve())
     }
 

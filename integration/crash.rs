@@ -5,8 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -18,6 +18,14 @@ use crate::harness::volume::{Shape, Volume};
 
 const CRASHES: u64 = 12;
 
+/// Keeps the other tests of this room from starting programs. A program inherits the open files of the whole process and closes
+/// them on its way to exec: a close makes true what was written until then, and a file that a thread of ours is in the middle of
+/// would be neither old nor new after a crash, as if it had been closed there.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Kills the daemon while `write` runs, and then lets `check` judge what is there. `write` goes on until an operation fails,
 /// which the crash makes it do.
 fn again_and_again(
@@ -25,6 +33,7 @@ fn again_and_again(
     write: impl Fn(&Path, u64) -> io::Result<()> + Sync,
     check: impl Fn(&Path, u64),
 ) {
+    let _alone = alone();
     let mut volume = Volume::new(shape);
     volume.mount();
     volume.umount();
@@ -83,6 +92,7 @@ fn again_and_again(
 /// page whose bytes it owes itself would keep it, and its mount, for ever.
 #[test]
 fn a_daemon_that_is_killed_is_gone_whatever_is_read_and_written() {
+    let _alone = alone();
     const LENGTH: u64 = 24 << 20;
     let mut volume = Volume::new(&Shape::default());
     volume.mount();
@@ -142,6 +152,7 @@ fn a_daemon_that_is_killed_is_gone_whatever_is_read_and_written() {
 /// open(2) makes a file also for who only reads it, and its name is there after the close like any other.
 #[test]
 fn a_file_made_by_a_reader_outlives_its_close() {
+    let _alone = alone();
     let mut volume = Volume::mounted();
     for crash in 0..5 {
         let path = volume.path(&format!("made{crash}"));

@@ -132,12 +132,12 @@ impl Shared {
                     return state.jobs.pop_front();
                 }
                 // They are for the others, who may have gone to sleep when it was the other way round.
-                self.wake_one(prompt);
+                self.wake(!prompt);
             } else if state.closed {
                 return None;
             }
             if !prompt && !state.short.is_empty() {
-                self.prompt.notify_one();
+                self.wake(true);
             }
             match prompt {
                 true => self.prompt.wait(&mut state),
@@ -146,11 +146,11 @@ impl Shared {
         }
     }
 
-    /// Wakes a thread, of the others than those that are `prompt` or not.
-    fn wake_one(&self, but_not: bool) {
-        match but_not {
-            true => self.patient.notify_one(),
-            false => self.prompt.notify_one(),
+    /// Wakes a thread of ordinary priority, or one that makes way.
+    fn wake(&self, prompt: bool) {
+        match prompt {
+            true => self.prompt.notify_one(),
+            false => self.patient.notify_one(),
         };
     }
 }
@@ -229,7 +229,7 @@ impl Workers {
         state.jobs.push_back(Box::new(job));
         let urgent = state.is_urgent();
         drop(state);
-        self.shared.wake_one(!urgent);
+        self.shared.wake(urgent);
     }
 
     /// Does something short, on this thread unless it makes way. For what a job does under a lock.
@@ -243,7 +243,7 @@ impl Workers {
         let enough = state.short.len() >= TOGETHER || state.waiting > 0;
         drop(state);
         if enough {
-            self.shared.prompt.notify_one();
+            self.shared.wake(true);
         }
     }
 
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(workers.all(Vec::<fn() -> i32>::new()), []);
     }
 
-    /// Holds a job back and tells of it: which thread it is on.
+    /// The name of the thread that does a job.
     fn thread_of_a_job(workers: &Workers) -> String {
         let (sender, answer) = bounded(1);
         workers.spawn(move || {
@@ -313,11 +313,11 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_makes_way_and_what_somebody_does_is_done_at_once() {
         let workers = Workers::start_behind("test", 2, false).expect("threads");
-        for _ in 0..20 {
+        for _ in 0..5 {
             assert!(thread_of_a_job(&workers).contains("behind"));
         }
         let hurry = workers.hurry();
-        for _ in 0..20 {
+        for _ in 0..5 {
             assert!(!thread_of_a_job(&workers).contains("behind"));
         }
         drop(hurry);
@@ -340,7 +340,7 @@ mod tests {
     fn a_job_that_made_way_competes_when_somebody_comes_to_wait_for_it() {
         let able = can_come_back();
         let workers = Workers::start_behind("test", 2, false).expect("threads");
-        for round in 0..50 {
+        for round in 0..10 {
             let (begun, begins) = bounded(2);
             let (goes_on, wait) = bounded::<()>(0);
             let (sender, answers) = bounded(2);
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn jobs_that_were_left_for_later_are_done_when_somebody_comes_to_wait() {
-        for _ in 0..50 {
+        for _ in 0..10 {
             let workers = Workers::start_behind("test", 2, false).expect("threads");
             let (held, holds) = bounded::<()>(0);
             let (sender, answers) = bounded(100);
@@ -420,7 +420,7 @@ mod tests {
     fn no_job_is_forgotten_when_haste_comes_and_goes() {
         let workers = Workers::start_behind("test", 2, false).expect("threads");
         let (sender, answers) = bounded(1);
-        for round in 0..200u64 {
+        for round in 0..60u64 {
             let hurry = (round % 3 == 0).then(|| workers.hurry());
             for _ in 0..10 {
                 let sender = sender.clone();
@@ -431,7 +431,7 @@ mod tests {
                 let answer = answers.recv_timeout(Duration::from_secs(60));
                 answer.expect("every job is done");
             }
-            std::thread::sleep(LINGER / 50 * (round % 4) as u32);
+            std::thread::sleep(LINGER / 2 * (round % 4) as u32);
         }
     }
 

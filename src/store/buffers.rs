@@ -1,6 +1,6 @@
 //! Memory for the bytes of blocks and of parity, used again: fresh memory costs a page fault for every 4 KiB, which at
-//! the speed of writing is a tenth of all the work, and half of what a write waits for. So it comes from the system in runs for
-//! many buffers, each a large page if the system has one. Knows sizes, not what the bytes are.
+//! the speed of writing is a tenth of all the work. So it comes from the system in runs for many buffers, each a large page if
+//! the system has one. Knows sizes, not what the bytes are.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ mod harness;
 
 mod bad_disks;
 mod command_line;
+mod compress_later;
 mod crash;
 mod damage;
 mod double_faults;

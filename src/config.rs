@@ -18,7 +18,7 @@ pub use parse::{code as parse_code, size as parse_size};
 pub use tiering::Tiering;
 
 use crate::guest::PageClass;
-use crate::store::compression::Compression;
+use crate::store::compression::{CompressLater, Compression};
 use crate::store::{BLOCK_MAX, Code};
 
 /// The result of reading a config.
@@ -65,6 +65,8 @@ pub struct Policy {
     pub tiering: Tiering,
     /// What is tried on every block.
     pub compression: Compression,
+    /// When blocks are stored as they are first.
+    pub compress_later: CompressLater,
     /// The most bytes of a file in one block: a power of two, 4 KiB to 128 KiB.
     pub block_size: u32,
 }
@@ -344,6 +346,11 @@ impl Reader<'_> {
             expendable,
             tiering,
             compression,
+            compress_later: self.value(
+                "policy.compress_later",
+                raw.compress_later.as_deref().unwrap_or("behind"),
+                str::parse,
+            )?,
             block_size: match raw.block_size {
                 Some(raw::Amount(text)) => self.value("policy.block_size", &text, block_size)?,
                 None => BLOCK_MAX as u32,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parsfs::config::Config;
 use parsfs::disk::{Disk, MemoryDisk, ObjectName};
@@ -54,6 +55,9 @@ impl Shape {
             self.k, self.m
         );
         text += "block_size = \"4K\"\ncompression = \"lz4\"\n";
+        if self.disks % 2 == 0 {
+            text += "compress_later = \"always\"\n";
+        }
         text += "[memory]\nwrite = \"16M\"\ncache = \"1M\"\n";
         Config::parse(&text, Path::new("/test.toml")).expect("a good config")
     }
@@ -97,6 +101,7 @@ pub fn open(config: &Config, disks: Disks, tiers: Option<&Arc<MadeUp>>) -> Resul
     let mut options = VolumeOptions {
         journal_bytes: 30_000,
         checkpoint_bytes: 20_000,
+        quiet: Duration::ZERO,
         ..VolumeOptions::default()
     };
     if let Some(tiers) = tiers {

@@ -73,11 +73,12 @@ impl History {
         ]);
         let compression = *random.pick(&["zstd:1", "zstd:1", "lz4", "none"]);
         let block = *random.pick(&["128K", "128K", "16K", "4K"]);
+        let later = if seed % 3 == 0 { "behind" } else { "always" };
         let shape = Shape {
             disks,
             critical,
             compression,
-            more: format!("block_size = \"{block}\""),
+            more: format!("block_size = \"{block}\"\ncompress_later = \"{later}\""),
             ..Shape::default()
         };
         let volume = Volume::mounted_as(&shape);
@@ -89,7 +90,7 @@ impl History {
             unlucky.remove(random.index(unlucky.len()));
         }
         let mut pair = Pair::new(&volume.mountpoint, &right);
-        pair.note(format!("seed {seed}: {critical} on {disks} disks, {compression}, blocks of {block}, unlucky {unlucky:?}"));
+        pair.note(format!("seed {seed}: {critical} on {disks} disks, {compression} {later}, blocks of {block}, unlucky {unlucky:?}"));
         History {
             volume,
             pair,

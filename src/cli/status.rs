@@ -153,14 +153,19 @@ fn describe(status: &volume::Status, identity: Option<&Identity>) -> String {
         bytes(status.stored.expendable)
     ));
     let owed = &status.owed;
-    if owed.bytes_not_committed == 0 && owed.commits_running == 0 && owed.compactions_waiting == 0 {
+    if owed.bytes_not_committed == 0
+        && owed.commits_running == 0
+        && owed.compactions_waiting == 0
+        && owed.bytes_to_compress == 0
+    {
         text.push_str("nothing is owed\n");
     } else {
         text.push_str(&format!(
-            "owed: {} not committed, {} commits running, {} files to compact\n",
+            "owed: {} not committed, {} commits running, {} files to compact, {} to compress\n",
             bytes(owed.bytes_not_committed),
             owed.commits_running,
-            owed.compactions_waiting
+            owed.compactions_waiting,
+            bytes(owed.bytes_to_compress)
         ));
     }
     if let Some(task) = &status.task {

@@ -41,6 +41,7 @@ pub struct Policy {
     pub expendable_classes: Option<Vec<String>>,
     pub keep_cache: Option<bool>,
     pub compression: Option<String>,
+    pub compress_later: Option<String>,
     pub block_size: Option<Amount>,
 }
 

@@ -37,6 +37,8 @@ pub struct Sealed {
     pub payload: Arc<Buffer>,
     /// How the payload was made smaller.
     pub encoding: Encoding,
+    /// Whether nobody had time to make it smaller.
+    pub hasty: bool,
     /// xxh3 of the header, which holds that of the payload: so every byte is hashed once.
     pub checksum: u64,
 }
@@ -110,11 +112,21 @@ pub fn seal(ids: BlockIds, raw: &Arc<Buffer>, compression: Compression) -> Seale
         let header = header.encode();
         Sealed {
             encoding,
+            hasty: false,
             checksum: xxh3_64(&header),
             header,
             payload,
         }
     })
+}
+
+/// The same as it is, for a later time to compress.
+pub fn seal_in_haste(ids: BlockIds, raw: &Arc<Buffer>) -> Sealed {
+    let sealed = seal(ids, raw, Compression::None);
+    Sealed {
+        hasty: true,
+        ..sealed
+    }
 }
 
 /// Whether `stored` is, to the byte, what was written for `record`.

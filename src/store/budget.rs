@@ -45,8 +45,12 @@ impl Budget {
     /// Takes bytes if they are there. A request is also granted when nothing at all is held, so that none
     /// is too large for ever.
     pub fn try_acquire(self: &Arc<Self>, bytes: u64) -> Option<Permit> {
+        self.take(bytes, self.limit)
+    }
+
+    fn take(self: &Arc<Self>, bytes: u64, limit: u64) -> Option<Permit> {
         let mut held = self.held.lock();
-        if *held > 0 && held.saturating_add(bytes) > self.limit {
+        if *held > 0 && held.saturating_add(bytes) > limit {
             return None;
         }
         *held += bytes;
@@ -59,10 +63,19 @@ impl Budget {
     /// Waits for bytes. `relieve` is called, without any lock, each time the wait goes on: it should make
     /// others finish with what they hold.
     pub fn acquire(self: &Arc<Self>, bytes: u64, relieve: &dyn Fn()) -> Permit {
+        self.acquire_of(bytes, self.limit, relieve)
+    }
+
+    /// The same for who leaves half of the memory to others.
+    pub fn acquire_of_half(self: &Arc<Self>, bytes: u64, relieve: &dyn Fn()) -> Permit {
+        self.acquire_of(bytes, self.limit / 2, relieve)
+    }
+
+    fn acquire_of(self: &Arc<Self>, bytes: u64, limit: u64, relieve: &dyn Fn()) -> Permit {
         let begun = Instant::now();
         let mut last = u64::MAX;
         loop {
-            if let Some(permit) = self.try_acquire(bytes) {
+            if let Some(permit) = self.take(bytes, limit) {
                 return permit;
             }
             let mut held = self.held.lock();
@@ -161,6 +174,20 @@ mod tests {
         assert!(budget.try_acquire(1).is_none());
         drop(all);
         assert!(budget.try_acquire(1).is_some());
+    }
+
+    #[test]
+    fn who_takes_of_half_leaves_the_other_half() {
+        let budget = Budget::new(100);
+        let held = Mutex::new(Some(budget.try_acquire(40).expect("room")));
+        let asked = std::cell::Cell::new(false);
+        let permit = budget.acquire_of_half(20, &|| {
+            asked.set(true);
+            drop(held.lock().take());
+        });
+        assert!(asked.get(), "more than half was given");
+        assert!(budget.try_acquire(80).is_some());
+        drop(permit);
     }
 
     #[test]

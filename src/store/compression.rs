@@ -37,6 +37,31 @@ impl fmt::Display for Compression {
     }
 }
 
+/// When blocks are stored as they are, and compressed once nobody writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompressLater {
+    /// Never: a writer waits until his blocks are compressed.
+    Never,
+    /// When compressing does not keep up with a writer, and the disks do.
+    #[default]
+    Behind,
+    /// Always.
+    Always,
+}
+
+impl FromStr for CompressLater {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(CompressLater::Never),
+            "behind" => Ok(CompressLater::Behind),
+            "always" => Ok(CompressLater::Always),
+            _ => Err("write \"behind\", \"always\" or \"never\"".to_owned()),
+        }
+    }
+}
+
 /// A compression that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -116,6 +141,11 @@ pub(super) fn compress<T>(
             _ => take(Encoding::Plain, raw),
         }
     })
+}
+
+/// Bytes that `raw` would be stored in.
+pub fn compressed_length(raw: &[u8], compression: Compression) -> usize {
+    compress(raw, compression, |_, bytes| bytes.len())
 }
 
 /// The compressed length, in the workshop's scratch. An error of zstd's is no error of ours: the block is

@@ -34,4 +34,4 @@ pub use room::Room;
 pub use segment::AppendError;
 pub use set_writer::{Begun, SetWriter, WriteError};
 pub use window::{Held, Lane, OpenWindow, SealedBlock};
-pub use workers::Workers;
+pub use workers::{Hurry, Workers};

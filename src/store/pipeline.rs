@@ -6,15 +6,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::budget::Budget;
 use super::buffers::Buffers;
-use super::compression::Compression;
+use super::compression::{CompressLater, Compression};
 use super::disks::Disks;
-use super::placement::choose;
+use super::placement::{choose, data_capacity};
 use super::records::Code;
 use super::room::Room;
 use super::segment::DiskWriters;
 use super::window::Lane;
 use super::workers::{Hurry, Workers};
 use crate::ids::{DiskId, VolumeId};
+
+/// What one thread compresses in the time that somebody who waits for it hardly notices. Bytes.
+const SOON: u64 = 8 << 20;
+
+/// What must find room beside blocks that wait to be compressed: a full window of which some do, one that is gathered, and one
+/// whose parity is coded, 32 MiB each; and half a one to spare. Bytes.
+const UNDER_WAY: u64 = 112 << 20;
+
+/// One part in so many of the room that is left may be filled with blocks that are yet to be compressed.
+const DEFERRED: u64 = 4;
 
 /// How blocks are made and protected.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +35,8 @@ pub struct WritePolicy {
     pub expendable: Code,
     /// How blocks are made smaller.
     pub compression: Compression,
+    /// When they are stored as they are, and made smaller later.
+    pub compress_later: CompressLater,
 }
 
 /// No window can be begun.
@@ -75,6 +87,13 @@ pub struct Pipeline {
     pub(super) workers: Workers,
     /// Bytes of sealed blocks that no disk has taken yet.
     pub(super) unwritten: AtomicU64,
+    /// Bytes of those that wait for a thread to compress them.
+    pub(super) uncompressed: AtomicU64,
+    /// Bytes of blocks on the disks, about, that are yet to be compressed.
+    deferred: AtomicU64,
+    /// There is room for more of them.
+    may_defer: AtomicBool,
+    threads: u64,
     turn: AtomicU64,
     /// New windows are narrower than the policy has them.
     narrow: AtomicBool,
@@ -102,6 +121,10 @@ impl Pipeline {
             writers,
             workers,
             unwritten: AtomicU64::new(0),
+            uncompressed: AtomicU64::new(0),
+            deferred: AtomicU64::new(0),
+            may_defer: AtomicBool::new(false),
+            threads: threads as u64,
             turn: AtomicU64::new(0),
             narrow: AtomicBool::new(false),
         }))
@@ -141,6 +164,55 @@ impl Pipeline {
         self.unwritten.load(Ordering::Relaxed)
     }
 
+    /// Whether what is stored now had better be stored as it is, since its writer would have to wait for compression and the
+    /// disks have time. `waits`: somebody waits already.
+    pub(super) fn makes_haste(&self, waits: bool) -> bool {
+        if !self.may_defer.load(Ordering::Relaxed) {
+            return false;
+        }
+        if self.policy.compress_later == CompressLater::Always {
+            return true;
+        }
+        let limit = self.budget.limit();
+        let uncompressed = self.uncompressed.load(Ordering::Relaxed);
+        let most = match waits {
+            true => (self.threads * SOON).min(limit / 2),
+            false => (limit / 8).max(limit.saturating_sub(UNDER_WAY)),
+        };
+        // Where the disks are what everybody waits for, smaller blocks are the sooner written.
+        let queued = self.unwritten().saturating_sub(uncompressed);
+        uncompressed > most && queued < limit / 4
+    }
+
+    /// Whether somebody waits for what is written, or for its memory.
+    pub fn is_waited_for(&self) -> bool {
+        self.workers.is_waited_for()
+    }
+
+    /// Whether blocks wait to be compressed, so that nothing else should wait behind them.
+    pub(super) fn is_behind(&self) -> bool {
+        self.uncompressed.load(Ordering::Relaxed) > self.threads * SOON
+    }
+
+    /// Blocks of so many bytes were found, or stored, that are yet to be compressed.
+    pub fn defer(&self, bytes: u64) {
+        self.deferred.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// They are no longer.
+    pub fn deferred_no_longer(&self, bytes: u64) {
+        let _ = self
+            .deferred
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |deferred| {
+                Some(deferred.saturating_sub(bytes))
+            });
+    }
+
+    /// No file has any left.
+    pub fn nothing_deferred(&self) {
+        self.deferred.store(0, Ordering::Relaxed);
+    }
+
     /// The code that the policy gives a lane's windows.
     pub fn code(&self, lane: Lane) -> Code {
         match lane {
@@ -163,6 +235,14 @@ impl Pipeline {
         let whole = usize::from(code.k) + usize::from(code.m);
         let candidates = self.room.candidates_for(whole);
         self.tell_of_narrow_windows(code, candidates.len());
+        if self.policy.compress_later != CompressLater::Never
+            && self.policy.compression != Compression::None
+        {
+            let free: Vec<u64> = candidates.iter().map(|disk| disk.free).collect();
+            let most = data_capacity(self.policy.critical, &free) / DEFERRED;
+            let deferred = self.deferred.load(Ordering::Relaxed);
+            self.may_defer.store(deferred < most, Ordering::Relaxed);
+        }
         choose(code, &candidates, turn).ok_or_else(|| self.refusal(code, candidates.len()))
     }
 
@@ -184,6 +264,67 @@ impl Pipeline {
                 needed,
                 m: code.m,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+
+    const LIMIT: u64 = 1 << 20;
+
+    fn pipeline(compress_later: CompressLater) -> Arc<Pipeline> {
+        let disks = Arc::new(Disks::new(false));
+        for number in 0..3 {
+            let disk = Arc::new(MemoryDisk::new(&format!("disk{number}")));
+            disks.insert(DiskId(number), format!("disk{number}"), Some(disk));
+        }
+        let policy = WritePolicy {
+            critical: Code { k: 2, m: 1 },
+            expendable: Code { k: 1, m: 0 },
+            compression: Compression::default(),
+            compress_later,
+        };
+        Pipeline::start(VolumeId(7), policy, disks, Budget::new(LIMIT)).expect("threads")
+    }
+
+    #[test]
+    fn haste_is_made_when_compressing_is_behind_and_the_disks_are_not() {
+        let pipeline = pipeline(CompressLater::Behind);
+        let set = |uncompressed: u64, queued: u64| {
+            pipeline.uncompressed.store(uncompressed, Ordering::Relaxed);
+            let unwritten = uncompressed + queued;
+            pipeline.unwritten.store(unwritten, Ordering::Relaxed);
+        };
+        set(LIMIT, 0);
+        assert!(!pipeline.makes_haste(false), "no room was seen yet");
+        pipeline.choose(Lane::Critical).expect("disks");
+        assert!(pipeline.makes_haste(false));
+        set(LIMIT, LIMIT / 2);
+        assert!(!pipeline.makes_haste(false), "the disks are behind too");
+        set(0, 0);
+        assert!(!pipeline.makes_haste(false));
+        // Nearly all of the room that may be filled so.
+        set(LIMIT, 0);
+        pipeline.defer(1 << 50);
+        pipeline.choose(Lane::Critical).expect("disks");
+        assert!(!pipeline.makes_haste(false), "no room is left for it");
+        pipeline.deferred_no_longer(1 << 51);
+        pipeline.choose(Lane::Critical).expect("disks");
+        assert!(pipeline.makes_haste(false));
+    }
+
+    #[test]
+    fn haste_is_made_as_the_policy_has_it() {
+        for (later, expected) in [(CompressLater::Never, false), (CompressLater::Always, true)] {
+            let pipeline = pipeline(later);
+            pipeline.choose(Lane::Critical).expect("disks");
+            pipeline.uncompressed.store(0, Ordering::Relaxed);
+            assert_eq!(pipeline.makes_haste(false), expected);
+            pipeline.uncompressed.store(LIMIT, Ordering::Relaxed);
+            assert_eq!(pipeline.makes_haste(false), expected);
         }
     }
 }

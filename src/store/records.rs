@@ -66,6 +66,8 @@ pub struct BlockRecord {
     pub protected: bool,
     /// Whether the block is known to be gone: its disk was given up and nothing else holds it.
     pub lost: bool,
+    /// Whether the block is stored as it is because there was no time to compress it: that is still to be done.
+    pub hasty: bool,
     /// Where the block's header begins in the window set's blocks object on that disk.
     pub offset: u64,
     /// Where the block begins in its column; without meaning unless protected. Bytes.

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::block::{BlockIds, seal};
+use super::block::{BlockIds, seal, seal_in_haste};
 use super::budget::Permit;
 use super::buffers::Buffer;
 use super::compression::Compression;
@@ -59,6 +59,8 @@ pub struct SetWriter {
     pipeline: Arc<Pipeline>,
     file: FileId,
     set: SetId,
+    /// Every block is compressed, however long it takes, and nobody waits for it.
+    thorough: bool,
     state: Mutex<State>,
 }
 
@@ -87,10 +89,20 @@ impl Payload for ShardPayload {
 impl SetWriter {
     /// A writer that has not touched a disk yet.
     pub fn new(pipeline: Arc<Pipeline>, file: FileId, set: SetId) -> Arc<SetWriter> {
+        Self::with(pipeline, file, set, false)
+    }
+
+    /// The same for what is written again and waited for by nobody: every block is compressed, however long it takes.
+    pub fn thorough(pipeline: Arc<Pipeline>, file: FileId, set: SetId) -> Arc<SetWriter> {
+        Self::with(pipeline, file, set, true)
+    }
+
+    fn with(pipeline: Arc<Pipeline>, file: FileId, set: SetId, thorough: bool) -> Arc<SetWriter> {
         Arc::new(SetWriter {
             pipeline,
             file,
             set,
+            thorough,
             state: Mutex::default(),
         })
     }
@@ -111,8 +123,11 @@ impl SetWriter {
             self.advance(&window);
         }
         let (code, disks) = self.pipeline.choose(lane)?;
+        // All of the window or nothing: blocks keep their memory until their window's parity is there, for which it must not
+        // wait for a few others to be compressed.
+        let hasty = !self.thorough && self.pipeline.makes_haste(false);
         let no = WindowNo(next_window.fetch_add(1, Ordering::Relaxed));
-        let window = OpenWindow::new(no, self.file, self.set, lane, code, disks);
+        let window = OpenWindow::new(no, self.file, self.set, lane, (code, disks), hasty);
         let index = window.begin().unwrap_or_default();
         let mut state = self.state.lock();
         let before = state.current.insert(lane, Arc::clone(&window));
@@ -126,28 +141,39 @@ impl SetWriter {
 
     /// Hands over the bytes of a block, 1 to `BLOCK_MAX` of them.
     pub fn seal(self: &Arc<Self>, begun: &Begun, raw: Arc<Buffer>, permit: Option<Permit>) {
-        self.pipeline
-            .unwritten
-            .fetch_add(raw.len() as u64, Ordering::Relaxed);
-        if self.pipeline.policy.compression == Compression::None {
+        let length = raw.len() as u64;
+        let pipeline = &self.pipeline;
+        pipeline.unwritten.fetch_add(length, Ordering::Relaxed);
+        let plain = pipeline.policy.compression == Compression::None;
+        if plain || begun.window.hasty {
             // Only hashing is left to do, and that is cheapest at once, while the bytes are in this CPU's cache.
-            self.seal_now(&begun.window, begun.index, &raw, permit);
+            self.seal_now(
+                (&begun.window, begun.index),
+                &raw,
+                permit,
+                begun.window.hasty,
+            );
             return;
         }
+        pipeline.uncompressed.fetch_add(length, Ordering::Relaxed);
         let (window, index) = (Arc::clone(&begun.window), begun.index);
         window.fill(index, Arc::clone(&raw));
         let this = Arc::clone(self);
-        self.pipeline
-            .workers
-            .spawn(move || this.seal_now(&window, index, &raw, permit));
+        pipeline.workers.spawn(move || {
+            let pipeline = &this.pipeline;
+            let hasty =
+                !this.thorough && pipeline.workers.is_waited_for() && pipeline.makes_haste(true);
+            pipeline.uncompressed.fetch_sub(length, Ordering::Relaxed);
+            this.seal_now((&window, index), &raw, permit, hasty);
+        });
     }
 
     fn seal_now(
         self: &Arc<Self>,
-        window: &Arc<OpenWindow>,
-        index: u16,
+        (window, index): (&Arc<OpenWindow>, u16),
         raw: &Arc<Buffer>,
         permit: Option<Permit>,
+        hasty: bool,
     ) {
         let ids = BlockIds {
             volume: self.pipeline.volume,
@@ -158,7 +184,12 @@ impl SetWriter {
                 index,
             },
         };
-        let sealed = seal(ids, raw, self.pipeline.policy.compression);
+        let sealed = if hasty {
+            self.pipeline.defer(raw.len() as u64);
+            seal_in_haste(ids, raw)
+        } else {
+            seal(ids, raw, self.pipeline.policy.compression)
+        };
         let sealed = SealedBlock::new(sealed, raw.len() as u32, permit);
         let (this, window) = (Arc::clone(self), Arc::clone(window));
         self.pipeline.workers.at_once(move || {
@@ -237,9 +268,12 @@ impl SetWriter {
     fn advance(self: &Arc<Self>, window: &Arc<OpenWindow>) {
         if let Next::Encode(columns) = window.next() {
             let (this, window) = (Arc::clone(self), Arc::clone(window));
-            self.pipeline
-                .workers
-                .spawn(move || this.encode(&window, &columns));
+            let encode = move || this.encode(&window, &columns);
+            // Blocks keep their memory until their parity is there.
+            match self.pipeline.is_behind() {
+                true => self.pipeline.workers.soon(encode),
+                false => self.pipeline.workers.spawn(encode),
+            }
         }
     }
 
@@ -417,7 +451,7 @@ impl SetWriter {
     /// Closes all windows and waits until their blocks and parity are with the disks. No block may be in
     /// the gathering. Returns the windows that were not taken before.
     pub fn finish(self: &Arc<Self>) -> Vec<Arc<WindowRecord>> {
-        let _hurry = self.pipeline.hurry();
+        let _hurry = (!self.thorough).then(|| self.pipeline.hurry());
         self.close_windows();
         let windows = std::mem::take(&mut self.state.lock().windows);
         windows.iter().map(|window| window.wait().0).collect()

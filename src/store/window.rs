@@ -156,6 +156,8 @@ pub struct OpenWindow {
     pub code: Code,
     /// The disks of the columns, then of the parity.
     pub disks: Vec<DiskId>,
+    /// Its blocks are stored as they are, to be compressed later.
+    pub hasty: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -167,8 +169,8 @@ impl OpenWindow {
         file: FileId,
         set: SetId,
         lane: Lane,
-        code: Code,
-        disks: Vec<DiskId>,
+        (code, disks): (Code, Vec<DiskId>),
+        hasty: bool,
     ) -> Arc<Self> {
         let parity = if code.m == 0 {
             ParityState::None
@@ -193,6 +195,7 @@ impl OpenWindow {
             lane,
             code,
             disks,
+            hasty,
             state: Mutex::new(state),
             changed: Condvar::new(),
         })
@@ -422,6 +425,7 @@ impl OpenWindow {
                 encoding: Encoding::Plain,
                 protected: false,
                 lost: false,
+                hasty: false,
                 offset: 0,
                 column_offset: 0,
                 stored: 0,
@@ -485,6 +489,7 @@ fn record(
         encoding: block.sealed.encoding,
         protected,
         lost: false,
+        hasty: block.sealed.hasty,
         offset,
         column_offset,
         stored: block.sealed.length() as u32,

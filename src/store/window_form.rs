@@ -15,7 +15,8 @@
 //! 34  2  a disk, k + m times
 //!        then a parity shard, 16 bytes each: offset 8, xxh3 8
 //!        then a block, 32 bytes each:
-//!              column 1 · encoding in the low 6 bits, lost in the next, protected in the highest 1 · 0 2 · column offset 4 ·
+//!              column 1 · encoding in the low 6 bits, lost in the next, protected in the highest 1 · 1 if it is yet to be
+//!              compressed 1 · 0 1 · column offset 4 ·
 //!              stored bytes 4 · bytes of the file 4 · offset 8 · xxh3 8
 //! ```
 //!
@@ -66,7 +67,7 @@ pub fn put_window(out: &mut Vec<u8>, window: &WindowRecord) -> Result<(), BadWin
         let protected = if block.protected { PROTECTED } else { 0 };
         let lost = if block.lost { LOST } else { 0 };
         let flags = block.encoding as u8 | protected | lost;
-        out.extend_from_slice(&[block.column, flags, 0, 0]);
+        out.extend_from_slice(&[block.column, flags, block.hasty.into(), 0]);
         out.extend_from_slice(&block.column_offset.to_le_bytes());
         out.extend_from_slice(&block.stored.to_le_bytes());
         out.extend_from_slice(&block.raw.to_le_bytes());
@@ -132,7 +133,8 @@ fn parse(no: WindowNo, wire: &mut Wire<'_>) -> Option<Result<WindowRecord, BadWi
     for _ in 0..count {
         let column = wire.u8()?;
         let flags = wire.u8()?;
-        wire.u16()?;
+        let hasty = wire.u8()? & 1 != 0;
+        wire.u8()?;
         let encoding = match flags & !(PROTECTED | LOST) {
             0 => Encoding::Plain,
             1 => Encoding::Zstd,
@@ -144,6 +146,7 @@ fn parse(no: WindowNo, wire: &mut Wire<'_>) -> Option<Result<WindowRecord, BadWi
             encoding,
             protected: flags & PROTECTED != 0,
             lost: flags & LOST != 0,
+            hasty,
             column_offset: wire.u32()?,
             stored: wire.u32()?,
             raw: wire.u32()?,
@@ -199,11 +202,15 @@ pub fn validate(window: &WindowRecord) -> Result<(), BadWindow> {
     for block in &window.blocks {
         if block.stored == 0 {
             must(
-                block.raw == 0 && !block.protected && !block.lost,
+                block.raw == 0 && !block.protected && !block.lost && !block.hasty,
                 "a place given up holds bytes",
             )?;
             continue;
         }
+        must(
+            !block.hasty || block.encoding == Encoding::Plain,
+            "a block that is compressed is yet to be compressed",
+        )?;
         must(
             !(block.lost && block.protected),
             "a block that is gone is under parity",

@@ -247,6 +247,18 @@ impl Workers {
         }
     }
 
+    /// Has something done by a thread of ordinary priority, before what was spawned: it does not take long, and others wait
+    /// for what comes of it.
+    pub fn soon(&self, job: impl FnOnce() + Send + 'static) {
+        self.shared.state.lock().short.push_back(Box::new(job));
+        self.shared.wake(true);
+    }
+
+    /// Whether somebody waits for jobs.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.state.lock().waiting > 0
+    }
+
     /// Does several things side by side, one of them here, and waits for all; the answers in order. `None`
     /// for one that panicked. Not to be called from a job.
     pub fn all<T: Send + 'static>(

@@ -26,7 +26,8 @@ use super::sweep::Sweep;
 use crate::ids::{DiskId, SetId, WindowNo};
 use crate::meta::{Key, Records, WriteRecords};
 use crate::store::manifest::encode_delta;
-use crate::store::{Delta, SetWriter, Source, WindowRecord};
+use crate::store::{Delta, Hurry, SetWriter, Source, WindowRecord};
+use parking_lot::MutexGuard;
 
 /// The most new bytes that a commit leaves in the metadata instead of in blocks.
 const INLINE_COMMIT: usize = 64 << 10;
@@ -96,11 +97,10 @@ struct Done<'a> {
 impl Volume {
     /// Commits a file. Returns at once when nothing is new, and when a file that is to be compacted has something new.
     pub(super) fn commit(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Result<()> {
-        let _turn = file.turn.lock();
+        let (_hurry, _turn) = self.turn_of(file);
         if file.unlinked.load(Ordering::Acquire) && purpose != Purpose::Spill {
             return Ok(());
         }
-        let _hurry = self.pipeline.hurry();
         let Some(mut frozen) = self.freeze(file, purpose) else {
             if purpose == Purpose::MakeTrue {
                 self.meta.sync()?;
@@ -133,6 +133,12 @@ impl Volume {
                 Err(error)
             }
         }
+    }
+
+    /// Waits for a file's turn, with whatever the commit before waits for done at once.
+    pub(super) fn turn_of<'a>(&'a self, file: &'a OpenFile) -> (Hurry<'a>, MutexGuard<'a, ()>) {
+        let hurry = self.pipeline.hurry();
+        (hurry, file.turn.lock())
     }
 
     fn freeze(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Option<Frozen> {
@@ -325,8 +331,9 @@ impl Volume {
                 head.first_delta = next_delta;
                 head.base = Some(folded.reference);
                 head.sets.clear();
-                head.stored = folded.stored;
-                head.unprotected = folded.unprotected;
+                head.stored = folded.sums.stored;
+                head.unprotected = folded.sums.unprotected;
+                head.hasty = folded.sums.hasty;
                 gone_sets = state
                     .sets
                     .iter()
@@ -371,9 +378,10 @@ impl Volume {
                 head.sets.extend(&new_sets);
                 // What was only moved is counted already.
                 if !relocates {
-                    let (stored, unprotected) = sums(&delta.windows);
-                    head.stored += stored;
-                    head.unprotected += unprotected;
+                    let sums = sums(&delta.windows);
+                    head.stored += sums.stored;
+                    head.unprotected += sums.unprotected;
+                    head.hasty += sums.hasty;
                 }
             }
         }
@@ -402,6 +410,7 @@ impl Volume {
             sweep.manifests.extend(old_base.map(|base| base.id));
         }
         sweep.manifests.extend(spilled);
+        sweep.join();
         self.meta.update(|update| -> Result<()> {
             for (piece, bytes) in &pieces {
                 update.put_inline(file.id, *piece, bytes);
@@ -559,6 +568,9 @@ impl Volume {
                 .map(|bytes| bytes.len() as u32)
                 .sum::<u32>();
         state.dead = state.dead.saturating_sub(frozen.dead) + head.dead;
+        if head.hasty > 0 && frozen.purpose != Purpose::Relocate {
+            self.squeezer.add(file.id);
+        }
         state.head = head;
         for piece in &frozen.dead_pieces {
             state.pieces.remove(piece);
@@ -586,18 +598,40 @@ impl Volume {
     }
 }
 
-/// Bytes on the disks of these windows, and those of them under no parity.
-pub(super) fn sums<'a>(windows: impl IntoIterator<Item = &'a WindowRecord>) -> (u64, u64) {
-    let mut stored = 0;
-    let mut unprotected = 0;
+/// Bytes of windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sums {
+    /// On the disks, parity included.
+    pub stored: u64,
+    /// Of these, in blocks under no parity.
+    pub unprotected: u64,
+    /// Of these, in blocks that are yet to be compressed.
+    pub hasty: u64,
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Sums) {
+        self.stored += other.stored;
+        self.unprotected += other.unprotected;
+        self.hasty += other.hasty;
+    }
+}
+
+/// What these windows take.
+pub(super) fn sums<'a>(windows: impl IntoIterator<Item = &'a WindowRecord>) -> Sums {
+    let mut sums = Sums::default();
     for window in windows {
         for block in &window.blocks {
-            stored += u64::from(block.stored);
+            let stored = u64::from(block.stored);
+            sums.stored += stored;
             if !block.protected {
-                unprotected += u64::from(block.stored);
+                sums.unprotected += stored;
+            }
+            if block.hasty {
+                sums.hasty += stored;
             }
         }
-        stored += u64::from(window.parity_length) * window.parity.len() as u64;
+        sums.stored += u64::from(window.parity_length) * window.parity.len() as u64;
     }
-    (stored, unprotected)
+    sums
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::annex::ANNEX;
-use super::commit::{Frozen, sums};
+use super::commit::{Frozen, Sums, sums};
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::{FileMap, Window};
@@ -28,8 +28,7 @@ pub(super) struct Folded {
     pub reference: ManifestRef,
     pub manifest: Arc<Manifest>,
     pub sets: Vec<SetId>,
-    pub stored: u64,
-    pub unprotected: u64,
+    pub sums: Sums,
     pub dead: u64,
     /// Bytes that were given up, at most.
     pub given_up: u64,
@@ -95,7 +94,7 @@ impl Volume {
         }
 
         let mut folded_sets = BTreeSet::new();
-        let (mut stored, mut unprotected, mut dead) = (0, 0, 0u64);
+        let (mut total, mut dead) = (Sums::default(), 0u64);
         let mut empty: Vec<Arc<WindowRecord>> = Vec::new();
         view.each_window(|record| {
             let Some(&alive) = live.get(&record.no) else {
@@ -107,9 +106,7 @@ impl Volume {
             if !record.parity.is_empty() {
                 folded_sets.insert(record.parity_set);
             }
-            let (window_stored, window_unprotected) = sums([record.as_ref()]);
-            stored += window_stored;
-            unprotected += window_unprotected;
+            total += sums([record.as_ref()]);
             let raw: u64 = record.blocks.iter().map(|block| u64::from(block.raw)).sum();
             dead += raw.saturating_sub(alive);
             let lost = record.blocks.iter().filter(|block| block.lost);
@@ -163,8 +160,7 @@ impl Volume {
             reference,
             manifest: Arc::new(manifest),
             sets,
-            stored,
-            unprotected,
+            sums: total,
             dead,
             given_up,
             dead_pieces,

@@ -39,6 +39,8 @@ pub struct Gatherer {
     open: Vec<OpenBlock>,
     writer: Option<Arc<SetWriter>>,
     sealed: bool,
+    /// Every block is compressed, however long that takes.
+    thorough: bool,
 }
 
 impl Gatherer {
@@ -57,6 +59,15 @@ impl Gatherer {
             open: Vec::new(),
             writer: None,
             sealed: false,
+            thorough: false,
+        }
+    }
+
+    /// The same for what is written again, aside: every block is compressed, however long that takes.
+    pub fn thorough(self) -> Gatherer {
+        Gatherer {
+            thorough: true,
+            ..self
         }
     }
 
@@ -107,11 +118,13 @@ impl Gatherer {
     ) -> Result<usize, NoWindow> {
         let writer = match &self.writer {
             Some(writer) => writer,
-            None => self.writer.insert(SetWriter::new(
-                Arc::clone(&self.pipeline),
-                self.file,
-                (told.set)()?,
-            )),
+            None => {
+                let (pipeline, set) = (Arc::clone(&self.pipeline), (told.set)()?);
+                self.writer.insert(match self.thorough {
+                    true => SetWriter::thorough(pipeline, self.file, set),
+                    false => SetWriter::new(pipeline, self.file, set),
+                })
+            }
         };
         let begun = writer.begin(lane, &self.next_window)?;
         (told.opened)(&begun.window);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -17,7 +18,7 @@ use super::rescue;
 use super::rest::Rest;
 use super::roster::{self, Found, Roster, busy};
 use super::sweep::Sweeper;
-use super::tasks::Tasks;
+use super::tasks::{Squeezer, Tasks};
 use super::tiers::TierSource;
 use crate::config::{CommitMode, Config};
 use crate::disk::{
@@ -48,7 +49,12 @@ pub struct VolumeOptions {
     pub journal_bytes: u64,
     /// So many bytes of changes, and the databases are brought up to the journal.
     pub checkpoint_bytes: u64,
+    /// How long nothing may have been committed before what was stored as it is is compressed.
+    pub quiet: Duration,
 }
+
+/// Who saves a guest often writes the file's header again.
+const QUIET: Duration = Duration::from_secs(1);
 
 impl Default for VolumeOptions {
     fn default() -> Self {
@@ -57,6 +63,7 @@ impl Default for VolumeOptions {
             tiers: Arc::new(Guests::default()),
             journal_bytes: usual.journal_bytes,
             checkpoint_bytes: usual.checkpoint_bytes,
+            quiet: QUIET,
         }
     }
 }
@@ -178,6 +185,7 @@ impl Volume {
             opened.forget_disks_that_left(config)?;
             recover::begin(&opened);
             opened.resume_task()?;
+            Volume::begin_to_squeeze(&opened);
             Volume::begin_to_look_after(&opened);
         }
         Ok(opened)
@@ -230,7 +238,15 @@ impl Volume {
                 Some(lines) => rescue::metadata(&media, options, lines)?,
             }
         };
-        let opened = Self::assemble(config, &roster, meta, registry, &found, options.tiers)?;
+        let opened = Self::assemble(
+            config,
+            &roster,
+            meta,
+            registry,
+            &found,
+            options.tiers,
+            options.quiet,
+        )?;
         opened
             .locks
             .lock()
@@ -249,6 +265,7 @@ impl Volume {
         disks: Arc<Disks>,
         found: &[(DiskId, Found)],
         tiers: Arc<dyn TierSource>,
+        quiet: Duration,
     ) -> Result<Arc<Volume>> {
         let io = |error: std::io::Error| {
             VolumeError::new(libc::EAGAIN, format!("cannot start threads: {error}"))
@@ -258,6 +275,7 @@ impl Volume {
             critical: config.policy.critical,
             expendable: config.policy.expendable,
             compression: config.policy.compression,
+            compress_later: config.policy.compress_later,
         };
         let budget = Budget::new(config.memory.write);
         let pipeline = Pipeline::start(id, policy, Arc::clone(&disks), budget).map_err(io)?;
@@ -298,6 +316,7 @@ impl Volume {
                 bell: Arc::default(),
                 rest: Rest::default(),
                 tasks: Tasks::default(),
+                squeezer: Arc::new(Squeezer::new(quiet)),
                 pipeline,
                 cache,
                 manifests: Arc::new(ManifestCache::new(MANIFEST_CACHE)),
@@ -407,6 +426,7 @@ impl Volume {
         }
         self.bell.stop();
         self.stop_task();
+        self.squeezer.stop();
         let committed = if self.read_only {
             Ok(())
         } else {

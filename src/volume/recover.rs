@@ -12,7 +12,7 @@ use super::head::FileHead;
 use super::rescue::{KEEP_BELOW, NOBODYS};
 use super::sweep::Sweep;
 use crate::disk::ObjectName;
-use crate::ids::{DiskId, ManifestId, SetId};
+use crate::ids::{DiskId, FileId, ManifestId, SetId};
 use crate::meta::{Key, Read, Records, Table};
 use crate::store::manifest::ManifestRef;
 
@@ -53,9 +53,17 @@ impl Volume {
         let mut bases: BTreeMap<ManifestId, ManifestRef> = BTreeMap::new();
         // Of files too that have lost their last name: their base is read once more to know what they let go of.
         for found in view.scan(&Key::table_prefix(Table::Manifest)) {
-            let (_, bytes) = found?;
-            if let Some(base) = FileHead::decode(&bytes).and_then(|head| head.base) {
+            let (key, bytes) = found?;
+            let Some(head) = FileHead::decode(&bytes) else {
+                continue;
+            };
+            if let Some(base) = head.base {
                 bases.insert(base.id, base);
+            }
+            if let (1.., Ok(file)) = (head.hasty, key.in_table().try_into())
+                && self.squeezer.add(FileId(u64::from_be_bytes(file)))
+            {
+                self.pipeline.defer(head.hasty);
             }
         }
         drop(view);

@@ -2,6 +2,7 @@
 //! is repacked into pure ones; a window in which blocks changed sides gets new parity. The same repacking moves
 //! bytes off disks that failed, out of sparse windows, and out of the metadata.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,6 +26,17 @@ struct Use {
     expendable: bool,
     /// Live bytes.
     live: u64,
+}
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Somebody waits: in whatever memory it takes, and stored as they are if that is sooner done.
+    Now,
+    /// Aside: every block is compressed, however long that takes, and half of the memory is left to others.
+    Aside,
+    /// The same, and what is left stays where it is as soon as somebody waits for anything.
+    MakingWay,
 }
 
 /// Cuts an extent where its lane changes.
@@ -531,20 +543,25 @@ impl Volume {
             return Ok(());
         }
         let selected = |source: &Source| matches!(source, Source::Block { block, .. } if sparse.contains_key(block));
-        self.repack(file, &selected, &|extent, piece| {
-            let critical = match extent.source {
-                Source::Block { block, .. } => sparse.get(&block).copied().unwrap_or(true),
-                Source::Hole | Source::Dropped | Source::Inline { .. } => true,
-            };
-            piece(
-                extent.range.clone(),
-                if critical {
-                    Lane::Critical
-                } else {
-                    Lane::Expendable
-                },
-            );
-        })
+        self.repack_with(
+            file,
+            &selected,
+            &|extent, piece| {
+                let critical = match extent.source {
+                    Source::Block { block, .. } => sparse.get(&block).copied().unwrap_or(true),
+                    Source::Hole | Source::Dropped | Source::Inline { .. } => true,
+                };
+                piece(
+                    extent.range.clone(),
+                    if critical {
+                        Lane::Critical
+                    } else {
+                        Lane::Expendable
+                    },
+                );
+            },
+            Pace::Aside,
+        )
     }
 
     /// Moves all inline pieces into blocks.
@@ -575,17 +592,43 @@ impl Volume {
         selected: &dyn Fn(&Source) -> bool,
         lanes: &LanesOf<'_>,
     ) -> Result<()> {
-        let view = self.frozen_view(file);
+        self.repack_with(file, selected, lanes, Pace::Now)
+    }
+
+    /// The same at a pace.
+    pub(super) fn repack_with(
+        &self,
+        file: &Arc<OpenFile>,
+        selected: &dyn Fn(&Source) -> bool,
+        lanes: &LanesOf<'_>,
+        pace: Pace,
+    ) -> Result<()> {
         let next_window = Arc::clone(&file.state.lock().next_window);
-        let mut gatherer = Gatherer::new(
+        let gatherer = Gatherer::new(
             Arc::clone(&self.pipeline),
             file.id,
             self.block_size,
             next_window,
         );
+        let gatherer = RefCell::new(match pace {
+            Pace::Now => gatherer,
+            Pace::Aside | Pace::MakingWay => gatherer.thorough(),
+        });
+        let memory = |bytes: u64| match pace {
+            Pace::Now => Some(self.pipeline.budget.force(bytes)),
+            Pace::MakingWay if self.pipeline.is_waited_for() => None,
+            Pace::Aside | Pace::MakingWay => {
+                Some(self.pipeline.budget.acquire_of_half(bytes, &|| {
+                    gatherer.borrow_mut().relieve();
+                    self.relieve();
+                }))
+            }
+        };
+        let view = self.frozen_view(file);
+        let mut ended = false;
         let mut moved: Vec<Extent> = Vec::new();
         view.each(|extent| {
-            if !selected(&extent.source) {
+            if ended || !selected(&extent.source) {
                 return Ok(());
             }
             let mut pieces = Vec::new();
@@ -594,6 +637,10 @@ impl Volume {
                 let mut at = range.start;
                 while at < range.end {
                     let end = (at + PIECE).min(range.end);
+                    let Some(mut permit) = memory(end - at) else {
+                        ended = true;
+                        return Ok(());
+                    };
                     let bytes = match self.read_frozen(file, at..end) {
                         Ok(bytes) => bytes,
                         // It was stored once and is lost: it stays where it is, in case its disk comes back.
@@ -603,8 +650,8 @@ impl Volume {
                         }
                         Err(error) => return Err(error),
                     };
-                    let mut permit = self.pipeline.budget.force(bytes.len() as u64);
                     gatherer
+                        .borrow_mut()
                         .append(
                             lane,
                             at,
@@ -627,10 +674,11 @@ impl Volume {
                 }
             }
             if moved.len() > BATCH {
-                enter(file, &mut gatherer, &mut moved);
+                enter(file, &mut gatherer.borrow_mut(), &mut moved);
             }
             Ok(())
         })?;
+        let mut gatherer = gatherer.into_inner();
         enter(file, &mut gatherer, &mut moved);
         if let Some(writer) = gatherer.take_writer() {
             self.finish_set(file, writer);
@@ -676,6 +724,7 @@ pub(super) fn given_up() -> crate::store::BlockRecord {
         encoding: crate::store::Encoding::Plain,
         protected: false,
         lost: false,
+        hasty: false,
         offset: 0,
         column_offset: 0,
         stored: 0,

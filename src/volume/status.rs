@@ -117,6 +117,9 @@ pub struct Owed {
     pub commits_running: u64,
     /// Files that wait to be compacted.
     pub compactions_waiting: u64,
+    /// Bytes on the disks that are yet to be compressed, about.
+    #[serde(default)]
+    pub bytes_to_compress: u64,
 }
 
 /// A file, looked into.
@@ -245,7 +248,7 @@ impl Volume {
         let capacity = self.capacity()?;
         let policy = &self.pipeline.policy;
         let (files, waiting) = self.count_files()?;
-        let stored = self.stored_bytes()?;
+        let (stored, bytes_to_compress) = self.stored_bytes()?;
         Ok(Status {
             volume: self.name.clone(),
             id: self.id.to_string(),
@@ -263,6 +266,7 @@ impl Volume {
                 bytes_not_committed: self.pipeline.budget.held(),
                 commits_running: files.committing,
                 compactions_waiting: waiting,
+                bytes_to_compress,
             },
             files,
             stored,
@@ -272,18 +276,20 @@ impl Volume {
         })
     }
 
-    /// The sums that the heads of all files tell.
-    fn stored_bytes(&self) -> Result<StoredBytes> {
+    /// The sums that the heads of all files tell, and the bytes of them that are yet to be compressed.
+    fn stored_bytes(&self) -> Result<(StoredBytes, u64)> {
         let view = self.meta.view();
         let mut stored = StoredBytes::default();
+        let mut hasty = 0;
         for found in view.scan(&Key::table_prefix(Table::Manifest)) {
             let (_, value) = found?;
             if let Some(head) = FileHead::decode(&value) {
                 stored.critical += head.stored.saturating_sub(head.unprotected);
                 stored.expendable += head.unprotected;
+                hasty += head.hasty;
             }
         }
-        Ok(stored)
+        Ok((stored, hasty))
     }
 
     fn disk_statuses(&self) -> Vec<DiskStatus> {
@@ -437,7 +443,7 @@ impl Volume {
     pub fn inspect(&self, file: FileId) -> Result<Inspection> {
         let open = self.use_file(file)?;
         let losses = self.losses(&open)?;
-        let _turn = open.turn.lock();
+        let (_hurry, _turn) = self.turn_of(&open);
         let mut found = Inspection {
             file: file.0,
             paths: self

@@ -24,6 +24,26 @@ pub struct Sweep {
 }
 
 impl Sweep {
+    /// Makes one range of those that touch, of several windows too: a filesystem gives back whole pages only.
+    pub fn join(&mut self) {
+        self.punches
+            .sort_by_key(|(key, _)| (key.set, key.disk, key.parity, key.offset));
+        let mut joined: Vec<(PunchKey, u64)> = Vec::with_capacity(self.punches.len());
+        for (key, length) in self.punches.drain(..) {
+            match joined.last_mut() {
+                Some((before, so_far))
+                    if before.offset + *so_far == key.offset
+                        && (before.set, before.disk, before.parity)
+                            == (key.set, key.disk, key.parity) =>
+                {
+                    *so_far += length;
+                }
+                _ => joined.push((key, length)),
+            }
+        }
+        self.punches = joined;
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.sets.is_empty() && self.manifests.is_empty() && self.punches.is_empty()
@@ -150,5 +170,42 @@ impl Volume {
             }
         }
         self.pipeline.room.given_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::DiskId;
+
+    #[test]
+    fn ranges_that_touch_are_joined_within_their_object() {
+        let punch = |set, disk, parity, offset| PunchKey {
+            set: SetId(set),
+            disk: DiskId(disk),
+            parity,
+            offset,
+        };
+        let mut sweep = Sweep {
+            punches: vec![
+                (punch(1, 1, false, 300), 50),
+                (punch(1, 1, false, 100), 100),
+                (punch(1, 1, true, 200), 100),
+                (punch(1, 2, false, 200), 100),
+                (punch(1, 1, false, 200), 100),
+                (punch(1, 1, false, 351), 9),
+                (punch(2, 1, false, 350), 9),
+            ],
+            ..Sweep::default()
+        };
+        sweep.join();
+        let expected = vec![
+            (punch(1, 1, false, 100), 250),
+            (punch(1, 1, false, 351), 9),
+            (punch(1, 1, true, 200), 100),
+            (punch(1, 2, false, 200), 100),
+            (punch(2, 1, false, 350), 9),
+        ];
+        assert_eq!(sweep.punches, expected);
     }
 }

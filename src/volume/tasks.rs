@@ -7,6 +7,7 @@ mod rebalance;
 mod record;
 mod relocate;
 mod scrub;
+mod squeeze;
 mod throttle;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 pub use record::{TaskKind, TaskState, TaskStatus};
+pub(super) use squeeze::Squeezer;
 
 use self::throttle::Throttle;
 use super::Volume;
@@ -91,6 +93,17 @@ impl Running {
             kept: Mutex::new(Instant::now()),
             reads: AtomicU64::new(0),
         }
+    }
+
+    /// Of work like a task's that nobody began, and that is not kept.
+    fn of_no_task(what: &str) -> Running {
+        let status = TaskStatus::new(
+            TaskKind::Rebalance {},
+            what.to_owned(),
+            None,
+            Timestamp::now().seconds,
+        );
+        Running::new(status)
     }
 
     fn is_over(&self) -> bool {
@@ -218,13 +231,15 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether a task is under way.
+    fn task_runs(&self) -> bool {
+        let now = self.tasks.now.lock();
+        now.as_ref().is_some_and(|running| !running.is_over())
+    }
+
     /// Begins to write what disks lack that were away, unless something else is under way.
     pub(super) fn begin_rebuild(&self) {
-        let busy = {
-            let now = self.tasks.now.lock();
-            now.as_ref().is_some_and(|running| !running.is_over())
-        };
-        if busy
+        if self.task_runs()
             || self.bell.is_stopped()
             || self.tasks.no_rebuild.load(Ordering::Acquire)
             || self.check_writable().is_err()

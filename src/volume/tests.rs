@@ -3,6 +3,7 @@
 
 mod files;
 mod losses;
+mod squeeze;
 pub(super) mod tiers;
 
 use std::path::Path;

@@ -103,7 +103,7 @@ impl Volume {
     }
 
     /// Makes every file hand over its open blocks and windows, so that their memory comes back.
-    fn relieve(&self) {
+    pub(super) fn relieve(&self) {
         for file in self.files_in_use() {
             // A file that is busy is about to make progress anyway.
             if let Some(mut state) = file.state.try_lock() {

@@ -82,6 +82,7 @@ fn window(no: u32, random: u64) -> WindowRecord {
         encoding: Encoding::Zstd,
         protected: index.is_multiple_of(3),
         lost: false,
+        hasty: false,
         offset: u64::from(index) << 17,
         column_offset: 0,
         stored: 1000 + index,

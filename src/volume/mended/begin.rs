@@ -66,7 +66,7 @@ impl Volume {
             return Ok(());
         }
         // No commit changes what is looked at.
-        let _turn = file.turn.lock();
+        let (_hurry, _turn) = self.turn_of(file);
         let size = {
             let mut state = file.state.lock();
             // What is not committed is newer than any view, and so is what is written from here on.

@@ -81,6 +81,7 @@ impl Work for Evacuate {
             choose: &mut |volume, record| choose(volume, record, disk, by, room),
             give_up: self.give_up,
             punch: true,
+            patient: false,
         };
         volume.relocate(file, running, &mut plan, Some(disk))
     }

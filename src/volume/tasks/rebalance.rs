@@ -168,6 +168,7 @@ impl Work for Rebalance {
             },
             give_up: false,
             punch: true,
+            patient: false,
         };
         let walked = volume.relocate(file, running, &mut plan, None)?;
         if walked == Walked::Done {

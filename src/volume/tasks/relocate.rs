@@ -23,6 +23,7 @@ use crate::volume::file::OpenFile;
 use crate::volume::filemap::Window;
 use crate::volume::fold::{parity_punches, punch_ranges};
 use crate::volume::overlay::Overlay;
+use crate::volume::settle::Pace;
 use crate::volume::sweep::Sweep;
 
 /// Bytes that are moved before they are made true.
@@ -43,6 +44,8 @@ pub(super) enum Wanted {
     Move(Vec<(usize, DiskId)>),
     /// It is written anew.
     Anew,
+    /// It stays where it is, and none of its blocks is to be compressed later.
+    Compressed,
 }
 
 /// How windows are moved.
@@ -53,6 +56,8 @@ pub(super) struct Plan<'a> {
     pub give_up: bool,
     /// Whether the places that are left are given back one by one.
     pub punch: bool,
+    /// Whether it may take however long: threads that make way do it, and it ends early when somebody waits for anything.
+    pub patient: bool,
 }
 
 /// A window that was copied.
@@ -126,7 +131,10 @@ impl Volume {
         if numbers.is_empty() {
             return Ok(Walked::Done);
         }
-        let batch = BATCH.max(open.state.lock().head.stored / COMMITS);
+        let share = open.state.lock().head.stored / COMMITS;
+        // Who makes way holds nobody up.
+        let anew_in_one = if plan.patient { u64::MAX } else { BATCH_ANEW };
+        let (batch, batch_anew) = (BATCH.max(share), anew_in_one.max(share));
         let (mut moved, mut anew) = (Vec::new(), BTreeSet::new());
         let (mut moved_bytes, mut anew_bytes) = (0, 0);
         for no in numbers {
@@ -140,6 +148,18 @@ impl Volume {
             };
             let bytes = match (plan.choose)(self, &record) {
                 Wanted::Stay => continue,
+                Wanted::Compressed => {
+                    let mut new = WindowRecord::clone(&record);
+                    for block in &mut new.blocks {
+                        block.hasty = false;
+                    }
+                    moved.push(Moved {
+                        old: record,
+                        new,
+                        moves: Vec::new(),
+                    });
+                    0
+                }
                 Wanted::Anew => {
                     anew.insert(no);
                     let bytes = record
@@ -186,7 +206,7 @@ impl Volume {
                 status.bytes_done += bytes;
             });
             running.pace(self, bytes, begun.elapsed());
-            if moved_bytes >= batch || anew_bytes >= BATCH_ANEW {
+            if moved_bytes >= batch || anew_bytes >= batch_anew {
                 let entered = self.enter(
                     &open,
                     std::mem::take(&mut moved),
@@ -326,6 +346,7 @@ impl Volume {
         if moved.is_empty() && anew.is_empty() {
             return Ok(Walked::Done);
         }
+        let _hurry = (!plan.patient).then(|| self.pipeline.hurry());
         // A commit of the file that is under way is soon over.
         let turn = file.turn.try_lock_for(Duration::from_secs(30));
         let Some(_turn) = turn else {
@@ -413,7 +434,11 @@ impl Volume {
         mut given_up: u64,
     ) -> Result<u64> {
         if !anew.is_empty() {
-            given_up += self.write_anew(file, anew, plan.give_up)?;
+            let pace = match plan.patient {
+                true => Pace::MakingWay,
+                false => Pace::Aside,
+            };
+            given_up += self.write_anew(file, anew, plan.give_up, pace)?;
         }
         if given_up > 0 {
             // Whoever opens it from now on has a view of what is left.
@@ -432,6 +457,7 @@ impl Volume {
         file: &Arc<OpenFile>,
         windows: &BTreeSet<WindowNo>,
         give_up: bool,
+        pace: Pace,
     ) -> Result<u64> {
         let mut given_up = 0;
         let mut protected: HashMap<BlockId, bool> = HashMap::new();
@@ -465,18 +491,23 @@ impl Volume {
             matches!(source, Source::Block { block, .. }
                 if windows.contains(&block.window) && !lost.contains(block))
         };
-        self.repack(file, &selected, &|extent, piece| {
-            let critical = match extent.source {
-                Source::Block { block, .. } => protected.get(&block).copied().unwrap_or(true),
-                Source::Hole | Source::Dropped | Source::Inline { .. } => true,
-            };
-            let lane = if critical {
-                Lane::Critical
-            } else {
-                Lane::Expendable
-            };
-            piece(extent.range.clone(), lane);
-        })?;
+        self.repack_with(
+            file,
+            &selected,
+            &|extent, piece| {
+                let critical = match extent.source {
+                    Source::Block { block, .. } => protected.get(&block).copied().unwrap_or(true),
+                    Source::Hole | Source::Dropped | Source::Inline { .. } => true,
+                };
+                let lane = if critical {
+                    Lane::Critical
+                } else {
+                    Lane::Expendable
+                };
+                piece(extent.range.clone(), lane);
+            },
+            pace,
+        )?;
         let mut state = file.state.lock();
         for record in remains {
             let no = record.no;
@@ -503,6 +534,7 @@ impl Volume {
                     column: 0,
                     protected: false,
                     lost: true,
+                    hasty: false,
                     column_offset: 0,
                     ..*block
                 }

@@ -284,6 +284,10 @@ impl Volume {
             .filter(|block| block.lost)
             .map(|block| u64::from(block.raw))
             .sum();
+        if record.blocks.iter().any(|block| block.hasty) {
+            // Where metadata was put together anew, no head tells of it.
+            self.squeezer.add(file);
+        }
         running.note(|status| {
             status.verified += report.bytes;
             status.bad += bad as u64 + u64::from(report.repaired);

@@ -34,7 +34,7 @@ impl TierSource for MadeUp {
 }
 
 /// Every `stride` pages, `length` of them are expendable.
-fn runs(size: u64, stride: u64, length: u64) -> Vec<(Range<u64>, Tier)> {
+pub(super) fn runs(size: u64, stride: u64, length: u64) -> Vec<(Range<u64>, Tier)> {
     let pages = size / 4096;
     (0..pages)
         .step_by(stride as usize)
@@ -53,7 +53,12 @@ fn tier_bytes(volume: &Volume, file: FileId) -> (u64, u64) {
 }
 
 /// With two disks gone every critical byte must be readable; says how many expendable pages were not.
-fn lost_pages(rig: &Rig, bytes: &[u8], runs: &[(Range<u64>, Tier)], gone: [usize; 2]) -> usize {
+pub(super) fn lost_pages(
+    rig: &Rig,
+    bytes: &[u8],
+    runs: &[(Range<u64>, Tier)],
+    gone: [usize; 2],
+) -> usize {
     gone.iter().for_each(|&disk| rig.take_away(disk));
     let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
     let file = volume.lookup(ROOT, b"f").expect("there").file;

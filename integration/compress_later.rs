@@ -1,0 +1,118 @@
+//! Compressing later: what is stored as it is, so that nobody had to wait, is safe from the close on, and takes less room later,
+//! whatever happens meanwhile.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::harness::random::Random;
+use crate::harness::volume::{Shape, Volume};
+
+const CRASHES: u64 = 6;
+
+/// Text of so many bytes, which compresses to a third or so.
+fn text(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let mut text = Vec::with_capacity(length + 64);
+    while text.len() < length {
+        let (a, b) = (random.below(1 << 16), random.below(1 << 12));
+        text.extend_from_slice(
+            format!("page {a:x} is used by task {b}, and mapped there; ").as_bytes(),
+        );
+    }
+    text.truncate(length);
+    text
+}
+
+fn same(path: &Path, bytes: &[u8], when: &str) {
+    assert!(
+        fs::read(path).expect("read") == bytes,
+        "{when}, {} is another file",
+        path.display()
+    );
+}
+
+fn to_compress(volume: &Volume) -> u64 {
+    let owed = &volume.status()["owed"]["bytes_to_compress"];
+    owed.as_u64().expect("a number")
+}
+
+fn until_compressed(volume: &Volume) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while to_compress(volume) > 0 {
+        assert!(Instant::now() < end, "something stays uncompressed");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_of_it_harms_nothing() {
+    const SIZE: usize = 24 << 20;
+    let mut volume = Volume::mounted_as(&Shape {
+        more: "compress_later = \"always\"".to_owned(),
+        ..Shape::default()
+    });
+    let mut random = Random::new(3);
+    let mut whole = Vec::new();
+    for crash in 0..CRASHES {
+        volume.limit(120);
+        let path = volume.path(&format!("file{crash}"));
+        let bytes = text(crash, SIZE);
+        fs::write(&path, &bytes).expect("written and closed");
+        whole.push((path, bytes));
+        assert!(to_compress(&volume) > SIZE as u64 / 2);
+        // It begins a second after the close.
+        std::thread::sleep(Duration::from_millis(900 + random.below(700)));
+        volume.kill();
+        volume.mount();
+        for (path, bytes) in &whole {
+            same(path, bytes, &format!("after crash {crash}"));
+        }
+    }
+    until_compressed(&volume);
+    let (used, stored) = (volume.used(), CRASHES * SIZE as u64);
+    assert!(used < stored, "{used} bytes hold {stored} of text");
+    for disk in [1, 4] {
+        volume.disks[disk].take_away();
+    }
+    volume.remount();
+    for (path, bytes) in &whole {
+        same(path, bytes, "without two disks");
+    }
+}
+
+#[test]
+fn a_writer_does_not_wait_for_what_takes_long_to_compress() {
+    const SIZE: usize = 64 << 20;
+    let shape = |later: &str| Shape {
+        compression: "zstd:15",
+        more: format!("compress_later = \"{later}\"\n[memory]\nwrite = \"16M\""),
+        ..Shape::default()
+    };
+    let bytes = text(1, SIZE);
+    let volume = Volume::mounted_as(&shape("behind"));
+    let path = volume.path("save");
+    fs::write(&path, &bytes).expect("written and closed");
+    let left = to_compress(&volume);
+    assert!(
+        left > SIZE as u64 / 4,
+        "{left} bytes were stored as they are"
+    );
+    // Two disks may die at once.
+    let (used, left) = (volume.used(), volume.disks.len());
+    assert!(used > SIZE as u64 / 2 && left == 6);
+    for disk in [0, 3] {
+        volume.disks[disk].take_away();
+    }
+    fs::write("/proc/sys/vm/drop_caches", "1").expect("root drops caches");
+    same(&path, &bytes, "right after the close, without two disks");
+    drop(volume);
+
+    let mut volume = Volume::mounted_as(&shape("never"));
+    let path = volume.path("save");
+    fs::write(&path, &bytes).expect("written and closed");
+    assert_eq!(to_compress(&volume), 0);
+    assert!(volume.used() < SIZE as u64);
+    volume.remount();
+    same(&path, &bytes, "compressed at once");
+}

@@ -1,0 +1,319 @@
+//! Compressing later: blocks that were stored as they are, because their writer would have had to wait, are written anew
+//! once nobody writes, window by window, by threads that make way for every other program. What a commit or an earlier mount
+//! left of them is queued by file; a file tells in its head whether there is any. It is no task: nobody begins it or waits
+//! for it, and it rests while a task runs or a disk is away.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::relocate::{Plan, Wanted};
+use super::{Running, Walked};
+use crate::ids::{FileId, SetId, WindowNo};
+use crate::meta::WriteRecords;
+use crate::store::block::BLOCK_HEADER;
+use crate::store::compression::compressed_length;
+use crate::store::{BlockRecord, Compression, WindowRecord};
+use crate::volume::Volume;
+use crate::volume::commit::sums;
+use crate::volume::error::Result;
+use crate::volume::file::OpenFile;
+use crate::volume::head::FileHead;
+
+/// How long files that are being written are left alone before the next try.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Windows that are written anew in one commit. More of them make fuller windows, and fewer manifests.
+const WINDOWS: usize = 8;
+
+/// A file is committed at most about so often, since each time its manifest is written.
+const COMMITS: usize = 32;
+
+/// One part in so many must be gained for a window to be written anew.
+const WORTH: u64 = 32;
+
+/// What there is to compress, and the thread that does it.
+#[derive(Debug)]
+pub(crate) struct Squeezer {
+    state: Mutex<State>,
+    bell: Condvar,
+    running: Running,
+    quiet: Duration,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeSet<FileId>,
+    stop: bool,
+}
+
+impl Squeezer {
+    /// `quiet`: how long nothing may have been committed before it begins.
+    pub(crate) fn new(quiet: Duration) -> Squeezer {
+        Squeezer {
+            state: Mutex::default(),
+            bell: Condvar::new(),
+            running: Running::of_no_task("compressing what was stored as it is"),
+            quiet,
+            thread: Mutex::default(),
+        }
+    }
+
+    /// A file has blocks that are yet to be compressed. Says whether that is news.
+    pub(crate) fn add(&self, file: FileId) -> bool {
+        let news = self.state.lock().files.insert(file);
+        self.bell.notify_all();
+        news
+    }
+
+    /// Ends the thread; the next mount goes on.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stop = true;
+        self.running.stopped.store(true, Ordering::Release);
+        self.bell.notify_all();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // One that panicked has logged it.
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits until there is a file, or for a time whatever comes; false when it is time to end.
+    fn wait(&self, time: Option<Duration>) -> bool {
+        let mut state = self.state.lock();
+        match time {
+            None => {
+                while state.files.is_empty() && !state.stop {
+                    self.bell.wait(&mut state);
+                }
+            }
+            Some(time) => {
+                let until = Instant::now() + time;
+                while !state.stop && !self.bell.wait_until(&mut state, until).timed_out() {}
+            }
+        }
+        !state.stop
+    }
+
+    fn files(&self) -> Vec<FileId> {
+        self.state.lock().files.iter().copied().collect()
+    }
+
+    fn done(&self, file: FileId) {
+        self.state.lock().files.remove(&file);
+    }
+}
+
+/// Bytes of a window's blocks on the disks.
+fn stored(record: &WindowRecord) -> u64 {
+    let blocks = record.blocks.iter();
+    blocks.map(|block| u64::from(block.stored)).sum()
+}
+
+impl Volume {
+    /// Begins to compress what is to be compressed later, whenever there is something.
+    pub(crate) fn begin_to_squeeze(volume: &Arc<Volume>) {
+        let squeezer = Arc::clone(&volume.squeezer);
+        let weak: Weak<Volume> = Arc::downgrade(volume);
+        let work = move || {
+            while squeezer.wait(None) {
+                if !squeezer.wait(Some(squeezer.quiet)) {
+                    return;
+                }
+                let Some(volume) = weak.upgrade() else { return };
+                if volume.has_other_work() {
+                    continue;
+                }
+                let rest = volume.squeeze_queued();
+                drop(volume);
+                if rest && !squeezer.wait(Some(PAUSE)) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("squeeze".into())
+            .spawn(work);
+        match thread {
+            Ok(thread) => *volume.squeezer.thread.lock() = Some(thread),
+            Err(error) => {
+                tracing::error!(%error, "no thread to compress later what was stored as it is");
+            }
+        }
+    }
+
+    /// Whether something is more urgent than compressing.
+    fn has_other_work(&self) -> bool {
+        let busy = self.pipeline.budget.held() > self.pipeline.budget.limit() / 2;
+        busy || self.pipeline.is_waited_for() || !self.disks.all_online() || self.task_runs()
+    }
+
+    /// Looks at all files of the queue once; says whether some are left.
+    fn squeeze_queued(&self) -> bool {
+        for file in self.squeezer.files() {
+            if self.has_other_work() {
+                return true;
+            }
+            match self.squeeze(file) {
+                Ok(Walked::Done) => self.squeezer.done(file),
+                Ok(Walked::Later) => {}
+                // It is gone, and so is what there was to do.
+                Err(error) if error.errno() == libc::ENOENT => self.squeezer.done(file),
+                Err(error) => {
+                    tracing::warn!(file = self.called(file), %error, "it stays uncompressed in parts until the next mount");
+                    self.squeezer.done(file);
+                }
+            }
+            if self.squeezer.running.ends() {
+                return false;
+            }
+        }
+        let left = !self.squeezer.files().is_empty();
+        if !left {
+            self.pipeline.nothing_deferred();
+        }
+        left
+    }
+
+    /// Compresses what of a file is yet to be compressed.
+    fn squeeze(&self, file: FileId) -> Result<Walked> {
+        let running = &self.squeezer.running;
+        let open = self.use_file(file)?;
+        let mut looked: HashSet<WindowNo> = HashSet::new();
+        let mut left: HashMap<SetId, u64> = HashMap::new();
+        loop {
+            if running.ends() || self.has_other_work() || self.is_unsettled(&open, None) {
+                return Ok(Walked::Later);
+            }
+            let mut windows = 0;
+            let mut hasty = Vec::new();
+            let mut others: Vec<(WindowNo, SetId)> = Vec::new();
+            let mut stays: HashMap<SetId, u64> = HashMap::new();
+            self.frozen_view(&open).each_window(|record| {
+                windows += 1;
+                *stays.entry(record.set).or_default() += stored(&record);
+                match looked.contains(&record.no) {
+                    true => {}
+                    false if record.blocks.iter().any(|block| block.hasty) => {
+                        hasty.push(record.no);
+                    }
+                    false => others.push((record.no, record.set)),
+                }
+                Ok(())
+            })?;
+            let most = WINDOWS.max(windows / COMMITS);
+            let mut wanted: HashMap<WindowNo, Wanted> = HashMap::new();
+            for no in hasty.into_iter().take(most) {
+                looked.insert(no);
+                if let Some(record) = self.committed_window(&open, no)? {
+                    let _reading = open.reading.read_recursive();
+                    let what = self.wanted_of(file, &record);
+                    if what == Wanted::Anew {
+                        *left.entry(record.set).or_default() += stored(&record);
+                    }
+                    wanted.insert(no, what);
+                }
+            }
+            if wanted.is_empty() {
+                // Where no more than two thirds stay of a set, between holes, they move too: a set that nothing refers to is
+                // removed, and leaves no torn pages.
+                others.retain(|(_, set)| match (left.get(set), stays.get(set)) {
+                    (Some(left), Some(stays)) => left * 2 > *stays,
+                    _ => false,
+                });
+                for (no, _) in others.into_iter().take(most) {
+                    looked.insert(no);
+                    wanted.insert(no, Wanted::Anew);
+                }
+            }
+            if wanted.is_empty() {
+                return self.correct_head(&open);
+            }
+            let before = open.state.lock().head.hasty;
+            let walked = self.relocate(
+                file,
+                running,
+                &mut Plan {
+                    choose: &mut |_, record| {
+                        wanted.get(&record.no).cloned().unwrap_or(Wanted::Stay)
+                    },
+                    give_up: false,
+                    punch: false,
+                    patient: true,
+                },
+                None,
+            )?;
+            // What was left to somebody who waited comes next time.
+            let walked = match self.pipeline.is_waited_for() {
+                true => Walked::Later,
+                false => walked,
+            };
+            let after = open.state.lock().head.hasty;
+            self.pipeline
+                .deferred_no_longer(before.saturating_sub(after));
+            if walked == Walked::Later {
+                return Ok(walked);
+            }
+        }
+    }
+
+    /// Whether a window is worth being written anew.
+    fn wanted_of(&self, file: FileId, record: &WindowRecord) -> Wanted {
+        let compression = self.pipeline.policy.compression;
+        if compression == Compression::None {
+            return Wanted::Compressed;
+        }
+        let hasty = |block: &BlockRecord| block.hasty && !block.lost;
+        let all = record.blocks.iter().filter(|block| hasty(block));
+        let worth = all.map(|block| u64::from(block.stored)).sum::<u64>() / WORTH;
+        let mut gained = 0;
+        for index in 0..record.blocks.len() as u16 {
+            if !record.block(index).is_some_and(hasty) {
+                continue;
+            }
+            // What cannot be read now is not made better by writing the rest anew.
+            let Ok(stored) = self.reader.read_stored(file, record, index) else {
+                return Wanted::Stay;
+            };
+            let payload = stored.get(BLOCK_HEADER..).unwrap_or_default();
+            gained += (payload.len() - compressed_length(payload, compression)) as u64;
+            if gained > worth {
+                return Wanted::Anew;
+            }
+        }
+        Wanted::Compressed
+    }
+
+    /// Has a file's head tell what its windows tell of what is yet to be compressed.
+    fn correct_head(&self, file: &OpenFile) -> Result<Walked> {
+        let (_hurry, _turn) = self.turn_of(file);
+        if self.is_unsettled(file, None) {
+            return Ok(Walked::Later);
+        }
+        let mut hasty = 0;
+        self.frozen_view(file).each_window(|record| {
+            hasty += sums([&*record]).hasty;
+            Ok(())
+        })?;
+        let head = FileHead {
+            hasty,
+            ..file.state.lock().head.clone()
+        };
+        if file.state.lock().head == head || file.unlinked.load(Ordering::Acquire) {
+            return Ok(Walked::Done);
+        }
+        self.meta.update(|update| -> Result<()> {
+            update.put_manifest(file.id, &head.encode());
+            Ok(())
+        })?;
+        file.state.lock().head = head;
+        Ok(Walked::Done)
+    }
+}

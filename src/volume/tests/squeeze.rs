@@ -1,0 +1,145 @@
+//! Compressing later: what was stored as it is takes its room until nobody writes, and less from then on. The bytes, and what
+//! they survive, are the same before and after.
+
+use std::time::{Duration, Instant};
+
+use super::tiers::{MadeUp, copy_of, lost_pages, moved_config, runs};
+use super::*;
+use crate::ids::SetId;
+
+/// What every volume here begins with.
+const POLICY: &str = "critical = \"4+2\"\ncompress_later = \"always\"\n";
+
+/// Bytes that get no smaller.
+fn random(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..length).map(next).collect()
+}
+
+fn sets(volume: &Volume, file: FileId) -> Vec<SetId> {
+    let file = volume.use_file(file).expect("there");
+    let state = file.state.lock();
+    state.sets.clone()
+}
+
+fn owed(volume: &Volume) -> u64 {
+    volume.status().expect("a status").owed.bytes_to_compress
+}
+
+fn wait_until_nothing_is_owed(volume: &Volume) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while owed(volume) > 0 {
+        assert!(
+            Instant::now() < end,
+            "{} bytes are still to be compressed",
+            owed(volume)
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    volume.sweeper.wait();
+}
+
+#[test]
+fn what_is_stored_as_it_is_survives_the_same_and_takes_less_later() {
+    const SIZE: usize = 8 << 20;
+    let rig = Rig::new(6, POLICY);
+    let tiers = Arc::new(MadeUp::default());
+    let bytes = noise(1, SIZE);
+    let expendable = runs(SIZE as u64, 64, 32);
+    *tiers.runs.lock() = expendable.clone();
+    let volume = rig.open_with(Arc::clone(&tiers) as _);
+    write_file(&volume, "f", &bytes);
+    let before = owed(&volume);
+    assert!(before > SIZE as u64 / 2, "{before} bytes are owed");
+    assert!(rig.occupied() as usize > SIZE);
+    // The next mount goes on.
+    volume.close().expect("closed");
+    drop(volume);
+    let lost = |gone| lost_pages(&rig, &bytes, &expendable, gone);
+    assert!(
+        [[0, 1], [2, 3], [4, 5]]
+            .map(lost)
+            .iter()
+            .any(|&lost| lost > 0)
+    );
+    let volume = rig.open_with(Arc::clone(&tiers) as _);
+    wait_until_nothing_is_owed(&volume);
+    assert!((rig.occupied() as usize) < SIZE, "{} bytes", rig.occupied());
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    assert!(
+        [[0, 1], [2, 3], [4, 5]]
+            .map(lost)
+            .iter()
+            .any(|&lost| lost > 0)
+    );
+}
+
+#[test]
+fn what_does_not_get_smaller_is_not_written_again() {
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let bytes = random(4 << 20);
+    let file = write_file(&volume, "f", &bytes);
+    let before = sets(&volume, file);
+    assert!(owed(&volume) > 4 << 20);
+    wait_until_nothing_is_owed(&volume);
+    assert_eq!(sets(&volume, file), before);
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}
+
+#[test]
+fn nothing_becomes_true_by_it_that_nobody_committed() {
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let mut bytes = noise(2, 4 << 20);
+    let file = write_file(&volume, "f", &bytes);
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    volume.write(handle, 4096, &[7; 4096]).expect("written");
+    wait_until_nothing_is_owed(&volume);
+    volume.meta.checkpoint().expect("checkpointed");
+    let crashed = moved_config(&Rig {
+        place: copy_of(&rig),
+        config: rig.config.clone(),
+    });
+    assert!(read_file(&crashed.open(), "f").expect("read") == bytes);
+    close(&volume, handle);
+    bytes[4096..8192].fill(7);
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}
+
+#[test]
+fn nothing_is_owed_of_what_is_gone() {
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let gone = write_file(&volume, "gone", &noise(3, 1 << 20));
+    volume.remove(ROOT, b"gone").expect("removed");
+    let file = write_file(&volume, "f", &noise(3, 1 << 20));
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    volume.write(handle, 0, &[0; 1 << 20]).expect("emptied");
+    close(&volume, handle);
+    wait_until_nothing_is_owed(&volume);
+    assert_ne!(gone, file);
+}
+
+#[test]
+fn it_makes_way_for_whoever_waits() {
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let bytes = noise(4, 4 << 20);
+    let hurry = volume.pipeline.hurry();
+    write_file(&volume, "f", &bytes);
+    let before = owed(&volume);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(owed(&volume), before, "it went on although somebody waits");
+    drop(hurry);
+    wait_until_nothing_is_owed(&volume);
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}

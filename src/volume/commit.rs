@@ -627,7 +627,7 @@ pub(super) fn sums<'a>(windows: impl IntoIterator<Item = &'a WindowRecord>) -> S
             if !block.protected {
                 sums.unprotected += stored;
             }
-            if block.hasty {
+            if block.hasty && !block.lost {
                 sums.hasty += stored;
             }
         }

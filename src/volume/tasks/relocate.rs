@@ -400,9 +400,8 @@ impl Volume {
             dead_pieces: Vec::new(),
             followed: None,
         };
-        file.committing.store(true, Ordering::Release);
+        // To whoever asks it is what it was: all of it is committed.
         let result = self.make_moves_true(file, anew, plan, &mut frozen, given_up);
-        file.committing.store(false, Ordering::Release);
         match result {
             Ok(lost) => {
                 running.note(|status| status.lost += lost);

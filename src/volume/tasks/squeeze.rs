@@ -111,6 +111,10 @@ impl Squeezer {
     }
 }
 
+fn is_hasty(block: &BlockRecord) -> bool {
+    block.hasty && !block.lost
+}
+
 /// Bytes of a window's blocks on the disks.
 fn stored(record: &WindowRecord) -> u64 {
     let blocks = record.blocks.iter();
@@ -201,7 +205,7 @@ impl Volume {
                 *stays.entry(record.set).or_default() += stored(&record);
                 match looked.contains(&record.no) {
                     true => {}
-                    false if record.blocks.iter().any(|block| block.hasty) => {
+                    false if record.blocks.iter().any(is_hasty) => {
                         hasty.push(record.no);
                     }
                     false => others.push((record.no, record.set)),
@@ -270,12 +274,11 @@ impl Volume {
         if compression == Compression::None {
             return Wanted::Compressed;
         }
-        let hasty = |block: &BlockRecord| block.hasty && !block.lost;
-        let all = record.blocks.iter().filter(|block| hasty(block));
+        let all = record.blocks.iter().filter(|block| is_hasty(block));
         let worth = all.map(|block| u64::from(block.stored)).sum::<u64>() / WORTH;
         let mut gained = 0;
         for index in 0..record.blocks.len() as u16 {
-            if !record.block(index).is_some_and(hasty) {
+            if !record.block(index).is_some_and(is_hasty) {
                 continue;
             }
             // What cannot be read now is not made better by writing the rest anew.

@@ -90,7 +90,7 @@ fn a_writer_does_not_wait_for_what_takes_long_to_compress() {
         ..Shape::default()
     };
     let bytes = text(1, SIZE);
-    let volume = Volume::mounted_as(&shape("behind"));
+    let mut volume = Volume::mounted_as(&shape("behind"));
     let path = volume.path("save");
     fs::write(&path, &bytes).expect("written and closed");
     let left = to_compress(&volume);
@@ -107,6 +107,12 @@ fn a_writer_does_not_wait_for_what_takes_long_to_compress() {
         assert_eq!(String::from_utf8_lossy(state), "protected");
     }
     assert!(to_compress(&volume) > 0, "nothing was to be done meanwhile");
+    // Whoever unmounts does not wait for all of it.
+    volume.remount();
+    assert!(
+        to_compress(&volume) > 0,
+        "the unmount has compressed it all"
+    );
     // Two disks may die at once.
     for disk in [0, 3] {
         volume.disks[disk].take_away();

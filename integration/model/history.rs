@@ -73,7 +73,11 @@ impl History {
         ]);
         let compression = *random.pick(&["zstd:1", "zstd:1", "lz4", "none"]);
         let block = *random.pick(&["128K", "128K", "16K", "4K"]);
-        let later = if seed % 3 == 0 { "behind" } else { "always" };
+        let later = if seed.is_multiple_of(3) {
+            "behind"
+        } else {
+            "always"
+        };
         let shape = Shape {
             disks,
             critical,

@@ -63,19 +63,10 @@ impl Budget {
     /// Waits for bytes. `relieve` is called, without any lock, each time the wait goes on: it should make
     /// others finish with what they hold.
     pub fn acquire(self: &Arc<Self>, bytes: u64, relieve: &dyn Fn()) -> Permit {
-        self.acquire_of(bytes, self.limit, relieve)
-    }
-
-    /// The same for who leaves half of the memory to others.
-    pub fn acquire_of_half(self: &Arc<Self>, bytes: u64, relieve: &dyn Fn()) -> Permit {
-        self.acquire_of(bytes, self.limit / 2, relieve)
-    }
-
-    fn acquire_of(self: &Arc<Self>, bytes: u64, limit: u64, relieve: &dyn Fn()) -> Permit {
         let begun = Instant::now();
         let mut last = u64::MAX;
         loop {
-            if let Some(permit) = self.take(bytes, limit) {
+            if let Some(permit) = self.try_acquire(bytes) {
                 return permit;
             }
             let mut held = self.held.lock();
@@ -90,6 +81,26 @@ impl Budget {
                 if begun.elapsed() > PATIENCE {
                     return self.force(bytes);
                 }
+            }
+        }
+    }
+
+    /// Waits for bytes of the half that is not left to others, as long as `goes_on` says so, which is asked every now and then
+    /// without any lock.
+    pub fn acquire_of_half(
+        self: &Arc<Self>,
+        bytes: u64,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Option<Permit> {
+        loop {
+            if let Some(permit) = self.take(bytes, self.limit / 2) {
+                return Some(permit);
+            }
+            let mut held = self.held.lock();
+            let waited = self.freed.wait_for(&mut held, NUDGE);
+            drop(held);
+            if waited.timed_out() && !goes_on() {
+                return None;
             }
         }
     }
@@ -184,10 +195,11 @@ mod tests {
         let permit = budget.acquire_of_half(20, &|| {
             asked.set(true);
             drop(held.lock().take());
+            true
         });
         assert!(asked.get(), "more than half was given");
-        assert!(budget.try_acquire(80).is_some());
-        drop(permit);
+        assert!(permit.is_some() && budget.try_acquire(80).is_some());
+        assert!(budget.acquire_of_half(40, &|| false).is_none());
     }
 
     #[test]

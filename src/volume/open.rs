@@ -426,7 +426,11 @@ impl Volume {
         }
         self.bell.stop();
         self.stop_task();
-        self.squeezer.stop();
+        {
+            // What it is at is done at once, and the rest left to the next mount.
+            let _hurry = self.pipeline.hurry();
+            self.squeezer.stop();
+        }
         let committed = if self.read_only {
             Ok(())
         } else {

@@ -2,7 +2,7 @@
 //! is repacked into pure ones; a window in which blocks changed sides gets new parity. The same repacking moves
 //! bytes off disks that failed, out of sparse windows, and out of the metadata.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,9 +33,9 @@ struct Use {
 pub(super) enum Pace {
     /// Somebody waits: in whatever memory it takes, and stored as they are if that is sooner done.
     Now,
-    /// Aside: every block is compressed, however long that takes, and half of the memory is left to others.
+    /// Aside: every block is compressed, however long that takes, and no more memory taken than there is.
     Aside,
-    /// The same, and what is left stays where it is as soon as somebody waits for anything.
+    /// The same in half of the memory, and what is left stays where it is as soon as somebody waits for anything.
     MakingWay,
 }
 
@@ -47,6 +47,9 @@ const BATCH: usize = 50_000;
 
 /// The most bytes that are moved in one piece.
 const PIECE: u64 = 1 << 20;
+
+/// How often who makes way has waited for memory, for a twentieth of a second each time, when he closes his own windows.
+const WAITS: u32 = 20;
 
 /// The largest file that is read because it lies beside another, in bytes.
 const BESIDE_MAX: usize = 16 << 20;
@@ -616,12 +619,23 @@ impl Volume {
         });
         let memory = |bytes: u64| match pace {
             Pace::Now => Some(self.pipeline.budget.force(bytes)),
-            Pace::MakingWay if self.pipeline.is_waited_for() => None,
-            Pace::Aside | Pace::MakingWay => {
-                Some(self.pipeline.budget.acquire_of_half(bytes, &|| {
-                    gatherer.borrow_mut().relieve();
-                    self.relieve();
-                }))
+            Pace::Aside => Some(self.pipeline.budget.acquire(bytes, &|| {
+                gatherer.borrow_mut().relieve();
+                self.relieve();
+            })),
+            Pace::MakingWay => {
+                let waits = Cell::new(0u32);
+                let goes_on = || {
+                    waits.set(waits.get() + 1);
+                    if waits.get().is_multiple_of(WAITS) {
+                        // What it holds itself may be all that there is.
+                        gatherer.borrow_mut().relieve();
+                    }
+                    !self.pipeline.is_waited_for() && !self.bell.is_stopped()
+                };
+                goes_on()
+                    .then(|| self.pipeline.budget.acquire_of_half(bytes, &goes_on))
+                    .flatten()
             }
         };
         let view = self.frozen_view(file);

@@ -152,6 +152,27 @@ pub trait Records: Read {
             .collect()
     }
 
+    /// Bytes of a file on the disks that are yet to be compressed, about.
+    fn hasty(&self, file: FileId) -> Result<u64> {
+        let found = self.setting(&hasty_key(file))?;
+        Ok(found.and_then(|bytes| number(&bytes)).unwrap_or(0))
+    }
+
+    /// All files of which bytes are yet to be compressed, and how many, about.
+    fn all_hasty(&self) -> Result<Vec<(FileId, u64)>> {
+        let mut all = Vec::new();
+        for found in self.scan(&Key::setting(HASTY)) {
+            let (key, value) = found?;
+            let file = key.in_table().get(HASTY.len()..);
+            let file = file.and_then(|file| file.try_into().ok());
+            // What cannot be understood is only not known to be uncompressed.
+            if let (Some(file), Some(bytes)) = (file.map(u64::from_be_bytes), number(&value)) {
+                all.push((FileId(file), bytes));
+            }
+        }
+        Ok(all)
+    }
+
     /// A setting of the volume.
     fn setting(&self, name: &[u8]) -> Result<Option<Value>> {
         self.get(&Key::setting(name))
@@ -159,6 +180,18 @@ pub trait Records: Read {
 }
 
 impl<R: Read> Records for R {}
+
+/// What the names of settings begin with that tell of a file, by its number (big-endian), how many of its bytes are yet to be
+/// compressed (little-endian).
+const HASTY: &[u8] = b"hasty";
+
+fn hasty_key(file: FileId) -> Vec<u8> {
+    [HASTY, &file.0.to_be_bytes()].concat()
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_le_bytes)
+}
 
 /// The tables, written as what they mean.
 pub trait WriteRecords {
@@ -180,7 +213,9 @@ pub trait WriteRecords {
     fn put_disk(&mut self, disk: DiskId, record: &DiskRecord);
     /// Sets a setting.
     fn put_setting(&mut self, name: &[u8], value: &[u8]);
-    /// Deletes what a file is made of: base manifest, deltas and inline pieces.
+    /// Sets how many bytes of a file are yet to be compressed.
+    fn put_hasty(&mut self, file: FileId, bytes: u64);
+    /// Deletes what a file is made of: base manifest, deltas and inline pieces; and what is yet to be done with it.
     fn drop_content(&mut self, file: FileId) -> Result<()>;
 }
 
@@ -221,7 +256,15 @@ impl WriteRecords for Update {
         self.put(Key::setting(name), value);
     }
 
+    fn put_hasty(&mut self, file: FileId, bytes: u64) {
+        match bytes {
+            0 => self.delete(Key::setting(&hasty_key(file))),
+            _ => self.put_setting(&hasty_key(file), &bytes.to_le_bytes()),
+        }
+    }
+
     fn drop_content(&mut self, file: FileId) -> Result<()> {
+        self.put_hasty(file, 0);
         for table in [Table::Manifest, Table::Delta, Table::Inline] {
             self.delete_all(&Key::file(table, file))?;
         }

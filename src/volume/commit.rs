@@ -298,6 +298,7 @@ impl Volume {
         }
 
         let state = file.state.lock();
+        let hasty_before = state.head.hasty;
         let mut head = FileHead {
             next_window: state.next_window.load(Ordering::Relaxed),
             next_piece: state.next_piece,
@@ -434,6 +435,9 @@ impl Volume {
                 update.put_punch(key, *length);
             }
             update.put_manifest(file.id, &head.encode());
+            if head.hasty != hasty_before {
+                update.put_hasty(file.id, head.hasty);
+            }
             if let Some(mut inode) = update.inode(file.id)? {
                 inode.size = frozen.size;
                 inode.stored = head.stored + u64::from(head.inline_bytes);

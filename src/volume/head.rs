@@ -2,17 +2,15 @@
 //! deltas make it up. Knows its own encoding only.
 //!
 //! Little-endian, version first:
-//! `u8 version, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 base dead, u64 stored,
-//! u64 unprotected, (from version 2 on) u64 dropped, (from version 3 on) u64 hasty, u16 sets, u64 set…, u8 has base, base reference…`.
-//! A head is written in the lowest version that tells all of it.
+//! `u8 1 or 2, u64 first delta, u64 next delta, u32 next window, u32 next piece, u32 inline bytes, u64 dead, u64 base dead, u64 stored,
+//! u64 unprotected, (in version 2) u64 dropped, u16 sets, u64 set…, u8 has base, base reference…`
 
 use crate::ids::SetId;
 use crate::store::manifest::ManifestRef;
 
-/// Of a head without dropped and hasty bytes, of one without hasty bytes, and of one with.
+/// Of a head without dropped bytes, and of one with.
 const VERSION: u8 = 1;
 const DROPPED: u8 = 2;
-const HASTY: u8 = 3;
 
 /// What a committed file is made of, and the sums that a commit goes on with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +38,8 @@ pub struct FileHead {
     /// Bytes of the file that were given up, by the policy or by an administrator with a disk that died; at most. While it
     /// is zero, nothing of the file is recorded as lost.
     pub dropped: u64,
-    /// Bytes on the disks in blocks that are yet to be compressed; about.
+    /// Bytes on the disks in blocks that are yet to be compressed; about. It is kept beside the head (`Records::hasty`), where
+    /// versions of parsfs that know nothing of it pass over it.
     pub hasty: u64,
     /// The segment sets that deltas brought in since the base.
     pub sets: Vec<SetId>,
@@ -49,12 +48,7 @@ pub struct FileHead {
 impl FileHead {
     /// The bytes for the metadata.
     pub fn encode(&self) -> Vec<u8> {
-        let version = match (self.dropped, self.hasty) {
-            (0, 0) => VERSION,
-            (_, 0) => DROPPED,
-            _ => HASTY,
-        };
-        let mut bytes = vec![version];
+        let mut bytes = vec![if self.dropped > 0 { DROPPED } else { VERSION }];
         bytes.extend(self.first_delta.to_le_bytes());
         bytes.extend(self.next_delta.to_le_bytes());
         bytes.extend(self.next_window.to_le_bytes());
@@ -64,11 +58,8 @@ impl FileHead {
         bytes.extend(self.base_dead.to_le_bytes());
         bytes.extend(self.stored.to_le_bytes());
         bytes.extend(self.unprotected.to_le_bytes());
-        if version >= DROPPED {
+        if self.dropped > 0 {
             bytes.extend(self.dropped.to_le_bytes());
-        }
-        if version >= HASTY {
-            bytes.extend(self.hasty.to_le_bytes());
         }
         bytes.extend((self.sets.len() as u16).to_le_bytes());
         for set in &self.sets {
@@ -87,10 +78,11 @@ impl FileHead {
     /// Reads them again; `None` when they are no head.
     pub fn decode(bytes: &[u8]) -> Option<FileHead> {
         let mut rest = bytes;
-        let [version] = take::<1>(&mut rest)?;
-        if !(VERSION..=HASTY).contains(&version) {
-            return None;
-        }
+        let drops = match take::<1>(&mut rest)? {
+            [VERSION] => false,
+            [DROPPED] => true,
+            _ => return None,
+        };
         let mut head = FileHead {
             first_delta: u64::from_le_bytes(take(&mut rest)?),
             next_delta: u64::from_le_bytes(take(&mut rest)?),
@@ -101,13 +93,10 @@ impl FileHead {
             base_dead: u64::from_le_bytes(take(&mut rest)?),
             stored: u64::from_le_bytes(take(&mut rest)?),
             unprotected: u64::from_le_bytes(take(&mut rest)?),
-            dropped: match version {
-                DROPPED.. => u64::from_le_bytes(take(&mut rest)?),
-                _ => 0,
-            },
-            hasty: match version {
-                HASTY.. => u64::from_le_bytes(take(&mut rest)?),
-                _ => 0,
+            dropped: if drops {
+                u64::from_le_bytes(take(&mut rest)?)
+            } else {
+                0
             },
             ..FileHead::default()
         };
@@ -136,16 +125,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_nothing_shorter() {
         for dropped in [0, 4096] {
-            for hasty in [0, 77] {
-                check(dropped, hasty);
-            }
+            check(dropped);
         }
     }
 
-    fn check(dropped: u64, hasty: u64) {
+    fn check(dropped: u64) {
         let head = FileHead {
             dropped,
-            hasty,
             first_delta: 3,
             next_delta: 9,
             next_window: 4,

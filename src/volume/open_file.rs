@@ -201,7 +201,10 @@ impl Volume {
             ));
         }
         let head = match view.manifest(file)? {
-            Some(bytes) => FileHead::decode(&bytes).ok_or_else(|| damaged(file))?,
+            Some(bytes) => FileHead {
+                hasty: view.hasty(file)?,
+                ..FileHead::decode(&bytes).ok_or_else(|| damaged(file))?
+            },
             None => FileHead::default(),
         };
         let mut map = FileMap::default();

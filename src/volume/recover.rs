@@ -12,7 +12,7 @@ use super::head::FileHead;
 use super::rescue::{KEEP_BELOW, NOBODYS};
 use super::sweep::Sweep;
 use crate::disk::ObjectName;
-use crate::ids::{DiskId, FileId, ManifestId, SetId};
+use crate::ids::{DiskId, ManifestId, SetId};
 use crate::meta::{Key, Read, Records, Table};
 use crate::store::manifest::ManifestRef;
 
@@ -51,19 +51,19 @@ impl Volume {
         let punches = view.punches()?;
         let sets: HashSet<SetId> = view.sets()?.into_iter().map(|(set, _)| set).collect();
         let mut bases: BTreeMap<ManifestId, ManifestRef> = BTreeMap::new();
+        let mut understood = true;
         // Of files too that have lost their last name: their base is read once more to know what they let go of.
         for found in view.scan(&Key::table_prefix(Table::Manifest)) {
-            let (key, bytes) = found?;
-            let Some(head) = FileHead::decode(&bytes) else {
-                continue;
-            };
-            if let Some(base) = head.base {
-                bases.insert(base.id, base);
+            let (_, bytes) = found?;
+            match FileHead::decode(&bytes) {
+                Some(head) => bases.extend(head.base.map(|base| (base.id, base))),
+                // Whatever wrote it, its manifest may be any.
+                None => understood = false,
             }
-            if let (1.., Ok(file)) = (head.hasty, key.in_table().try_into())
-                && self.squeezer.add(FileId(u64::from_be_bytes(file)))
-            {
-                self.pipeline.defer(head.hasty);
+        }
+        for (file, bytes) in view.all_hasty()? {
+            if self.squeezer.add(file) {
+                self.pipeline.defer(bytes);
             }
         }
         drop(view);
@@ -92,7 +92,7 @@ impl Volume {
                     // Those of this mount count as held too: a task tidies while files are committed.
                     ObjectName::Manifest(id) => {
                         held.entry(id).or_default().insert(status.id);
-                        old(id.0) && !bases.contains_key(&id)
+                        understood && old(id.0) && !bases.contains_key(&id)
                     }
                     _ => false,
                 };

@@ -280,15 +280,14 @@ impl Volume {
     fn stored_bytes(&self) -> Result<(StoredBytes, u64)> {
         let view = self.meta.view();
         let mut stored = StoredBytes::default();
-        let mut hasty = 0;
         for found in view.scan(&Key::table_prefix(Table::Manifest)) {
             let (_, value) = found?;
             if let Some(head) = FileHead::decode(&value) {
                 stored.critical += head.stored.saturating_sub(head.unprotected);
                 stored.expendable += head.unprotected;
-                hasty += head.hasty;
             }
         }
+        let hasty = view.all_hasty()?.into_iter().map(|(_, bytes)| bytes).sum();
         Ok((stored, hasty))
     }
 

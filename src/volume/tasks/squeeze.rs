@@ -22,7 +22,6 @@ use crate::volume::Volume;
 use crate::volume::commit::sums;
 use crate::volume::error::Result;
 use crate::volume::file::OpenFile;
-use crate::volume::head::FileHead;
 
 /// How long files that are being written are left alone before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -169,7 +168,12 @@ impl Volume {
                 Ok(Walked::Done) => self.squeezer.done(file),
                 Ok(Walked::Later) => {}
                 // It is gone, and so is what there was to do.
-                Err(error) if error.errno() == libc::ENOENT => self.squeezer.done(file),
+                Err(error) if error.errno() == libc::ENOENT => {
+                    if let Err(error) = self.keep_hasty(file, 0) {
+                        tracing::debug!(%file, %error, "nothing is left of it to compress, which is not kept");
+                    }
+                    self.squeezer.done(file);
+                }
                 Err(error) => {
                     tracing::warn!(file = self.called(file), %error, "it stays uncompressed in parts until the next mount");
                     self.squeezer.done(file);
@@ -294,6 +298,13 @@ impl Volume {
         Wanted::Compressed
     }
 
+    fn keep_hasty(&self, file: FileId, bytes: u64) -> Result<()> {
+        self.meta.update(|update| {
+            update.put_hasty(file, bytes);
+            Ok(())
+        })
+    }
+
     /// Has a file's head tell what its windows tell of what is yet to be compressed.
     fn correct_head(&self, file: &OpenFile) -> Result<Walked> {
         let (_hurry, _turn) = self.turn_of(file);
@@ -305,18 +316,12 @@ impl Volume {
             hasty += sums([&*record]).hasty;
             Ok(())
         })?;
-        let head = FileHead {
-            hasty,
-            ..file.state.lock().head.clone()
-        };
-        if file.state.lock().head == head || file.unlinked.load(Ordering::Acquire) {
+        let told = file.state.lock().head.hasty;
+        if told == hasty || file.unlinked.load(Ordering::Acquire) {
             return Ok(Walked::Done);
         }
-        self.meta.update(|update| -> Result<()> {
-            update.put_manifest(file.id, &head.encode());
-            Ok(())
-        })?;
-        file.state.lock().head = head;
+        self.keep_hasty(file.id, hasty)?;
+        file.state.lock().head.hasty = hasty;
         Ok(Walked::Done)
     }
 }

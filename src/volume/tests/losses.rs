@@ -3,6 +3,8 @@
 use super::*;
 use crate::disk::{DirectoryDisk, Disk, ObjectName};
 use crate::ids::{ManifestId, SetId};
+use crate::meta::{Records, WriteRecords};
+use crate::volume::head::FileHead;
 
 fn check(volume: &Volume, files: usize) {
     for number in 0..files {
@@ -294,4 +296,32 @@ fn a_rescue_does_not_count_what_was_written_under_no_number() {
     volume.commit_all().expect("tidy is done");
     assert_eq!(without_a_number(&rig), 0);
     check(&volume, 1);
+}
+
+#[test]
+fn a_head_of_a_later_version_keeps_every_manifest() {
+    let rig = Rig::new(4, "critical = \"2+1\"\nblock_size = \"4K\"");
+    let volume = rig.open();
+    let bytes = noise(9, 2 << 20);
+    let file = write_file(&volume, "f", &bytes);
+    let head = volume.meta.view().manifest(file).expect("read");
+    let head = head.expect("a head").to_vec();
+    assert!(FileHead::decode(&head).expect("a head").base.is_some());
+    let set = |volume: &Volume, head: &[u8]| {
+        let update = |update: &mut crate::meta::Update| -> Result<()> {
+            update.put_manifest(file, head);
+            Ok(())
+        };
+        volume.meta.update(update).expect("changed");
+    };
+    let mut later = head.clone();
+    later[0] = 200;
+    set(&volume, &later);
+    volume.close().expect("closed");
+    drop(volume);
+    // What a mount tidies up is done before it is closed.
+    rig.open().close().expect("closed");
+    let volume = rig.open();
+    set(&volume, &head);
+    assert!(read_file(&volume, "f").expect("its manifest is there") == bytes);
 }

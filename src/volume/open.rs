@@ -49,7 +49,7 @@ pub struct VolumeOptions {
     pub journal_bytes: u64,
     /// So many bytes of changes, and the databases are brought up to the journal.
     pub checkpoint_bytes: u64,
-    /// How long nothing may have been committed before what was stored as it is is compressed.
+    /// How long after a commit what was stored as it is is compressed at the earliest.
     pub quiet: Duration,
 }
 

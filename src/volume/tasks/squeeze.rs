@@ -1,5 +1,5 @@
 //! Compressing later: blocks that were stored as they are, because their writer would have had to wait, are written anew
-//! once nobody writes, window by window, by threads that make way for every other program. What a commit or an earlier mount
+//! when nobody waits, window by window, by threads that make way for every other program. What a commit or an earlier mount
 //! left of them is queued by file; a file tells in its head whether there is any. It is no task: nobody begins it or waits
 //! for it, and it rests while a task runs or a disk is away.
 
@@ -52,7 +52,7 @@ struct State {
 }
 
 impl Squeezer {
-    /// `quiet`: how long nothing may have been committed before it begins.
+    /// `quiet`: how long after a commit it begins at the earliest.
     pub(crate) fn new(quiet: Duration) -> Squeezer {
         Squeezer {
             state: Mutex::default(),

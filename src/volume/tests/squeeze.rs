@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::tiers::{MadeUp, copy_of, lost_pages, moved_config, runs};
 use super::*;
 use crate::ids::SetId;
+use crate::meta::WriteRecords;
 
 /// What every volume here begins with.
 const POLICY: &str = "critical = \"4+2\"\ncompress_later = \"always\"\n";
@@ -141,5 +142,38 @@ fn it_makes_way_for_whoever_waits() {
     assert_eq!(owed(&volume), before, "it went on although somebody waits");
     drop(hurry);
     wait_until_nothing_is_owed(&volume);
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}
+
+#[test]
+fn a_scrub_finds_what_nothing_tells_of_any_more() {
+    const SIZE: usize = 4 << 20;
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let bytes = noise(5, SIZE);
+    let file = write_file(&volume, "f", &bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    // As after a rescue.
+    let volume = rig.open_with(Arc::new(MadeUp::default()));
+    let forget = |update: &mut crate::meta::Update| -> Result<()> {
+        update.put_hasty(file, 0);
+        Ok(())
+    };
+    volume.meta.update(forget).expect("forgotten");
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(rig.occupied() as usize > SIZE, "something told of it");
+    let what = "a scrub".to_owned();
+    volume
+        .begin_task(TaskKind::Scrub {}, what, None)
+        .expect("begun");
+    let end = Instant::now() + Duration::from_secs(60);
+    while rig.occupied() as usize > SIZE {
+        assert!(Instant::now() < end, "it stays as it is");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert!(read_file(&volume, "f").expect("read") == bytes);
 }

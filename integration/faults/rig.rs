@@ -55,7 +55,7 @@ impl Shape {
             self.k, self.m
         );
         text += "block_size = \"4K\"\ncompression = \"lz4\"\n";
-        if self.disks.is_multiple_of(2) {
+        if self.disks == 4 {
             text += "compress_later = \"always\"\n";
         }
         text += "[memory]\nwrite = \"16M\"\ncache = \"1M\"\n";

@@ -113,7 +113,7 @@ pub struct Volume {
     bell: Arc<health::Bell>,
     rest: rest::Rest,
     tasks: tasks::Tasks,
-    squeezer: Arc<tasks::Squeezer>,
+    squeezer: tasks::Squeezer,
     pipeline: Arc<Pipeline>,
     reader: Reader,
     cache: Arc<BlockCache>,

@@ -316,7 +316,7 @@ impl Volume {
                 bell: Arc::default(),
                 rest: Rest::default(),
                 tasks: Tasks::default(),
-                squeezer: Arc::new(Squeezer::new(quiet)),
+                squeezer: Squeezer::new(quiet),
                 pipeline,
                 cache,
                 manifests: Arc::new(ManifestCache::new(MANIFEST_CACHE)),

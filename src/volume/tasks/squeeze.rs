@@ -35,14 +35,19 @@ const COMMITS: usize = 32;
 /// One part in so many must be gained for a window to be written anew.
 const WORTH: u64 = 32;
 
-/// What there is to compress, and the thread that does it.
+/// What there is to compress, and the thread that does it. It ends after this is dropped.
 #[derive(Debug)]
 pub(crate) struct Squeezer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
     state: Mutex<State>,
     bell: Condvar,
     running: Running,
     quiet: Duration,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,26 +60,26 @@ impl Squeezer {
     /// `quiet`: how long after a commit it begins at the earliest.
     pub(crate) fn new(quiet: Duration) -> Squeezer {
         Squeezer {
-            state: Mutex::default(),
-            bell: Condvar::new(),
-            running: Running::of_no_task("compressing what was stored as it is"),
-            quiet,
+            shared: Arc::new(Shared {
+                state: Mutex::default(),
+                bell: Condvar::new(),
+                running: Running::of_no_task("compressing what was stored as it is"),
+                quiet,
+            }),
             thread: Mutex::default(),
         }
     }
 
     /// A file has blocks that are yet to be compressed. Says whether that is news.
     pub(crate) fn add(&self, file: FileId) -> bool {
-        let news = self.state.lock().files.insert(file);
-        self.bell.notify_all();
+        let news = self.shared.state.lock().files.insert(file);
+        self.shared.bell.notify_all();
         news
     }
 
     /// Ends the thread; the next mount goes on.
     pub(crate) fn stop(&self) {
-        self.state.lock().stop = true;
-        self.running.stopped.store(true, Ordering::Release);
-        self.bell.notify_all();
+        self.shared.end();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
@@ -82,6 +87,20 @@ impl Squeezer {
             // One that panicked has logged it.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Squeezer {
+    fn drop(&mut self) {
+        self.shared.end();
+    }
+}
+
+impl Shared {
+    fn end(&self) {
+        self.state.lock().stop = true;
+        self.running.stopped.store(true, Ordering::Release);
+        self.bell.notify_all();
     }
 
     /// Waits until there is a file, or for a time whatever comes; false when it is time to end.
@@ -123,7 +142,7 @@ fn stored(record: &WindowRecord) -> u64 {
 impl Volume {
     /// Begins to compress what is to be compressed later, whenever there is something.
     pub(crate) fn begin_to_squeeze(volume: &Arc<Volume>) {
-        let squeezer = Arc::clone(&volume.squeezer);
+        let squeezer = Arc::clone(&volume.squeezer.shared);
         let weak: Weak<Volume> = Arc::downgrade(volume);
         let work = move || {
             while squeezer.wait(None) {
@@ -160,30 +179,30 @@ impl Volume {
 
     /// Looks at all files of the queue once; says whether some are left.
     fn squeeze_queued(&self) -> bool {
-        for file in self.squeezer.files() {
+        for file in self.squeezer.shared.files() {
             if self.has_other_work() {
                 return true;
             }
             match self.squeeze(file) {
-                Ok(Walked::Done) => self.squeezer.done(file),
+                Ok(Walked::Done) => self.squeezer.shared.done(file),
                 Ok(Walked::Later) => {}
                 // It is gone, and so is what there was to do.
                 Err(error) if error.errno() == libc::ENOENT => {
                     if let Err(error) = self.keep_hasty(file, 0) {
                         tracing::debug!(%file, %error, "nothing is left of it to compress, which is not kept");
                     }
-                    self.squeezer.done(file);
+                    self.squeezer.shared.done(file);
                 }
                 Err(error) => {
                     tracing::warn!(file = self.called(file), %error, "it stays uncompressed in parts until the next mount");
-                    self.squeezer.done(file);
+                    self.squeezer.shared.done(file);
                 }
             }
-            if self.squeezer.running.ends() {
+            if self.squeezer.shared.running.ends() {
                 return false;
             }
         }
-        let left = !self.squeezer.files().is_empty();
+        let left = !self.squeezer.shared.files().is_empty();
         if !left {
             self.pipeline.nothing_deferred();
         }
@@ -192,7 +211,7 @@ impl Volume {
 
     /// Compresses what of a file is yet to be compressed.
     fn squeeze(&self, file: FileId) -> Result<Walked> {
-        let running = &self.squeezer.running;
+        let running = &self.squeezer.shared.running;
         let open = self.use_file(file)?;
         let mut looked: HashSet<WindowNo> = HashSet::new();
         let mut left: HashMap<SetId, u64> = HashMap::new();
@@ -323,5 +342,28 @@ impl Volume {
         self.keep_hasty(file.id, hasty)?;
         file.state.lock().head.hasty = hasty;
         Ok(Walked::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::tests::Rig;
+
+    #[test]
+    fn the_thread_ends_with_its_volume() {
+        let rig = Rig::new(4, "critical = \"2+1\"");
+        let volume = rig.open();
+        let shared = Arc::downgrade(&volume.squeezer.shared);
+        // As in a crash: nobody closes it.
+        drop(volume);
+        let end = Instant::now() + Duration::from_secs(20);
+        while shared.upgrade().is_some() {
+            assert!(
+                Instant::now() < end,
+                "the thread goes on without its volume"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }

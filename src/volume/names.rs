@@ -331,7 +331,7 @@ impl Volume {
                 None => {
                     drop(files);
                     // Whoever is the last to let go of it gives back what it is made of.
-                    if let Err(error) = self.use_file(removed.file) {
+                    if let Err(error) = self.use_removed(removed.file) {
                         let file = removed.file;
                         tracing::error!(%file, %error, "a removed file is left to the next mount");
                     }

@@ -78,9 +78,34 @@ impl Volume {
             open.users.fetch_add(1, Ordering::AcqRel);
             return Ok(Arc::clone(open));
         }
-        let open = Arc::new(self.load(file)?);
+        let open = self.load(file)?;
+        if open.unlinked.load(Ordering::Acquire) {
+            // Whoever had it in use last is giving back what it is made of.
+            return Err(gone(file));
+        }
+        let open = Arc::new(open);
         files.insert(file, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Has a file in use that has just lost its last name and that nobody has open: with the answer goes what it is made of.
+    pub(super) fn use_removed(&self, file: FileId) -> Result<InUse<'_>> {
+        let mut files = self.files.lock();
+        let open = match files.get(&file) {
+            Some(open) => {
+                open.users.fetch_add(1, Ordering::AcqRel);
+                Arc::clone(open)
+            }
+            None => {
+                let open = Arc::new(self.load(file)?);
+                files.insert(file, Arc::clone(&open));
+                open
+            }
+        };
+        Ok(InUse {
+            volume: self,
+            file: open,
+        })
     }
 
     fn let_go(&self, file: &Arc<OpenFile>) {

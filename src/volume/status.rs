@@ -339,6 +339,10 @@ impl Volume {
             }
         }
         for file in self.files_in_use() {
+            // Whoever lets go of it meanwhile takes nothing away.
+            let Ok(file) = self.use_file(file.id) else {
+                continue;
+            };
             match self.condition(&file)? {
                 FileCondition::Open => counts.open += 1,
                 FileCondition::Committing => counts.committing += 1,
@@ -406,6 +410,8 @@ impl Volume {
         }
         let mut condition = FileCondition::Protected;
         let critical = self.pipeline.policy.critical;
+        // A commit that is made meanwhile does not take away the manifest that is read.
+        let _reading = file.reading.read_recursive();
         self.frozen_view(file).each_window(|window| {
             let protected = window.blocks.iter().any(|block| block.protected);
             let missing = |disk: &&DiskId| self.disks.state(**disk) == DiskState::Missing;

@@ -118,6 +118,7 @@ impl Volume {
         }
         let mut numbers = Vec::new();
         let mut behind: Ends = HashMap::new();
+        let reading = open.reading.read_recursive();
         self.frozen_view(&open).each_window(|record| {
             for (disk, object, end) in ends(&record) {
                 let known = behind.entry((disk, object)).or_default();
@@ -128,6 +129,7 @@ impl Volume {
             }
             Ok(())
         })?;
+        drop(reading);
         if numbers.is_empty() {
             return Ok(Walked::Done);
         }

@@ -223,6 +223,8 @@ impl Volume {
             let mut hasty = Vec::new();
             let mut others: Vec<(WindowNo, SetId)> = Vec::new();
             let mut stays: HashMap<SetId, u64> = HashMap::new();
+            // A commit that is made meanwhile does not take away the manifest that is read.
+            let reading = open.reading.read_recursive();
             self.frozen_view(&open).each_window(|record| {
                 windows += 1;
                 *stays.entry(record.set).or_default() += stored(&record);
@@ -235,6 +237,7 @@ impl Volume {
                 }
                 Ok(())
             })?;
+            drop(reading);
             let most = WINDOWS.max(windows / COMMITS);
             let mut wanted: HashMap<WindowNo, Wanted> = HashMap::new();
             for no in hasty.into_iter().take(most) {

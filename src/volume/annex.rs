@@ -13,7 +13,7 @@ use super::file::OpenFile;
 use super::filemap::Window;
 use super::gather::{Gatherer, Told};
 use super::look::{INSIGHT_MAX, Insight, Look};
-use super::settle::enter;
+use super::repack::enter;
 use crate::ids::FileId;
 use crate::store::{BEYOND, Lane, Source};
 

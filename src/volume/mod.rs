@@ -27,6 +27,7 @@ mod open_file;
 mod overlay;
 mod read;
 mod recover;
+mod repack;
 mod rescue;
 mod rest;
 mod roster;

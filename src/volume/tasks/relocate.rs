@@ -15,7 +15,7 @@ use super::{Running, Walked};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, WindowNo};
 use crate::store::parity::PARITY_HEADER;
-use crate::store::{BlockRecord, Code, Lane, Source, WindowRecord};
+use crate::store::{BlockRecord, Code, Source, WindowRecord};
 use crate::volume::Volume;
 use crate::volume::commit::{Frozen, Purpose};
 use crate::volume::error::{Result, VolumeError};
@@ -23,7 +23,7 @@ use crate::volume::file::OpenFile;
 use crate::volume::filemap::Window;
 use crate::volume::fold::{parity_punches, punch_ranges};
 use crate::volume::overlay::Overlay;
-use crate::volume::settle::Pace;
+use crate::volume::repack::{Pace, lane_kept};
 use crate::volume::sweep::Sweep;
 
 /// Bytes that are moved before they are made true.
@@ -496,15 +496,7 @@ impl Volume {
             file,
             &selected,
             &|extent, piece| {
-                let critical = match extent.source {
-                    Source::Block { block, .. } => protected.get(&block).copied().unwrap_or(true),
-                    Source::Hole | Source::Dropped | Source::Inline { .. } => true,
-                };
-                let lane = if critical {
-                    Lane::Critical
-                } else {
-                    Lane::Expendable
-                };
+                let lane = lane_kept(extent, |block| protected.get(&block).copied());
                 piece(extent.range.clone(), lane);
             },
             pace,

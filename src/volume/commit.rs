@@ -83,6 +83,8 @@ pub(super) struct Frozen {
     pub purpose: Purpose,
     /// Pieces that went into blocks.
     pub dead_pieces: Vec<u32>,
+    /// Bytes that are to be written anew later, besides those whose blocks are marked.
+    pub besides: u64,
 }
 
 /// What the metadata transaction of a commit made true.
@@ -193,6 +195,7 @@ impl Volume {
             sweep: Sweep::default(),
             purpose,
             dead_pieces: Vec::new(),
+            besides: 0,
         })
     }
 
@@ -334,7 +337,7 @@ impl Volume {
                 head.sets.clear();
                 head.stored = folded.sums.stored;
                 head.unprotected = folded.sums.unprotected;
-                head.hasty = folded.sums.hasty;
+                head.hasty = folded.sums.hasty + frozen.besides;
                 gone_sets = state
                     .sets
                     .iter()

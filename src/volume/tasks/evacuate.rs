@@ -82,6 +82,7 @@ impl Work for Evacuate {
             give_up: self.give_up,
             punch: true,
             patient: false,
+            besides: 0,
         };
         volume.relocate(file, running, &mut plan, Some(disk))
     }

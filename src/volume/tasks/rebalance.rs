@@ -169,6 +169,7 @@ impl Work for Rebalance {
             give_up: false,
             punch: true,
             patient: false,
+            besides: 0,
         };
         let walked = volume.relocate(file, running, &mut plan, None)?;
         if walked == Walked::Done {

@@ -58,6 +58,8 @@ pub(super) struct Plan<'a> {
     pub punch: bool,
     /// Whether it may take however long: threads that make way do it, and it ends early when somebody waits for anything.
     pub patient: bool,
+    /// Bytes that are to be written anew after this, and that no mark tells of.
+    pub besides: u64,
 }
 
 /// A window that was copied.
@@ -401,6 +403,7 @@ impl Volume {
             purpose: Purpose::Relocate,
             dead_pieces: Vec::new(),
             followed: None,
+            besides: plan.besides,
         };
         // To whoever asks it is what it was: all of it is committed.
         let result = self.make_moves_true(file, anew, plan, &mut frozen, given_up);

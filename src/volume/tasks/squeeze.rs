@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::relocate::{Plan, Wanted};
 use super::{Running, Walked};
+use crate::disk::ObjectName;
 use crate::ids::{FileId, SetId, WindowNo};
 use crate::meta::WriteRecords;
 use crate::store::block::BLOCK_HEADER;
@@ -213,27 +214,26 @@ impl Volume {
     fn squeeze(&self, file: FileId) -> Result<Walked> {
         let running = &self.squeezer.shared.running;
         let open = self.use_file(file)?;
-        let mut looked: HashSet<WindowNo> = HashSet::new();
-        let mut left: HashMap<SetId, u64> = HashMap::new();
+        let (mut looked, mut moved) = (HashSet::new(), HashSet::new());
         loop {
             if running.ends() || self.has_other_work() || self.is_unsettled(&open, None) {
                 return Ok(Walked::Later);
             }
             let mut windows = 0;
             let mut hasty = Vec::new();
-            let mut others: Vec<(WindowNo, SetId)> = Vec::new();
+            let mut others: Vec<(WindowNo, SetId, u64)> = Vec::new();
             let mut stays: HashMap<SetId, u64> = HashMap::new();
             // A commit that is made meanwhile does not take away the manifest that is read.
             let reading = open.reading.read_recursive();
             self.frozen_view(&open).each_window(|record| {
                 windows += 1;
                 *stays.entry(record.set).or_default() += stored(&record);
-                match looked.contains(&record.no) {
-                    true => {}
-                    false if record.blocks.iter().any(is_hasty) => {
+                if record.blocks.iter().any(is_hasty) {
+                    if !looked.contains(&record.no) {
                         hasty.push(record.no);
                     }
-                    false => others.push((record.no, record.set)),
+                } else if !moved.contains(&record.no) {
+                    others.push((record.no, record.set, stored(&record)));
                 }
                 Ok(())
             })?;
@@ -245,21 +245,30 @@ impl Volume {
                 if let Some(record) = self.committed_window(&open, no)? {
                     let _reading = open.reading.read_recursive();
                     let what = self.wanted_of(file, &record);
-                    if what == Wanted::Anew {
-                        *left.entry(record.set).or_default() += stored(&record);
+                    match what {
+                        Wanted::Anew => {
+                            let stays = stays.entry(record.set).or_default();
+                            *stays = stays.saturating_sub(stored(&record));
+                        }
+                        Wanted::Compressed => others.push((no, record.set, stored(&record))),
+                        Wanted::Stay | Wanted::Move(_) => {}
                     }
                     wanted.insert(no, what);
                 }
             }
+            // Where no more than two thirds stay of a set, between holes, they move too: a set that nothing refers to is
+            // removed, and leaves no torn pages. That is owed until it is done, whatever comes between.
+            let mut torn: HashMap<SetId, bool> = HashMap::new();
+            others.retain(|(_, set, _)| {
+                let stays = stays.get(set).copied().unwrap_or_default();
+                *torn
+                    .entry(*set)
+                    .or_insert_with(|| stays * 3 <= self.written_to(*set) * 2)
+            });
+            let besides = others.iter().map(|(_, _, stored)| stored).sum();
             if wanted.is_empty() {
-                // Where no more than two thirds stay of a set, between holes, they move too: a set that nothing refers to is
-                // removed, and leaves no torn pages.
-                others.retain(|(_, set)| match (left.get(set), stays.get(set)) {
-                    (Some(left), Some(stays)) => left * 2 > *stays,
-                    _ => false,
-                });
-                for (no, _) in others.into_iter().take(most) {
-                    looked.insert(no);
+                for (no, _, _) in others.into_iter().take(most) {
+                    moved.insert(no);
                     wanted.insert(no, Wanted::Anew);
                 }
             }
@@ -277,6 +286,7 @@ impl Volume {
                     give_up: false,
                     punch: false,
                     patient: true,
+                    besides,
                 },
                 None,
             )?;
@@ -292,6 +302,17 @@ impl Volume {
                 return Ok(walked);
             }
         }
+    }
+
+    /// Bytes that the disks hold of a set's columns, those included that nothing refers to any more.
+    fn written_to(&self, set: SetId) -> u64 {
+        let disks = self.disks.list().into_iter();
+        let lengths = disks.filter_map(|status| {
+            // What a disk has not, or does not tell, is not there to be given back.
+            let disk = self.disks.get(status.id)?;
+            disk.length(ObjectName::Blocks(set)).ok()
+        });
+        lengths.sum()
     }
 
     /// Whether a window is worth being written anew.

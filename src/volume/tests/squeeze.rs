@@ -1,12 +1,14 @@
 //! Compressing later: what was stored as it is takes its room until nobody writes, and less from then on. The bytes, and what
 //! they survive, are the same before and after.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::tiers::{MadeUp, copy_of, lost_pages, moved_config, runs};
 use super::*;
 use crate::ids::SetId;
-use crate::meta::WriteRecords;
+use crate::meta::{Records, WriteRecords};
+use crate::volume::head::FileHead;
 
 /// What every volume here begins with.
 const POLICY: &str = "critical = \"4+2\"\ncompress_later = \"always\"\n";
@@ -93,6 +95,66 @@ fn what_does_not_get_smaller_is_not_written_again() {
     assert!(owed(&volume) > 4 << 20);
     wait_until_nothing_is_owed(&volume);
     assert_eq!(sets(&volume, file), before);
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}
+
+/// Text in three windows and something that gets no smaller in a fourth one of the same set.
+fn torn_set(volume: &Volume) -> (FileId, Vec<u8>) {
+    const WINDOW: usize = 4 << 20;
+    let mut bytes = noise(6, 3 * WINDOW);
+    bytes.extend(random(WINDOW));
+    (write_file(volume, "f", &bytes), bytes)
+}
+
+#[test]
+fn nothing_is_left_in_a_set_that_is_mostly_gone_and_all_of_it_is_owed() {
+    let rig = Rig::new(6, &format!("{POLICY}block_size = \"16K\"\n"));
+    let volume = rig.open();
+    let (file, bytes) = torn_set(&volume);
+    let before = sets(&volume, file);
+    let looks = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Whatever ends it, a crash or an unmount: what is not done yet is owed to the next mount.
+            while looks.load(Ordering::Acquire) {
+                let view = volume.meta.view();
+                let head = view.manifest(file).expect("read").expect("there");
+                let head = FileHead::decode(&head).expect("understood");
+                let stays = before.iter().any(|set| head.sets.contains(set));
+                let owed = view.hasty(file).expect("read");
+                assert!(!stays || owed > 0, "nothing tells of the set that is left");
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(60);
+        while owed(&volume) > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        looks.store(false, Ordering::Release);
+    });
+    assert_eq!(owed(&volume), 0);
+    let after = sets(&volume, file);
+    assert!(before.iter().all(|set| !after.contains(set)), "{after:?}");
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}
+
+#[test]
+fn the_next_mount_goes_on_with_a_set_that_is_mostly_gone() {
+    let rig = Rig::new(6, &format!("{POLICY}block_size = \"16K\"\n"));
+    let volume = rig.open();
+    let (file, bytes) = torn_set(&volume);
+    let before = sets(&volume, file);
+    // As if the mount before had come as far as that.
+    let told = |volume: &Volume| volume.meta.view().hasty(file).expect("read");
+    let all = told(&volume);
+    while told(&volume) == all {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    wait_until_nothing_is_owed(&volume);
+    let after = sets(&volume, file);
+    assert!(before.iter().all(|set| !after.contains(set)), "{after:?}");
     assert!(read_file(&volume, "f").expect("read") == bytes);
 }
 

@@ -11,6 +11,7 @@ use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::Window;
 use super::fold::{parity_punches, punch_ranges};
+use super::sweep::Sweep;
 use super::tiers::{Finished, FrozenBytes, Kept, Tiers};
 use crate::ids::{BlockId, FileId, WindowNo};
 use crate::meta::{FileKind, Names, Records};
@@ -24,6 +25,9 @@ struct Use {
     /// Live bytes.
     live: u64,
 }
+
+/// Bytes that are read at once, by several threads, for new parity.
+const AT_ONCE: u64 = 48 << 20;
 
 /// The largest file that is read because it lies beside another, in bytes.
 const BESIDE_MAX: usize = 16 << 20;
@@ -200,7 +204,7 @@ impl Volume {
             Ok(())
         })?;
         let mut moving: HashSet<BlockId> = HashSet::new();
-        let mut changing: Vec<(Arc<WindowRecord>, Vec<bool>)> = Vec::new();
+        let mut changing: Vec<Change> = Vec::new();
         view.each_window(|record| {
             let Some(uses) = uses.get(&record.no) else {
                 return Ok(());
@@ -232,7 +236,11 @@ impl Volume {
                 protect.push(keep);
             }
             if differs {
-                changing.push((record, protect));
+                changing.push(Change {
+                    record,
+                    protect,
+                    alive: HashSet::new(),
+                });
             }
             Ok(())
         })?;
@@ -248,19 +256,29 @@ impl Volume {
         if changing.is_empty() {
             return Ok(());
         }
-        let alive = self.alive_blocks(file, &changing)?;
+        self.find_alive(file, &mut changing)?;
         let set = self.next_set().map_err(VolumeError::from)?;
         let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, set);
         let mut refused: HashSet<WindowNo> = HashSet::new();
-        for (record, protect) in &changing {
-            let alive = alive.get(&record.no).cloned().unwrap_or_default();
-            if let Err(error) = self.protect(file, frozen, &writer, record, (protect, &alive)) {
-                if !error.is_of_writing() {
-                    return Err(error);
+        let mut changing = changing.into_iter().peekable();
+        while changing.peek().is_some() {
+            let mut bytes = 0;
+            let at_once = std::iter::from_fn(|| {
+                let next =
+                    changing.next_if(|change| bytes == 0 || bytes + change.bytes() <= AT_ONCE);
+                bytes += next.as_ref().map_or(0, Change::bytes);
+                next
+            });
+            for (no, protected) in self.protect_all(file.id, &writer, at_once.collect()) {
+                match protected {
+                    Ok(protected) => protected.enter(file, frozen),
+                    Err(error) if error.is_of_writing() => {
+                        // Too few disks are left for the window as it is: its bytes go into narrower ones.
+                        tracing::warn!(file = %file.id, window = %no, %error, "no new parity here; its bytes are moved");
+                        refused.insert(no);
+                    }
+                    Err(error) => return Err(error),
                 }
-                // Too few disks are left for the window as it is: its bytes go into narrower ones.
-                tracing::warn!(file = %file.id, window = %record.no, %error, "no new parity here; its bytes are moved");
-                refused.insert(record.no);
             }
         }
         self.finish_set(file, writer);
@@ -321,15 +339,43 @@ impl Volume {
         }
     }
 
-    /// Gives a window the parity of exactly the blocks that are to be protected.
-    fn protect(
+    /// Gives windows new parity, side by side. What comes of each, in order.
+    fn protect_all(
         &self,
-        file: &Arc<OpenFile>,
-        frozen: &mut Frozen,
+        file: FileId,
         writer: &Arc<SetWriter>,
-        record: &Arc<WindowRecord>,
-        (protect, alive): (&[bool], &HashSet<u16>),
-    ) -> Result<()> {
+        changes: Vec<Change>,
+    ) -> Vec<(WindowNo, Result<Protected>)> {
+        let numbers: Vec<WindowNo> = changes.iter().map(|change| change.record.no).collect();
+        let protected: Vec<Result<Protected>> = match self.me.upgrade() {
+            Some(volume) => {
+                let jobs = changes.into_iter().map(|change| {
+                    let (volume, writer) = (Arc::clone(&volume), Arc::clone(writer));
+                    move || volume.protect(file, &writer, &change)
+                });
+                let failed = || {
+                    let message = "a thread that protects a file failed; the log tells why";
+                    Err(VolumeError::new(libc::EIO, message))
+                };
+                let answers = self.readers.all(jobs.collect()).into_iter();
+                answers
+                    .map(|answer| answer.unwrap_or_else(failed))
+                    .collect()
+            }
+            None => {
+                let changes = changes.iter();
+                changes
+                    .map(|change| self.protect(file, writer, change))
+                    .collect()
+            }
+        };
+        std::iter::zip(numbers, protected).collect()
+    }
+
+    /// Writes the parity of exactly the blocks of a window that are to be protected.
+    fn protect(&self, file: FileId, writer: &Arc<SetWriter>, change: &Change) -> Result<Protected> {
+        let record = &change.record;
+        let mut sweep = Sweep::default();
         let mut new = WindowRecord::clone(record);
         let mut order: Vec<usize> = (0..new.blocks.len())
             .filter(|&index| new.blocks[index].stored > 0)
@@ -340,9 +386,9 @@ impl Volume {
         let mut given_back: BTreeMap<u8, Vec<Range<u64>>> = BTreeMap::new();
         for index in order {
             let block = &mut new.blocks[index];
-            block.protected = protect.get(index).copied().unwrap_or(true);
+            block.protected = change.protects(index);
             if block.protected {
-                let stored = match self.reader.read_stored(file.id, record, index as u16) {
+                let stored = match self.reader.read_stored(file, record, index as u16) {
                     Ok(stored) => stored,
                     Err(ReadError::Lost { .. }) => {
                         // It was stored once, and its disk does not give it: nothing can protect it now. It stays
@@ -355,8 +401,8 @@ impl Volume {
                 let column = usize::from(block.column);
                 block.column_offset = lengths[column];
                 lengths[column] += block.stored;
-                columns[column].push(stored.to_vec());
-            } else if !alive.contains(&(index as u16)) {
+                columns[column].push(stored);
+            } else if !change.alive.contains(&(index as u16)) {
                 let range = block.offset..block.offset + u64::from(block.stored);
                 given_back.entry(block.column).or_default().push(range);
                 *block = given_up();
@@ -364,10 +410,10 @@ impl Volume {
         }
         for (column, ranges) in given_back {
             if let Some(disk) = record.disk(column.into()) {
-                punch_ranges(record.set, disk, false, ranges, &mut frozen.sweep);
+                punch_ranges(record.set, disk, false, ranges, &mut sweep);
             }
         }
-        parity_punches(record, &mut frozen.sweep);
+        parity_punches(record, &mut sweep);
         if lengths.iter().all(|&length| length == 0) || new.code.m == 0 {
             new.parity.clear();
             new.parity_length = 0;
@@ -377,35 +423,64 @@ impl Volume {
                 .write_parity(new, &columns)
                 .map_err(VolumeError::from)?;
         }
-        let mut state = file.state.lock();
-        state.uncommitted.insert(new.no);
-        state
-            .map
-            .windows
-            .insert(new.no, Window::Made(Arc::new(new)));
-        state.version += 1;
-        Ok(())
+        Ok(Protected { new, sweep })
     }
 
-    /// The blocks of these windows that extents of the running commit refer to.
-    fn alive_blocks(
-        &self,
-        file: &OpenFile,
-        windows: &[(Arc<WindowRecord>, Vec<bool>)],
-    ) -> Result<HashMap<WindowNo, HashSet<u16>>> {
-        let mut alive: HashMap<WindowNo, HashSet<u16>> = windows
-            .iter()
-            .map(|(record, _)| (record.no, HashSet::new()))
-            .collect();
+    /// Finds which blocks of these windows extents of the running commit refer to.
+    fn find_alive(&self, file: &OpenFile, changing: &mut [Change]) -> Result<()> {
+        let numbers = changing.iter().map(|change| change.record.no);
+        let places: HashMap<WindowNo, usize> = numbers.zip(0..).collect();
         self.frozen_view(file).each(|extent| {
             if let Source::Block { block, .. } = extent.source
-                && let Some(blocks) = alive.get_mut(&block.window)
+                && let Some(&place) = places.get(&block.window)
+                && let Some(change) = changing.get_mut(place)
             {
-                blocks.insert(block.index);
+                change.alive.insert(block.index);
             }
             Ok(())
-        })?;
-        Ok(alive)
+        })
+    }
+}
+
+/// A window in which blocks change sides.
+struct Change {
+    record: Arc<WindowRecord>,
+    /// Which of its blocks are to be protected.
+    protect: Vec<bool>,
+    /// Those that are referred to.
+    alive: HashSet<u16>,
+}
+
+impl Change {
+    fn protects(&self, index: usize) -> bool {
+        self.protect.get(index).copied().unwrap_or(true)
+    }
+
+    /// Bytes that are read for its parity.
+    fn bytes(&self) -> u64 {
+        let blocks = self.record.blocks.iter().enumerate();
+        let protected = blocks.filter(|(index, _)| self.protects(*index));
+        protected.map(|(_, block)| u64::from(block.stored)).sum()
+    }
+}
+
+/// A window under new parity.
+struct Protected {
+    new: WindowRecord,
+    /// What the old parity and dead blocks leave.
+    sweep: Sweep,
+}
+
+impl Protected {
+    /// The running commit has it.
+    fn enter(self, file: &OpenFile, frozen: &mut Frozen) {
+        let Protected { new, sweep } = self;
+        frozen.sweep.punches.extend(sweep.punches);
+        let mut state = file.state.lock();
+        let no = new.no;
+        state.uncommitted.insert(no);
+        state.map.windows.insert(no, Window::Made(Arc::new(new)));
+        state.version += 1;
     }
 }
 

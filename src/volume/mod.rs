@@ -18,6 +18,7 @@ mod handles;
 mod head;
 mod health;
 mod holes;
+mod in_use;
 pub mod look;
 mod members;
 mod mended;
@@ -127,6 +128,7 @@ pub struct Volume {
     tiers: Arc<dyn TierSource>,
     tiering: Tiering,
     files: Mutex<Table>,
+    loads: in_use::Loads,
     handles: Handles,
     /// Files of all kinds.
     inodes: AtomicU64,

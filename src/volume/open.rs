@@ -326,6 +326,7 @@ impl Volume {
                 tiers,
                 tiering: config.policy.tiering,
                 files: Mutex::new(names::Table::default()),
+                loads: super::in_use::Loads::default(),
                 handles: Handles::default(),
                 inodes,
                 room: Mutex::default(),

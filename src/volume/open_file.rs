@@ -1,49 +1,17 @@
-//! Opening, flushing and letting go of files. A file is in use as long as a handle or a commit needs it; what
-//! it is made of is read from the metadata when it is first needed.
+//! Opening files for programs, and what their flushes and closes commit.
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
-use parking_lot::{Mutex, RwLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Volume;
 use super::attributes::{Attributes, Caller};
 use super::commit::Purpose;
-use super::error::{Result, VolumeError};
-use super::file::{FileState, OpenFile, Times};
-use super::filemap::{FileMap, Window};
-use super::follow::Follow;
-use super::gather::Gatherer;
+use super::error::Result;
+use super::file::OpenFile;
 use super::handles::{Handle, OpenHandle, Opened};
-use super::head::FileHead;
-use super::names::gone;
-use super::sweep::Sweep;
 use super::xattrs::inherit;
-use crate::ids::{FileId, SetId};
-use crate::meta::{FileKind, NamespaceError, New, Records, Timestamp, WriteRecords};
-use crate::store::manifest::{Manifest, decode_delta};
-
-/// Keeps a file in use.
-#[derive(Debug)]
-pub(super) struct InUse<'a> {
-    volume: &'a Volume,
-    file: Arc<OpenFile>,
-}
-
-impl std::ops::Deref for InUse<'_> {
-    type Target = Arc<OpenFile>;
-
-    fn deref(&self) -> &Arc<OpenFile> {
-        &self.file
-    }
-}
-
-impl Drop for InUse<'_> {
-    fn drop(&mut self) {
-        self.volume.let_go(&self.file);
-    }
-}
+use crate::ids::FileId;
+use crate::meta::{FileKind, NamespaceError, New, Timestamp};
 
 /// An open that was begun.
 #[derive(Debug)]
@@ -56,269 +24,32 @@ pub enum Opening {
 
 /// A file that is being opened.
 #[derive(Debug)]
-pub struct Waiting {
-    file: Arc<OpenFile>,
-    access: i32,
-    commits: bool,
+pub struct Waiting(Stage);
+
+#[derive(Debug)]
+enum Stage {
+    /// What it is made of lies on disks, and is to be read.
+    Load { file: FileId, flags: i32 },
+    /// It is to be known what is lost of it.
+    Look {
+        file: Arc<OpenFile>,
+        access: i32,
+        commits: bool,
+    },
 }
 
 impl Volume {
-    /// Has a file in use until the answer is dropped.
-    pub(super) fn use_file(&self, file: FileId) -> Result<InUse<'_>> {
-        Ok(InUse {
-            volume: self,
-            file: self.take(file)?,
-        })
-    }
-
-    /// Has a file in use until `let_go`.
-    fn take(&self, file: FileId) -> Result<Arc<OpenFile>> {
-        let mut files = self.files.lock();
-        if let Some(open) = files.get(&file) {
-            open.users.fetch_add(1, Ordering::AcqRel);
-            return Ok(Arc::clone(open));
-        }
-        let open = self.load(file)?;
-        if open.unlinked.load(Ordering::Acquire) {
-            // Whoever had it in use last is giving back what it is made of.
-            return Err(gone(file));
-        }
-        let open = Arc::new(open);
-        files.insert(file, Arc::clone(&open));
-        Ok(open)
-    }
-
-    /// Has a file in use that has just lost its last name and that nobody has open: with the answer goes what it is made of.
-    pub(super) fn use_removed(&self, file: FileId) -> Result<InUse<'_>> {
-        let mut files = self.files.lock();
-        let open = match files.get(&file) {
-            Some(open) => {
-                open.users.fetch_add(1, Ordering::AcqRel);
-                Arc::clone(open)
-            }
-            None => {
-                let open = Arc::new(self.load(file)?);
-                files.insert(file, Arc::clone(&open));
-                open
-            }
-        };
-        Ok(InUse {
-            volume: self,
-            file: open,
-        })
-    }
-
-    fn let_go(&self, file: &Arc<OpenFile>) {
-        let mut files = self.files.lock();
-        if file.users.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
-        files.remove(&file.id);
-        drop(files);
-        let mut state = file.state.lock();
-        let dirty = state.is_dirty();
-        // What was begun and never committed is of no use any more.
-        state.gatherer.seal_all();
-        let mut writers = std::mem::take(&mut state.pending);
-        writers.extend(state.gatherer.take_writer());
-        let spilled = state
-            .spilled
-            .then(|| state.map.base.as_ref().map(|base| base.id()))
-            .flatten();
-        drop(state);
-        let unlinked = file.unlinked.load(Ordering::Acquire);
-        if dirty && !unlinked && !self.read_only {
-            tracing::error!(file = %file.id, "what was not committed of this file is given up");
-        }
-        for writer in &writers {
-            writer.finish();
-        }
-        let sets: Vec<SetId> = writers.iter().map(|writer| writer.set()).collect();
-        let manifests = spilled.into_iter().collect();
-        self.sweeper.add(
-            Arc::clone(file),
-            Sweep {
-                sets,
-                manifests,
-                ..Sweep::default()
-            },
-        );
-        if unlinked {
-            self.inodes.fetch_sub(1, Ordering::Relaxed);
-            if let Err(error) = self.drop_content(file.id) {
-                tracing::error!(file = %file.id, %error, "a removed file is left to the next mount");
-            }
-        }
-    }
-
-    /// Removes an orphan and what it was made of, in one change: a crash leaves all of it or nothing.
-    pub(super) fn drop_content(&self, file: FileId) -> Result<()> {
-        let view = self.meta.view();
-        let Some(bytes) = view.manifest(file)? else {
-            self.meta.update(|update| -> Result<()> {
-                update.remove_orphan(file)?;
-                Ok(update.drop_content(file)?)
-            })?;
-            return Ok(());
-        };
-        let head = FileHead::decode(&bytes).ok_or_else(|| damaged(file))?;
-        let mut sweep = Sweep {
-            sets: head.sets.clone(),
-            ..Sweep::default()
-        };
-        if let Some(base) = head.base {
-            sweep.manifests.push(base.id);
-            // A manifest that cannot be read leaves its sets to a later scrub, and the file goes all the same.
-            match self.manifest(base).and_then(|base| {
-                base.sets()
-                    .map(|found| Ok(found?.set))
-                    .collect::<Result<Vec<SetId>>>()
-            }) {
-                Ok(sets) => sweep.sets.extend(sets),
-                Err(error) => {
-                    tracing::warn!(%file, %error, "not all of a removed file can be given back")
-                }
-            }
-        }
-        self.meta.update(|update| -> Result<()> {
-            for set in &sweep.sets {
-                self.drop_set_reference(update, *set)?;
-            }
-            update.remove_orphan(file)?;
-            update.drop_content(file)?;
-            Ok(())
-        })?;
-        self.sweeper.add_closed(sweep);
-        Ok(())
-    }
-
-    pub(super) fn manifest(
-        &self,
-        reference: crate::store::manifest::ManifestRef,
-    ) -> Result<Manifest> {
-        let disks: Vec<_> = self
-            .disks
-            .list()
-            .into_iter()
-            .map(|status| status.id)
-            .collect();
-        Ok(Manifest::open(
-            self.id,
-            reference,
-            Arc::clone(&self.disks),
-            &disks,
-            Arc::clone(&self.manifests),
-        )?)
-    }
-
-    /// Reads what a file is made of.
-    fn load(&self, file: FileId) -> Result<OpenFile> {
-        let view = self.meta.view();
-        let inode = view.inode(file)?.ok_or_else(|| gone(file))?;
-        if inode.kind != FileKind::Regular {
-            return Err(VolumeError::new(
-                if inode.kind == FileKind::Directory {
-                    libc::EISDIR
-                } else {
-                    libc::EINVAL
-                },
-                "only regular files have bytes",
-            ));
-        }
-        let head = match view.manifest(file)? {
-            Some(bytes) => FileHead {
-                hasty: view.hasty(file)?,
-                ..FileHead::decode(&bytes).ok_or_else(|| damaged(file))?
-            },
-            None => FileHead::default(),
-        };
-        let mut map = FileMap::default();
-        let mut sets: BTreeSet<SetId> = head.sets.iter().copied().collect();
-        if let Some(base) = head.base {
-            let base = self.manifest(base)?;
-            for found in base.sets() {
-                sets.insert(found?.set);
-            }
-            map.base = Some(Arc::new(base));
-        }
-        for (number, bytes) in view.deltas(file)? {
-            let delta = decode_delta(&bytes).map_err(|error| {
-                VolumeError::new(
-                    libc::EIO,
-                    format!("delta {number} of file {file} is damaged: {error}"),
-                )
-            })?;
-            for no in delta.dropped {
-                map.windows.remove(&no);
-            }
-            for window in delta.windows {
-                map.windows
-                    .insert(window.no, Window::Made(Arc::new(window)));
-            }
-            for extent in delta.extents {
-                map.settled.insert(extent.range, extent.source);
-            }
-        }
-        let next_window = Arc::new(AtomicU32::new(head.next_window));
-        let gatherer = Gatherer::new(
-            Arc::clone(&self.pipeline),
-            file,
-            self.block_size,
-            Arc::clone(&next_window),
-        );
-        let state = FileState {
-            map,
-            gatherer,
-            follow: if inode.size == 0 {
-                Follow::new()
-            } else {
-                Follow::committed()
-            },
-            size: inode.size,
-            committed_size: inode.size,
-            spilled: false,
-            pending: Vec::new(),
-            uncommitted: BTreeSet::new(),
-            sets: sets.into_iter().collect(),
-            next_window,
-            next_piece: head.next_piece,
-            pieces: HashMap::new(),
-            new_pieces: Vec::new(),
-            inline_bytes: head.inline_bytes,
-            dead: head.dead,
-            times: Times::default(),
-            mended: None,
-            version: 0,
-            head,
-        };
-        Ok(OpenFile {
-            id: file,
-            turn: Mutex::new(()),
-            reading: RwLock::new(()),
-            writers: AtomicU32::new(0),
-            cached: AtomicU32::new(0),
-            readers: Mutex::new(0),
-            users: AtomicU64::new(1),
-            unlinked: AtomicBool::new(inode.links == 0),
-            committing: AtomicBool::new(false),
-            spilling: AtomicBool::new(false),
-            damaged: AtomicBool::new(false),
-            frozen_times: Mutex::default(),
-            state: Mutex::new(state),
-        })
-    }
-
     /// Opens a file. `flags` are those of open(2): access mode and `O_TRUNC` count. Waits until it is known what is lost
     /// of it.
     pub fn open_file(&self, file: FileId, flags: i32) -> Result<Opened> {
-        match self.begin_open(file, flags)? {
-            Opening::Opened(opened) => Ok(opened),
-            Opening::Waiting(waiting) => self.finish_open(waiting),
-        }
+        self.finish(self.begin(file, flags, false)?)
     }
 
     /// The same for who must not wait, unless `O_TRUNC` is among the flags.
     pub fn begin_open(&self, file: FileId, flags: i32) -> Result<Opening> {
+        if flags & libc::O_TRUNC == 0 && self.is_on_disks(file)? {
+            return Ok(Opening::Waiting(Waiting(Stage::Load { file, flags })));
+        }
         self.begin(file, flags, false)
     }
 
@@ -340,26 +71,35 @@ impl Volume {
         if access == libc::O_WRONLY || self.try_begin_reading(&open) {
             return Ok(Opening::Opened(self.opened(open, access, commits)));
         }
-        Ok(Opening::Waiting(Waiting {
+        Ok(Opening::Waiting(Waiting(Stage::Look {
             file: open,
             access,
             commits,
-        }))
+        })))
     }
 
-    /// Ends an open that may take long: the bytes of the file that are stored once are looked for.
+    /// Ends an open that may take long: what the file is made of is read, and the bytes of it that are stored once are looked for.
     pub fn finish_open(&self, waiting: Waiting) -> Result<Opened> {
-        let Waiting {
-            file,
-            access,
-            commits,
-        } = waiting;
-        match self.begin_reading(&file) {
-            Ok(()) => Ok(self.opened(file, access, commits)),
-            Err(error) => {
-                self.let_go(&file);
-                Err(error)
-            }
+        match waiting.0 {
+            Stage::Load { file, flags } => self.finish(self.begin(file, flags, false)?),
+            Stage::Look {
+                file,
+                access,
+                commits,
+            } => match self.begin_reading(&file) {
+                Ok(()) => Ok(self.opened(file, access, commits)),
+                Err(error) => {
+                    self.let_go(&file);
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    fn finish(&self, opening: Opening) -> Result<Opened> {
+        match opening {
+            Opening::Opened(opened) => Ok(opened),
+            Opening::Waiting(waiting) => self.finish_open(waiting),
         }
     }
 
@@ -436,10 +176,7 @@ impl Volume {
             Ok::<_, NamespaceError>((file, inode))
         })?;
         self.inodes.fetch_add(1, Ordering::Relaxed);
-        let opened = match self.begin(file, flags & !libc::O_TRUNC, true)? {
-            Opening::Opened(opened) => opened,
-            Opening::Waiting(waiting) => self.finish_open(waiting)?,
-        };
+        let opened = self.finish(self.begin(file, flags & !libc::O_TRUNC, true)?)?;
         Ok((Attributes::of(file, &inode), opened))
     }
 
@@ -563,11 +300,4 @@ impl Volume {
         }
         result
     }
-}
-
-fn damaged(file: FileId) -> VolumeError {
-    VolumeError::new(
-        libc::EIO,
-        format!("what file {file} is made of cannot be understood; try `parsfs rescue`"),
-    )
 }

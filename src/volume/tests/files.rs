@@ -1,8 +1,15 @@
 //! What is written is read: before a commit, after it, after a remount, and by a model.
 
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 
+use super::super::commit::Purpose;
+use super::super::open_file::Opening;
 use super::*;
+use crate::disk::{
+    DirectoryDisk, Disk, Fault, FaultPlan, FaultyDisk, ObjectName, Operations, Rule, When,
+};
 
 #[test]
 fn a_large_file_survives_a_remount() {
@@ -324,4 +331,103 @@ fn nothing_is_written_that_the_metadata_could_not_refer_to() {
         .expect_err("no number for a set");
     assert_eq!(error.errno(), libc::EIO, "{error}");
     assert_eq!(rig.occupied(), 0);
+}
+
+/// Disks on which everything goes well until a rule is added to their plan.
+fn faulty_disks(rig: &Rig) -> (Vec<Option<Arc<dyn Disk>>>, Arc<FaultPlan>) {
+    let plan = FaultPlan::new(1);
+    let disks = rig.config.disks.iter().map(|disk| {
+        let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
+        let faulty = FaultyDisk::new(Arc::new(medium), Arc::clone(&plan));
+        Some(Arc::new(faulty) as Arc<dyn Disk>)
+    });
+    (disks.collect(), plan)
+}
+
+#[test]
+fn an_open_that_waits_for_a_disk_holds_nobody_up() {
+    const SLOW: Duration = Duration::from_secs(4);
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let bytes = noise(1, 3 << 20);
+    let file = write_file(&volume, "large", &bytes);
+    {
+        let file = volume.use_file(file).expect("there");
+        let commit = volume.commit(&file, Purpose::Compact);
+        commit.expect("its manifest is on the disks");
+    }
+    let small = write_file(&volume, "small", b"bytes");
+    volume.close().expect("closed");
+    drop(volume);
+    let (disks, plan) = faulty_disks(&rig);
+    let volume = Volume::open_on(
+        &rig.config,
+        disks,
+        Mode::ReadWrite,
+        VolumeOptions::default(),
+    );
+    let volume = volume.expect("the volume opens");
+    let slow = Rule::new(Operations::READS, When::Always, Fault::Delay(SLOW));
+    plan.add(slow.only(|object| matches!(object, ObjectName::Manifest(_))));
+    // Who takes requests of the kernel is not held up himself.
+    let begun = Instant::now();
+    let opening = volume.begin_open(file, libc::O_RDWR).expect("begun");
+    let Opening::Waiting(waiting) = opening else {
+        panic!("it was opened although its manifest takes so long");
+    };
+    std::thread::scope(|scope| {
+        let large = scope.spawn(|| volume.finish_open(waiting).expect("opened").handle);
+        let other = scope.spawn(|| volume.open_file(file, libc::O_RDONLY));
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(volume.attributes(small).expect("told").size, 5);
+        assert!(read_file(&volume, "small").expect("read") == b"bytes");
+        write_file(&volume, "another", b"bytes");
+        volume.remove(ROOT, b"small").expect("removed");
+        volume.status().expect("told");
+        assert!(begun.elapsed() < SLOW, "{:?}", begun.elapsed());
+        let handle = large.join().expect("no panic");
+        let other = other.join().expect("no panic").expect("opened").handle;
+        plan.clear();
+        assert!(volume.read(handle, 0, 3 << 20).expect("read") == bytes);
+        close(&volume, handle);
+        volume.release(other);
+    });
+    assert!(volume.files_in_use().is_empty());
+}
+
+#[test]
+fn a_file_that_is_removed_while_it_is_opened_is_gone_for_good() {
+    const SLOW: Duration = Duration::from_millis(700);
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let file = write_file(&volume, "large", &noise(1, 3 << 20));
+    {
+        let file = volume.use_file(file).expect("there");
+        let commit = volume.commit(&file, Purpose::Compact);
+        commit.expect("its manifest is on the disks");
+    }
+    volume.close().expect("closed");
+    drop(volume);
+    let (disks, plan) = faulty_disks(&rig);
+    let volume = Volume::open_on(
+        &rig.config,
+        disks,
+        Mode::ReadWrite,
+        VolumeOptions::default(),
+    );
+    let volume = volume.expect("the volume opens");
+    let slow = Rule::new(Operations::READS, When::Always, Fault::Delay(SLOW));
+    plan.add(slow.only(|object| matches!(object, ObjectName::Manifest(_))));
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| volume.open_file(file, libc::O_RDONLY));
+        std::thread::sleep(SLOW / 4);
+        volume.remove(ROOT, b"large").expect("removed");
+        let error = opening.join().expect("no panic").expect_err("gone");
+        assert_eq!(error.errno(), libc::ENOENT);
+    });
+    plan.clear();
+    volume.sweeper.wait();
+    assert!(volume.files_in_use().is_empty());
+    assert_eq!(rig.occupied(), 0);
+    volume.close().expect("closed");
 }

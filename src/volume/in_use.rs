@@ -1,0 +1,374 @@
+//! Files in use, and how a file comes to be: what it is made of is read from the metadata and its manifest when it is first
+//! needed, and kept as long as a handle, a commit or a task needs it. Whoever lets go of it last gives back what it has no use for,
+//! and all of it if its last name is gone.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::Volume;
+use super::error::{Result, VolumeError};
+use super::file::{FileState, OpenFile, Times};
+use super::filemap::{FileMap, Window};
+use super::follow::Follow;
+use super::gather::Gatherer;
+use super::head::FileHead;
+use super::names::gone;
+use super::sweep::Sweep;
+use crate::ids::{FileId, SetId};
+use crate::meta::{FileKind, Records, WriteRecords};
+use crate::store::manifest::{Manifest, decode_delta};
+
+/// One at a time reads what a file is made of; of other files others may.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    turns: Mutex<HashMap<FileId, Arc<Mutex<()>>>>,
+}
+
+/// A turn at one file.
+struct Turn<'a> {
+    loads: &'a Loads,
+    file: FileId,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Loads {
+    fn turn(&self, file: FileId) -> Turn<'_> {
+        Turn {
+            loads: self,
+            file,
+            turn: Arc::clone(self.turns.lock().entry(file).or_default()),
+        }
+    }
+}
+
+impl std::ops::Deref for Turn<'_> {
+    type Target = Mutex<()>;
+
+    fn deref(&self) -> &Mutex<()> {
+        &self.turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.loads.turns.lock();
+        // The table has one, and this.
+        if Arc::strong_count(&self.turn) == 2 {
+            turns.remove(&self.file);
+        }
+    }
+}
+
+/// Keeps a file in use.
+#[derive(Debug)]
+pub(super) struct InUse<'a> {
+    volume: &'a Volume,
+    file: Arc<OpenFile>,
+}
+
+impl std::ops::Deref for InUse<'_> {
+    type Target = Arc<OpenFile>;
+
+    fn deref(&self) -> &Arc<OpenFile> {
+        &self.file
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.volume.let_go(&self.file);
+    }
+}
+
+impl Volume {
+    /// Has a file in use until the answer is dropped.
+    pub(super) fn use_file(&self, file: FileId) -> Result<InUse<'_>> {
+        Ok(InUse {
+            volume: self,
+            file: self.take(file)?,
+        })
+    }
+
+    /// Has a file in use until `let_go`.
+    pub(super) fn take(&self, file: FileId) -> Result<Arc<OpenFile>> {
+        self.bring_in(file, false)
+    }
+
+    /// The same if it is in use.
+    pub(super) fn hold(&self, file: FileId) -> Option<Arc<OpenFile>> {
+        let files = self.files.lock();
+        let open = files.get(&file)?;
+        open.users.fetch_add(1, Ordering::AcqRel);
+        Some(Arc::clone(open))
+    }
+
+    /// Has a file in use that has just lost its last name and that nobody has open: with the answer goes what it is made of.
+    pub(super) fn use_removed(&self, file: FileId) -> Result<InUse<'_>> {
+        Ok(InUse {
+            volume: self,
+            file: self.bring_in(file, true)?,
+        })
+    }
+
+    /// Whether to have it in use its manifest has to be read from disks, which may take however long.
+    pub(super) fn is_on_disks(&self, file: FileId) -> Result<bool> {
+        if self.files.lock().contains_key(&file) {
+            return Ok(false);
+        }
+        let head = self.meta.view().manifest(file)?;
+        let head = head.and_then(|bytes| FileHead::decode(&bytes));
+        Ok(head.is_some_and(|head| head.base.is_some()))
+    }
+
+    /// Reads what a file is made of if nobody has it in use, under no lock that work on other files needs.
+    fn bring_in(&self, file: FileId, removed: bool) -> Result<Arc<OpenFile>> {
+        if let Some(open) = self.hold(file) {
+            return Ok(open);
+        }
+        let turn = self.loads.turn(file);
+        let _turn = turn.lock();
+        loop {
+            if let Some(open) = self.hold(file) {
+                return Ok(open);
+            }
+            let loaded = self.load(file);
+            // A name is taken away under this lock.
+            let mut files = self.files.lock();
+            let view = self.meta.view();
+            let Some(inode) = view.inode(file)? else {
+                return Err(gone(file));
+            };
+            let unlinked = inode.links == 0;
+            if unlinked && !removed {
+                // Whoever had it in use last is giving back what it is made of.
+                return Err(gone(file));
+            }
+            let open = loaded?;
+            let head = match view.manifest(file)? {
+                Some(bytes) => FileHead::decode(&bytes).ok_or_else(|| damaged(file))?,
+                None => FileHead::default(),
+            };
+            let same = {
+                let state = open.state.lock();
+                let hasty = state.head.hasty;
+                state.head == FileHead { hasty, ..head }
+            };
+            if !same || unlinked != open.unlinked.load(Ordering::Acquire) {
+                continue;
+            }
+            let open = Arc::new(open);
+            files.insert(file, Arc::clone(&open));
+            return Ok(open);
+        }
+    }
+
+    pub(super) fn let_go(&self, file: &Arc<OpenFile>) {
+        let mut files = self.files.lock();
+        if file.users.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        files.remove(&file.id);
+        drop(files);
+        let mut state = file.state.lock();
+        let dirty = state.is_dirty();
+        // What was begun and never committed is of no use any more.
+        state.gatherer.seal_all();
+        let mut writers = std::mem::take(&mut state.pending);
+        writers.extend(state.gatherer.take_writer());
+        let spilled = state
+            .spilled
+            .then(|| state.map.base.as_ref().map(|base| base.id()))
+            .flatten();
+        drop(state);
+        let unlinked = file.unlinked.load(Ordering::Acquire);
+        if dirty && !unlinked && !self.read_only {
+            tracing::error!(file = %file.id, "what was not committed of this file is given up");
+        }
+        for writer in &writers {
+            writer.finish();
+        }
+        let sets: Vec<SetId> = writers.iter().map(|writer| writer.set()).collect();
+        let manifests = spilled.into_iter().collect();
+        self.sweeper.add(
+            Arc::clone(file),
+            Sweep {
+                sets,
+                manifests,
+                ..Sweep::default()
+            },
+        );
+        if unlinked {
+            self.inodes.fetch_sub(1, Ordering::Relaxed);
+            if let Err(error) = self.drop_content(file.id) {
+                tracing::error!(file = %file.id, %error, "a removed file is left to the next mount");
+            }
+        }
+    }
+
+    /// Removes an orphan and what it was made of, in one change: a crash leaves all of it or nothing.
+    pub(super) fn drop_content(&self, file: FileId) -> Result<()> {
+        let view = self.meta.view();
+        let Some(bytes) = view.manifest(file)? else {
+            self.meta.update(|update| -> Result<()> {
+                update.remove_orphan(file)?;
+                Ok(update.drop_content(file)?)
+            })?;
+            return Ok(());
+        };
+        let head = FileHead::decode(&bytes).ok_or_else(|| damaged(file))?;
+        let mut sweep = Sweep {
+            sets: head.sets.clone(),
+            ..Sweep::default()
+        };
+        if let Some(base) = head.base {
+            sweep.manifests.push(base.id);
+            // A manifest that cannot be read leaves its sets to a later scrub, and the file goes all the same.
+            match self.manifest(base).and_then(|base| {
+                base.sets()
+                    .map(|found| Ok(found?.set))
+                    .collect::<Result<Vec<SetId>>>()
+            }) {
+                Ok(sets) => sweep.sets.extend(sets),
+                Err(error) => {
+                    tracing::warn!(%file, %error, "not all of a removed file can be given back")
+                }
+            }
+        }
+        self.meta.update(|update| -> Result<()> {
+            for set in &sweep.sets {
+                self.drop_set_reference(update, *set)?;
+            }
+            update.remove_orphan(file)?;
+            update.drop_content(file)?;
+            Ok(())
+        })?;
+        self.sweeper.add_closed(sweep);
+        Ok(())
+    }
+
+    pub(super) fn manifest(
+        &self,
+        reference: crate::store::manifest::ManifestRef,
+    ) -> Result<Manifest> {
+        let disks: Vec<_> = self
+            .disks
+            .list()
+            .into_iter()
+            .map(|status| status.id)
+            .collect();
+        Ok(Manifest::open(
+            self.id,
+            reference,
+            Arc::clone(&self.disks),
+            &disks,
+            Arc::clone(&self.manifests),
+        )?)
+    }
+
+    /// Reads what a file is made of.
+    fn load(&self, file: FileId) -> Result<OpenFile> {
+        let view = self.meta.view();
+        let inode = view.inode(file)?.ok_or_else(|| gone(file))?;
+        if inode.kind != FileKind::Regular {
+            return Err(VolumeError::new(
+                if inode.kind == FileKind::Directory {
+                    libc::EISDIR
+                } else {
+                    libc::EINVAL
+                },
+                "only regular files have bytes",
+            ));
+        }
+        let head = match view.manifest(file)? {
+            Some(bytes) => FileHead {
+                hasty: view.hasty(file)?,
+                ..FileHead::decode(&bytes).ok_or_else(|| damaged(file))?
+            },
+            None => FileHead::default(),
+        };
+        let mut map = FileMap::default();
+        let mut sets: BTreeSet<SetId> = head.sets.iter().copied().collect();
+        if let Some(base) = head.base {
+            let base = self.manifest(base)?;
+            for found in base.sets() {
+                sets.insert(found?.set);
+            }
+            map.base = Some(Arc::new(base));
+        }
+        for (number, bytes) in view.deltas(file)? {
+            let delta = decode_delta(&bytes).map_err(|error| {
+                VolumeError::new(
+                    libc::EIO,
+                    format!("delta {number} of file {file} is damaged: {error}"),
+                )
+            })?;
+            for no in delta.dropped {
+                map.windows.remove(&no);
+            }
+            for window in delta.windows {
+                map.windows
+                    .insert(window.no, Window::Made(Arc::new(window)));
+            }
+            for extent in delta.extents {
+                map.settled.insert(extent.range, extent.source);
+            }
+        }
+        let next_window = Arc::new(AtomicU32::new(head.next_window));
+        let gatherer = Gatherer::new(
+            Arc::clone(&self.pipeline),
+            file,
+            self.block_size,
+            Arc::clone(&next_window),
+        );
+        let state = FileState {
+            map,
+            gatherer,
+            follow: if inode.size == 0 {
+                Follow::new()
+            } else {
+                Follow::committed()
+            },
+            size: inode.size,
+            committed_size: inode.size,
+            spilled: false,
+            pending: Vec::new(),
+            uncommitted: BTreeSet::new(),
+            sets: sets.into_iter().collect(),
+            next_window,
+            next_piece: head.next_piece,
+            pieces: HashMap::new(),
+            new_pieces: Vec::new(),
+            inline_bytes: head.inline_bytes,
+            dead: head.dead,
+            times: Times::default(),
+            mended: None,
+            version: 0,
+            head,
+        };
+        Ok(OpenFile {
+            id: file,
+            turn: Mutex::new(()),
+            reading: RwLock::new(()),
+            writers: AtomicU32::new(0),
+            cached: AtomicU32::new(0),
+            readers: Mutex::new(0),
+            users: AtomicU64::new(1),
+            unlinked: AtomicBool::new(inode.links == 0),
+            committing: AtomicBool::new(false),
+            spilling: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            frozen_times: Mutex::default(),
+            state: Mutex::new(state),
+        })
+    }
+}
+
+fn damaged(file: FileId) -> VolumeError {
+    VolumeError::new(
+        libc::EIO,
+        format!("what file {file} is made of cannot be understood; try `parsfs rescue`"),
+    )
+}

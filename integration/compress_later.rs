@@ -32,19 +32,6 @@ fn same(path: &Path, bytes: &[u8], when: &str) {
     );
 }
 
-fn to_compress(volume: &Volume) -> u64 {
-    let owed = &volume.status()["owed"]["bytes_to_compress"];
-    owed.as_u64().expect("a number")
-}
-
-fn until_compressed(volume: &Volume) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while to_compress(volume) > 0 {
-        assert!(Instant::now() < end, "something stays uncompressed");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 #[test]
 fn a_kill_at_any_moment_of_it_harms_nothing() {
     const SIZE: usize = 24 << 20;
@@ -62,7 +49,7 @@ fn a_kill_at_any_moment_of_it_harms_nothing() {
         fs::write(&path, &bytes).expect("written and closed");
         whole.push((path, bytes));
         // On a busy machine some of it may be done before one comes to ask.
-        was_owed |= to_compress(&volume) > 0;
+        was_owed |= volume.to_compress() > 0;
         // It begins a second after the close.
         std::thread::sleep(Duration::from_millis(900 + random.below(700)));
         volume.kill();
@@ -72,7 +59,7 @@ fn a_kill_at_any_moment_of_it_harms_nothing() {
         }
     }
     assert!(was_owed, "nothing was ever left for later");
-    until_compressed(&volume);
+    volume.until_compressed();
     let (used, stored) = (volume.used(), CRASHES * SIZE as u64);
     assert!(used < stored, "{used} bytes hold {stored} of text");
     for disk in [1, 4] {
@@ -96,7 +83,7 @@ fn a_writer_does_not_wait_for_what_takes_long_to_compress() {
     let mut volume = Volume::mounted_as(&shape("behind"));
     let path = volume.path("save");
     fs::write(&path, &bytes).expect("written and closed");
-    let left = to_compress(&volume);
+    let left = volume.to_compress();
     assert!(
         left > SIZE as u64 / 4,
         "{left} bytes were stored as they are"
@@ -109,11 +96,11 @@ fn a_writer_does_not_wait_for_what_takes_long_to_compress() {
         let state = &state[..length.expect("the attribute")];
         assert_eq!(String::from_utf8_lossy(state), "protected");
     }
-    assert!(to_compress(&volume) > 0, "nothing was to be done meanwhile");
+    assert!(volume.to_compress() > 0, "nothing was to be done meanwhile");
     // Whoever unmounts does not wait for all of it.
     volume.remount();
     assert!(
-        to_compress(&volume) > 0,
+        volume.to_compress() > 0,
         "the unmount has compressed it all"
     );
     // Two disks may die at once.
@@ -127,7 +114,7 @@ fn a_writer_does_not_wait_for_what_takes_long_to_compress() {
     let mut volume = Volume::mounted_as(&shape("never"));
     let path = volume.path("save");
     fs::write(&path, &bytes).expect("written and closed");
-    assert_eq!(to_compress(&volume), 0);
+    assert_eq!(volume.to_compress(), 0);
     assert!(volume.used() < SIZE as u64);
     volume.remount();
     same(&path, &bytes, "compressed at once");

@@ -299,6 +299,21 @@ impl Volume {
         serde_json::from_str(&outcome.stdout).expect("JSON from parsfs status --json")
     }
 
+    /// Bytes that are yet to be compressed.
+    pub fn to_compress(&self) -> u64 {
+        let owed = &self.status()["owed"]["bytes_to_compress"];
+        owed.as_u64().expect("a number")
+    }
+
+    /// Waits until everything takes the room that it takes in the end.
+    pub fn until_compressed(&self) {
+        let end = Instant::now() + Duration::from_secs(120);
+        while self.to_compress() > 0 {
+            assert!(Instant::now() < end, "something stays uncompressed");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// All that the daemon said.
     pub fn said(&self) -> String {
         self.said_since(0)

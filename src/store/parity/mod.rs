@@ -21,8 +21,8 @@ use crate::ids::{FileId, SetId, VolumeId, WindowNo};
 /// Bytes that a parity shard's header adds to it on the disk.
 pub const PARITY_HEADER: usize = HEADER;
 
-/// Bytes of each shard that are coded at once. Small enough for the working set of a usual code to stay near the first-level cache, and of a wide one in
-/// the second-level cache, large enough for calls to cost nothing.
+/// Bytes of each shard that are coded at once. Small enough for the working set of a usual code to stay near the
+/// first-level cache, and of a wide one in the second-level cache, large enough for calls to cost nothing.
 const TILE: usize = 16 << 10;
 
 const ALIGN: usize = PARITY_ALIGN as usize;

@@ -333,42 +333,37 @@ fn nothing_is_written_that_the_metadata_could_not_refer_to() {
     assert_eq!(rig.occupied(), 0);
 }
 
-/// Disks on which everything goes well until a rule is added to their plan.
-fn faulty_disks(rig: &Rig) -> (Vec<Option<Arc<dyn Disk>>>, Arc<FaultPlan>) {
+/// A volume with a large file, whose manifest every disk takes so long to give.
+fn with_a_slow_manifest(rig: &Rig, bytes: &[u8], slow: Duration) -> (Arc<Volume>, FileId) {
+    let volume = rig.open();
+    let file = write_file(&volume, "large", bytes);
+    {
+        let file = volume.use_file(file).expect("there");
+        let commit = volume.commit(&file, Purpose::Compact);
+        commit.expect("its manifest is on the disks");
+    }
+    volume.close().expect("closed");
+    drop(volume);
     let plan = FaultPlan::new(1);
     let disks = rig.config.disks.iter().map(|disk| {
         let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
         let faulty = FaultyDisk::new(Arc::new(medium), Arc::clone(&plan));
         Some(Arc::new(faulty) as Arc<dyn Disk>)
     });
-    (disks.collect(), plan)
+    let options = VolumeOptions::default();
+    let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
+    let rule = Rule::new(Operations::READS, When::Always, Fault::Delay(slow));
+    plan.add(rule.only(|object| matches!(object, ObjectName::Manifest(_))));
+    (volume.expect("the volume opens"), file)
 }
 
 #[test]
 fn an_open_that_waits_for_a_disk_holds_nobody_up() {
     const SLOW: Duration = Duration::from_secs(4);
     let rig = Rig::new(3, "critical = \"2+1\"");
-    let volume = rig.open();
     let bytes = noise(1, 3 << 20);
-    let file = write_file(&volume, "large", &bytes);
-    {
-        let file = volume.use_file(file).expect("there");
-        let commit = volume.commit(&file, Purpose::Compact);
-        commit.expect("its manifest is on the disks");
-    }
+    let (volume, file) = with_a_slow_manifest(&rig, &bytes, SLOW);
     let small = write_file(&volume, "small", b"bytes");
-    volume.close().expect("closed");
-    drop(volume);
-    let (disks, plan) = faulty_disks(&rig);
-    let volume = Volume::open_on(
-        &rig.config,
-        disks,
-        Mode::ReadWrite,
-        VolumeOptions::default(),
-    );
-    let volume = volume.expect("the volume opens");
-    let slow = Rule::new(Operations::READS, When::Always, Fault::Delay(SLOW));
-    plan.add(slow.only(|object| matches!(object, ObjectName::Manifest(_))));
     // Who takes requests of the kernel is not held up himself.
     let begun = Instant::now();
     let opening = volume.begin_open(file, libc::O_RDWR).expect("begun");
@@ -387,7 +382,6 @@ fn an_open_that_waits_for_a_disk_holds_nobody_up() {
         assert!(begun.elapsed() < SLOW, "{:?}", begun.elapsed());
         let handle = large.join().expect("no panic");
         let other = other.join().expect("no panic").expect("opened").handle;
-        plan.clear();
         assert!(volume.read(handle, 0, 3 << 20).expect("read") == bytes);
         close(&volume, handle);
         volume.release(other);
@@ -399,25 +393,7 @@ fn an_open_that_waits_for_a_disk_holds_nobody_up() {
 fn a_file_that_is_removed_while_it_is_opened_is_gone_for_good() {
     const SLOW: Duration = Duration::from_millis(700);
     let rig = Rig::new(3, "critical = \"2+1\"");
-    let volume = rig.open();
-    let file = write_file(&volume, "large", &noise(1, 3 << 20));
-    {
-        let file = volume.use_file(file).expect("there");
-        let commit = volume.commit(&file, Purpose::Compact);
-        commit.expect("its manifest is on the disks");
-    }
-    volume.close().expect("closed");
-    drop(volume);
-    let (disks, plan) = faulty_disks(&rig);
-    let volume = Volume::open_on(
-        &rig.config,
-        disks,
-        Mode::ReadWrite,
-        VolumeOptions::default(),
-    );
-    let volume = volume.expect("the volume opens");
-    let slow = Rule::new(Operations::READS, When::Always, Fault::Delay(SLOW));
-    plan.add(slow.only(|object| matches!(object, ObjectName::Manifest(_))));
+    let (volume, file) = with_a_slow_manifest(&rig, &noise(1, 3 << 20), SLOW);
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| volume.open_file(file, libc::O_RDONLY));
         std::thread::sleep(SLOW / 4);
@@ -425,7 +401,6 @@ fn a_file_that_is_removed_while_it_is_opened_is_gone_for_good() {
         let error = opening.join().expect("no panic").expect_err("gone");
         assert_eq!(error.errno(), libc::ENOENT);
     });
-    plan.clear();
     volume.sweeper.wait();
     assert!(volume.files_in_use().is_empty());
     assert_eq!(rig.occupied(), 0);

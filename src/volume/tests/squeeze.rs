@@ -98,19 +98,20 @@ fn what_does_not_get_smaller_is_not_written_again() {
     assert!(read_file(&volume, "f").expect("read") == bytes);
 }
 
-/// Text in three windows and something that gets no smaller in a fourth one of the same set.
-fn torn_set(volume: &Volume) -> (FileId, Vec<u8>) {
+/// A file of text in three windows and something that gets no smaller in a fourth one of the same set.
+fn torn_set() -> (Rig, Arc<Volume>, FileId, Vec<u8>) {
     const WINDOW: usize = 4 << 20;
+    let rig = Rig::new(6, &format!("{POLICY}block_size = \"16K\"\n"));
+    let volume = rig.open();
     let mut bytes = noise(6, 3 * WINDOW);
     bytes.extend(random(WINDOW));
-    (write_file(volume, "f", &bytes), bytes)
+    let file = write_file(&volume, "f", &bytes);
+    (rig, volume, file, bytes)
 }
 
 #[test]
 fn nothing_is_left_in_a_set_that_is_mostly_gone_and_all_of_it_is_owed() {
-    let rig = Rig::new(6, &format!("{POLICY}block_size = \"16K\"\n"));
-    let volume = rig.open();
-    let (file, bytes) = torn_set(&volume);
+    let (_rig, volume, file, bytes) = torn_set();
     let before = sets(&volume, file);
     let looks = AtomicBool::new(true);
     std::thread::scope(|scope| {
@@ -139,9 +140,7 @@ fn nothing_is_left_in_a_set_that_is_mostly_gone_and_all_of_it_is_owed() {
 
 #[test]
 fn the_next_mount_goes_on_with_a_set_that_is_mostly_gone() {
-    let rig = Rig::new(6, &format!("{POLICY}block_size = \"16K\"\n"));
-    let volume = rig.open();
-    let (file, bytes) = torn_set(&volume);
+    let (rig, volume, file, bytes) = torn_set();
     let before = sets(&volume, file);
     // As if the mount before had come as far as that.
     let told = |volume: &Volume| volume.meta.view().hasty(file).expect("read");

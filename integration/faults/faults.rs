@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use parsfs::config::Config;
-use parsfs::disk::FaultPlan;
+use parsfs::disk::{FaultPlan, MemoryDisk};
 use parsfs::volume::{Mode, Volume, VolumeError};
 
 use crate::model::{Loss, Model};
 use crate::operation::{Failure, Operation, Sizes, apply, next};
 use crate::random::Random;
-use crate::rig::{Media, Shape, all, left_over, new_volume, observe, open};
+use crate::rig::{Media, Shape, after_kill, all, left_over, new_volume, observe, open};
 use crate::schedule::{Regime, Schedule};
 use crate::tiers::{MadeUp, PAGE, always_critical};
 
@@ -423,8 +423,7 @@ impl Run {
 
     /// The disks as a program finds them that is started after this one was killed.
     fn reopen_media(&mut self) {
-        let disks = self.media.iter();
-        self.media = disks.map(|disk| Arc::new(disk.after_kill())).collect();
+        self.media = after_kill(&self.media);
     }
 
     /// Some operations; `false` when one was refused, as it may be.
@@ -513,10 +512,9 @@ impl Run {
             _ => {
                 let seed = self.random.next();
                 tell(story, format_args!("power is lost, {seed}"));
-                let disks = self.media.iter().enumerate();
-                self.media = disks
-                    .map(|(n, disk)| Arc::new(disk.after_power_loss(seed ^ n as u64)))
-                    .collect();
+                self.media = MemoryDisk::together(&self.media, |number, disk| {
+                    disk.after_power_loss(seed ^ number as u64)
+                });
                 drop(volume);
             }
         }

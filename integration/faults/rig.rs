@@ -82,10 +82,13 @@ pub fn new_volume(config: &Config) -> Media {
         .make_directory(ROOT, b"sub", 0o755, CALLER)
         .expect("a directory");
     volume.close().expect("closed");
-    media
-        .iter()
-        .map(|disk| Arc::new(disk.after_kill()))
-        .collect()
+    after_kill(&media)
+}
+
+/// The disks as a program finds them that is started after this one is killed now. A volume's threads go on until it is
+/// dropped, so all are copied at one moment.
+pub fn after_kill(media: &Media) -> Media {
+    MemoryDisk::together(media, |_, disk| disk.after_kill())
 }
 
 /// The disks without faults.

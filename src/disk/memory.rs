@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::{Appender, Disk, DiskError, ObjectName, RandomAccess, Result, Space};
 
@@ -17,6 +17,9 @@ pub struct MemoryDisk {
     name: String,
     capacity: u64,
     names: Mutex<Names>,
+    /// Held for reading by whatever changes the disk, and for writing while several disks are copied: what no crash
+    /// can do is happen to one disk earlier than to another.
+    gate: Arc<RwLock<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -89,7 +92,21 @@ impl MemoryDisk {
             name: name.to_owned(),
             capacity,
             names: Mutex::default(),
+            gate: Arc::default(),
         }
+    }
+
+    /// Several disks as one crash leaves them, each by `copy` of its number and the disk: no change falls between the
+    /// copies, whoever goes on writing meanwhile.
+    pub fn together(
+        disks: &[Arc<MemoryDisk>],
+        copy: impl Fn(usize, &MemoryDisk) -> MemoryDisk,
+    ) -> Vec<Arc<MemoryDisk>> {
+        let _gates: Vec<_> = disks.iter().map(|disk| disk.gate.write()).collect();
+        let disks = disks.iter().enumerate();
+        disks
+            .map(|(number, disk)| Arc::new(copy(number, disk)))
+            .collect()
     }
 
     /// The disk as the next process finds it when this one is killed now: with all that was written.
@@ -152,6 +169,7 @@ impl MemoryDisk {
                 durable: now.clone(),
                 now,
             }),
+            gate: Arc::default(),
         }
     }
 
@@ -174,6 +192,7 @@ impl MemoryDisk {
             disk: self.name.clone(),
             object,
             content,
+            gate: Arc::clone(&self.gate),
         }
     }
 
@@ -224,6 +243,7 @@ impl Disk for MemoryDisk {
     }
 
     fn create(&self, object: ObjectName) -> Result<Box<dyn Appender>> {
+        let _gate = self.gate.read();
         self.reserve(object, 1)?;
         let mut names = self.names.lock();
         if names.now.contains_key(&object) {
@@ -238,6 +258,7 @@ impl Disk for MemoryDisk {
     }
 
     fn resume(&self, object: ObjectName, length: u64) -> Result<Box<dyn Appender>> {
+        let _gate = self.gate.read();
         let content = self.content(object)?;
         {
             let mut content = content.lock();
@@ -271,6 +292,7 @@ impl Disk for MemoryDisk {
     }
 
     fn put(&self, object: ObjectName, bytes: &[u8]) -> Result<()> {
+        let _gate = self.gate.read();
         self.reserve(object, bytes.len())?;
         let content = Content::whole(bytes.to_vec());
         let mut names = self.names.lock();
@@ -280,6 +302,7 @@ impl Disk for MemoryDisk {
     }
 
     fn restore(&self, object: ObjectName, offset: u64, bytes: &[u8]) -> Result<()> {
+        let _gate = self.gate.read();
         self.reserve(object, bytes.len())?;
         let mut names = self.names.lock();
         let content = Arc::clone(names.now.entry(object).or_default());
@@ -291,6 +314,7 @@ impl Disk for MemoryDisk {
     }
 
     fn punch(&self, object: ObjectName, range: Range<u64>) -> Result<()> {
+        let _gate = self.gate.read();
         let content = self.content(object)?;
         let mut content = content.lock();
         let end = range.end.min(content.now.len() as u64);
@@ -300,6 +324,7 @@ impl Disk for MemoryDisk {
     }
 
     fn remove(&self, object: ObjectName) -> Result<()> {
+        let _gate = self.gate.read();
         self.names.lock().now.remove(&object);
         Ok(())
     }
@@ -313,6 +338,7 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_names(&self) -> Result<()> {
+        let _gate = self.gate.read();
         let mut names = self.names.lock();
         names.durable = names.now.clone();
         Ok(())
@@ -326,6 +352,7 @@ impl Disk for MemoryDisk {
     }
 
     fn random_access(&self, object: ObjectName) -> Result<Box<dyn RandomAccess>> {
+        let _gate = self.gate.read();
         let content = Arc::clone(self.names.lock().now.entry(object).or_default());
         Ok(Box::new(self.handle(object, content)))
     }
@@ -337,10 +364,12 @@ struct Handle {
     disk: String,
     object: ObjectName,
     content: Arc<Mutex<Content>>,
+    gate: Arc<RwLock<()>>,
 }
 
 impl Appender for Handle {
     fn append(&mut self, slices: &[&[u8]]) -> Result<u64> {
+        let _gate = self.gate.read();
         let mut content = self.content.lock();
         let first = content.now.len() as u64;
         content.change(Change::Write(first, slices.concat()));
@@ -350,6 +379,7 @@ impl Appender for Handle {
     fn start_sync(&mut self) {}
 
     fn sync(&mut self) -> Result<()> {
+        let _gate = self.gate.read();
         self.content.lock().sync();
         Ok(())
     }
@@ -361,6 +391,7 @@ impl RandomAccess for Handle {
     }
 
     fn set_length(&self, length: u64) -> Result<()> {
+        let _gate = self.gate.read();
         if length > isize::MAX as u64 {
             return Err(DiskError::Io {
                 disk: self.disk.clone(),
@@ -378,12 +409,14 @@ impl RandomAccess for Handle {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let _gate = self.gate.read();
         let mut content = self.content.lock();
         content.change(Change::Write(offset, bytes.to_vec()));
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
+        let _gate = self.gate.read();
         self.content.lock().sync();
         Ok(())
     }
@@ -432,6 +465,35 @@ mod tests {
         assert!((1..64).contains(&undone.count()));
         disk.sync_names().unwrap();
         assert!((0..64).all(|seed| bytes(&disk.after_power_loss(seed)).is_none()));
+    }
+
+    /// A byte is appended to the first disk, and then to the second one. No crash finds the second one ahead.
+    #[test]
+    fn a_crash_comes_to_all_disks_at_once() {
+        let disks = [MemoryDisk::new("a"), MemoryDisk::new("b")].map(Arc::new);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut appenders = disks.each_ref().map(|disk| disk.create(JOURNAL).unwrap());
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    for appender in &mut appenders {
+                        appender.append(&[b"x"]).unwrap();
+                        appender.sync().unwrap();
+                    }
+                }
+            });
+            let since = std::time::Instant::now();
+            let mut moments = std::collections::BTreeSet::new();
+            while moments.len() < 50 && since.elapsed().as_secs() < 60 {
+                let copies = MemoryDisk::together(&disks, |_, disk| disk.after_kill());
+                let [first, second] =
+                    [0, 1].map(|disk: usize| bytes(&copies[disk]).unwrap_or_default().len());
+                assert!((second..=second + 1).contains(&first), "{first}, {second}");
+                moments.insert(first);
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(moments.len() > 1);
+        });
     }
 
     #[test]

@@ -77,18 +77,14 @@ fn faulty(media: &Media) -> (Disks, Vec<Arc<FaultPlan>>) {
 
 /// What the next process finds when this one is killed now.
 fn killed(media: &Media) -> Media {
-    media
-        .iter()
-        .map(|disk| Arc::new(disk.after_kill()))
-        .collect()
+    MemoryDisk::together(media, |_, disk| disk.after_kill())
 }
 
 /// What is found when power fails now.
 fn without_power(media: &Media, seed: u64) -> Media {
-    let disks = media.iter().enumerate();
-    disks
-        .map(|(n, disk)| Arc::new(disk.after_power_loss(seed * 31 + n as u64)))
-        .collect()
+    MemoryDisk::together(media, |number, disk| {
+        disk.after_power_loss(seed * 31 + number as u64)
+    })
 }
 
 fn open(media: &Media) -> Meta {

@@ -189,11 +189,6 @@ impl Pipeline {
         self.workers.is_waited_for()
     }
 
-    /// Whether blocks wait to be compressed, so that nothing else should wait behind them.
-    pub(super) fn is_behind(&self) -> bool {
-        self.uncompressed.load(Ordering::Relaxed) > self.threads * SOON
-    }
-
     /// Blocks of so many bytes were found, or stored, that are yet to be compressed.
     pub fn defer(&self, bytes: u64) {
         self.deferred.fetch_add(bytes, Ordering::Relaxed);

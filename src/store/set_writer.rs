@@ -1,6 +1,7 @@
 //! The segments of one commit of one file while they are written: blocks go in, placed windows come out. The
 //! way of a block: `begin` names it, `seal` hands over its bytes; a compressing thread seals it, its window
-//! puts it on a column, the column's disk takes it; the last one of a closed window has the parity coded.
+//! puts it on a column, the column's disk takes it, and parity is coded over it when all columns are as long; the last one
+//! of a closed window has the parity written.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::parity::{self, PARITY_HEADER, ParityIds, Shard, encode_shards, shard_
 use super::pipeline::{NoWindow, Pipeline};
 use super::records::{Code, ParityShard, WindowRecord};
 use super::segment::{AppendError, Payload, Segment};
-use super::window::{Lane, Next, OpenWindow, SealedBlock};
+use super::window::{Lane, Next, OpenWindow, SealedBlock, Stretch};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
 use crossbeam_channel::bounded;
@@ -127,7 +128,9 @@ impl SetWriter {
         // wait for a few others to be compressed.
         let hasty = !self.thorough && self.pipeline.makes_haste(false);
         let no = WindowNo(next_window.fetch_add(1, Ordering::Relaxed));
-        let window = OpenWindow::new(no, self.file, self.set, lane, (code, disks), hasty);
+        let buffers = &self.pipeline.buffers;
+        let place = (code, disks);
+        let window = OpenWindow::new(no, self.file, self.set, lane, place, hasty, buffers);
         let index = window.begin().unwrap_or_default();
         let mut state = self.state.lock();
         let before = state.current.insert(lane, Arc::clone(&window));
@@ -266,28 +269,27 @@ impl SetWriter {
     }
 
     fn advance(self: &Arc<Self>, window: &Arc<OpenWindow>) {
-        if let Next::Encode(columns) = window.next() {
+        if let Next::Encode(stretch) = window.next() {
             let (this, window) = (Arc::clone(self), Arc::clone(window));
-            let encode = move || this.encode(&window, &columns);
-            // Blocks keep their memory until their parity is there.
-            match self.pipeline.is_behind() {
-                true => self.pipeline.workers.soon(encode),
-                false => self.pipeline.workers.spawn(encode),
+            let encode = move || this.encode(&window, stretch);
+            // The bytes are in the processor's cache, and the blocks keep their memory until it is done.
+            match self.thorough {
+                true => self.pipeline.workers.spawn(encode),
+                false => self.pipeline.workers.soon(encode),
             }
         }
     }
 
-    fn encode(self: &Arc<Self>, window: &Arc<OpenWindow>, columns: &[Vec<Arc<SealedBlock>>]) {
-        let columns: Vec<Vec<&[u8]>> = columns
-            .iter()
-            .map(|column| {
-                let blocks = column.iter().map(|block| &block.sealed);
-                blocks
-                    .flat_map(|sealed| [sealed.header.as_slice(), sealed.payload.as_slice()])
-                    .collect()
-            })
-            .collect();
-        let shards = match encode_shards(window.code, &columns, &self.pipeline.buffers) {
+    fn encode(self: &Arc<Self>, window: &Arc<OpenWindow>, stretch: Stretch) {
+        let (upto, last) = (stretch.range.end, stretch.last);
+        let mut maker = stretch.code();
+        maker.pay(&self.pipeline.budget);
+        if !last {
+            window.coded(maker, upto);
+            return self.advance(window);
+        }
+        window.all_coded();
+        let shards = match maker.finish() {
             Ok(shards) => shards.into_iter().map(Some).collect(),
             Err(error) => {
                 tracing::error!(file = %self.file, window = %window.no, %error, "no parity could be computed");

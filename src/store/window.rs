@@ -1,13 +1,17 @@
-//! A window in the making: places are given out, sealed blocks are put on its shortest column, and once it
-//! is closed and complete its parity is coded from the bytes still in memory. It ends as a `WindowRecord`.
+//! A window in the making: places are given out, and sealed blocks are put on its shortest column. Its parity is coded
+//! along the columns as they grow, from the bytes still in memory, which are let go when they are coded and on their
+//! disk. It ends as a `WindowRecord`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::block::Sealed;
 use super::budget::Permit;
-use super::buffers::Buffer;
+use super::buffers::{Buffer, Buffers};
+use super::parity::{PARITY_STRETCH, ShardMaker};
 use super::records::{BlockRecord, Code, Encoding, ParityShard, Tier, WINDOW_BLOCKS, WindowRecord};
 use super::segment::Payload;
 use crate::ids::{DiskId, FileId, SetId, WindowNo};
@@ -15,6 +19,12 @@ use crate::ids::{DiskId, FileId, SetId, WindowNo};
 /// The most blocks of a column, on average: with few columns a window is smaller, so that its parity is not
 /// larger than a wide one's.
 const COLUMN_BLOCKS: usize = 64;
+
+/// Bytes that every column must have grown by before more parity is coded, unless nothing more will come: few enough
+/// that they are still in the processor's cache, and enough that a job for them costs nothing.
+const STEP: u32 = 256 << 10;
+
+const _: () = assert!(STEP.is_multiple_of(PARITY_STRETCH));
 
 /// Which open block of a file bytes are gathered in, by what is known of their tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,7 +88,7 @@ enum Slot {
     Begun,
     /// Full, being compressed.
     Raw(Arc<Buffer>),
-    /// On its way to a column, or there; its bytes are kept for the parity. `offset` is set once it is there.
+    /// On its way to its disk, or there and its bytes are kept for the parity. `offset` is set once it is there.
     Sealed {
         block: Arc<SealedBlock>,
         column: u8,
@@ -98,7 +108,8 @@ pub enum Held {
     Raw(Arc<Buffer>),
     /// As it is stored, with its record (whose offset may not be known yet).
     Sealed(Arc<SealedBlock>, BlockRecord),
-    /// On its disk, and nothing kept: read it by this record.
+    /// On its disk, and nothing kept: read it by this record. Until the window is complete the record knows no parity,
+    /// and whoever finds the disk failed has to wait for that.
     OnDisk(Arc<WindowRecord>),
 }
 
@@ -107,23 +118,84 @@ pub enum Held {
 pub enum Next {
     /// Nothing now.
     Wait,
-    /// Parity: every block is sealed and no more will come. By column, end to end.
-    Encode(Vec<Vec<Arc<SealedBlock>>>),
+    /// More parity.
+    Encode(Stretch),
     /// Nothing any more: the record is complete.
     Complete,
+}
+
+/// The next part of all columns that parity is coded over.
+#[derive(Debug)]
+pub struct Stretch {
+    /// Codes it.
+    pub maker: ShardMaker,
+    /// Where it begins and ends in each column that is as long.
+    pub range: std::ops::Range<u32>,
+    /// It is the last one.
+    pub last: bool,
+    columns: Vec<Vec<(u32, Arc<SealedBlock>)>>,
+}
+
+impl Stretch {
+    /// Codes it. The blocks are let go.
+    pub fn code(self) -> ShardMaker {
+        let Stretch {
+            mut maker,
+            range,
+            columns,
+            ..
+        } = self;
+        let columns: Vec<Vec<&[u8]>> = columns
+            .iter()
+            .map(|column| {
+                let mut slices = Vec::with_capacity(2 * column.len());
+                for (at, block) in column {
+                    let mut at = *at as usize;
+                    for part in [&block.sealed.header[..], &block.sealed.payload[..]] {
+                        let (begin, end) = (range.start as usize, range.end as usize);
+                        let from = begin.saturating_sub(at).min(part.len());
+                        let to = end.saturating_sub(at).min(part.len());
+                        slices.push(part.get(from..to).unwrap_or_default());
+                        at += part.len();
+                    }
+                }
+                slices
+            })
+            .collect();
+        maker.add(&columns);
+        maker
+    }
+}
+
+/// A block on a column, for as long as parity is to be coded over it.
+#[derive(Debug)]
+struct Uncoded {
+    index: u16,
+    column_offset: u32,
+    block: Arc<SealedBlock>,
+}
+
+impl Uncoded {
+    fn end(&self) -> u32 {
+        self.column_offset + self.block.sealed.length() as u32
+    }
 }
 
 #[derive(Debug)]
 struct State {
     slots: Vec<Slot>,
     closed: bool,
-    columns: Vec<u64>,
+    columns: Vec<u32>,
+    /// By column, in order.
+    uncoded: Vec<VecDeque<Uncoded>>,
     /// Slots that are begun or being compressed.
     unsealed: usize,
     /// Blocks that are on their way to a disk.
     unplaced: usize,
     stored: u64,
     parity: ParityState,
+    /// As far as parity is coded once no block will be added.
+    ended: u32,
     /// Shards whose disk did not take everything.
     failed: Vec<bool>,
     record: Option<Arc<WindowRecord>>,
@@ -133,7 +205,13 @@ struct State {
 enum ParityState {
     /// This window gets none.
     None,
-    NotYet,
+    /// Coded as far as `coded`, and about to be as far as `promised`, in each column. `None` while somebody codes.
+    Growing {
+        maker: Option<ShardMaker>,
+        coded: u32,
+        promised: u32,
+    },
+    /// Coded.
     Written {
         length: u32,
         shards: Vec<Option<ParityShard>>,
@@ -171,20 +249,27 @@ impl OpenWindow {
         lane: Lane,
         (code, disks): (Code, Vec<DiskId>),
         hasty: bool,
+        buffers: &Arc<Buffers>,
     ) -> Arc<Self> {
-        let parity = if code.m == 0 {
-            ParityState::None
-        } else {
-            ParityState::NotYet
+        let parity = match code.m {
+            0 => ParityState::None,
+            _ => ParityState::Growing {
+                maker: Some(ShardMaker::new(code, buffers)),
+                coded: 0,
+                promised: 0,
+            },
         };
+        let columns = usize::from(code.k);
         let state = State {
             slots: Vec::new(),
             closed: false,
-            columns: vec![0; usize::from(code.k)],
+            columns: vec![0; columns],
+            uncoded: (0..columns).map(|_| VecDeque::new()).collect(),
             unsealed: 0,
             unplaced: 0,
             stored: 0,
             parity,
+            ended: 0,
             failed: vec![false; disks.len()],
             record: None,
         };
@@ -248,16 +333,30 @@ impl OpenWindow {
         queue: impl FnOnce(DiskId, Arc<SealedBlock>),
     ) {
         let block = Arc::new(block);
-        let stored = block.sealed.length() as u64;
+        let stored = block.sealed.length() as u32;
         let mut state = self.state.lock();
+        let state = &mut *state;
+        let (promised, protected) = match state.parity {
+            ParityState::Growing { promised, .. } => (promised, true),
+            ParityState::None | ParityState::Written { .. } => (0, false),
+        };
+        // One that stopped growing before what is coded by now counts as ended there.
         let column = (0..state.columns.len())
+            .filter(|&column| state.columns[column] >= promised)
             .min_by_key(|&column| (state.failed[column], state.columns[column]))
             .unwrap_or(0);
-        let column_offset = state.columns[column] as u32;
+        let column_offset = state.columns[column];
         state.columns[column] += stored;
-        state.stored += stored;
+        state.stored += u64::from(stored);
         state.unsealed -= 1;
         state.unplaced += 1;
+        if protected {
+            state.uncoded[column].push_back(Uncoded {
+                index,
+                column_offset,
+                block: Arc::clone(&block),
+            });
+        }
         state.slots[usize::from(index)] = Slot::Sealed {
             block: Arc::clone(&block),
             column: column as u8,
@@ -272,7 +371,7 @@ impl OpenWindow {
         let mut state = self.state.lock();
         let state = &mut *state;
         state.unplaced -= 1;
-        let keep = !matches!(state.parity, ParityState::None);
+        let coded = state.coded();
         if let Some(slot) = state.slots.get_mut(usize::from(index))
             && let Slot::Sealed {
                 block,
@@ -282,8 +381,13 @@ impl OpenWindow {
             } = slot
         {
             match result {
-                Ok(at) if keep => *offset = Some(at),
-                Ok(at) => *slot = Slot::Placed(record(block, *column, *column_offset, at, false)),
+                Ok(at) => {
+                    *offset = Some(at);
+                    let end = *column_offset + block.sealed.length() as u32;
+                    if coded.is_none_or(|coded| end <= coded) {
+                        slot.let_go(coded.is_some());
+                    }
+                }
                 Err(()) => {
                     state.failed[usize::from(*column)] = true;
                     block.release_permit();
@@ -292,67 +396,47 @@ impl OpenWindow {
         }
     }
 
-    /// What is to be done now. `Encode` is answered once.
+    /// What is to be done now. Parity is coded by one at a time, who calls `coded` then.
     pub fn next(&self) -> Next {
         let mut state = self.state.lock();
         let state = &mut *state;
-        if !state.closed || state.unsealed > 0 {
-            return Next::Wait;
-        }
-        if matches!(state.parity, ParityState::NotYet) {
-            let mut columns = vec![Vec::new(); usize::from(self.code.k)];
-            let mut order: Vec<(u8, u32, &Arc<SealedBlock>)> = Vec::new();
-            for slot in &state.slots {
-                if let Slot::Sealed {
-                    block,
-                    column,
-                    column_offset,
-                    ..
-                } = slot
-                {
-                    order.push((*column, *column_offset, block));
-                }
-            }
-            order.sort_by_key(|&(column, column_offset, _)| (column, column_offset));
-            let any = !order.is_empty();
-            for (column, _, block) in order {
-                columns[usize::from(column)].push(Arc::clone(block));
-            }
-            let shards = vec![None; usize::from(self.code.m)];
-            let missing = if any { usize::from(self.code.m) } else { 0 };
-            state.parity = ParityState::Written {
-                length: 0,
-                shards,
-                missing,
-            };
-            if any {
-                return Next::Encode(columns);
-            }
+        let whole = state.closed && state.unsealed == 0;
+        if let Some(stretch) = state.stretch(whole) {
+            return Next::Encode(stretch);
         }
         let owed = match &state.parity {
             ParityState::Written { missing, .. } => *missing,
-            ParityState::None | ParityState::NotYet => 0,
+            ParityState::Growing { .. } => return Next::Wait,
+            ParityState::None => 0,
         };
-        if owed > 0 || state.unplaced > 0 {
+        if !whole || owed > 0 || state.unplaced > 0 {
             return Next::Wait;
         }
         if state.record.is_none() {
             state.record = Some(Arc::new(self.finished(state)));
-            // What was kept for the parity is needed no more, but for blocks that no disk holds.
-            for slot in &mut state.slots {
-                if let Slot::Sealed {
-                    block,
-                    column,
-                    column_offset,
-                    offset: Some(at),
-                } = slot
-                {
-                    *slot = Slot::Placed(record(block, *column, *column_offset, *at, true));
-                }
-            }
             self.changed.notify_all();
         }
         Next::Complete
+    }
+
+    /// A stretch is coded that was not the last one.
+    pub fn coded(&self, maker: ShardMaker, upto: u32) {
+        let mut state = self.state.lock();
+        if let ParityState::Growing {
+            maker: place,
+            coded,
+            ..
+        } = &mut state.parity
+        {
+            *place = Some(maker);
+            *coded = upto;
+        }
+        state.forget_coded(upto);
+    }
+
+    /// The last stretch is coded; the disks answer for each shard of the parity.
+    pub fn all_coded(&self) {
+        self.state.lock().forget_coded(u32::MAX);
     }
 
     /// The disk's answer for a parity shard of `length` bytes.
@@ -466,6 +550,14 @@ impl OpenWindow {
         }
     }
 
+    /// Its record, if the window is complete before the limit.
+    pub fn wait_for(&self, limit: Duration) -> Option<Arc<WindowRecord>> {
+        let mut state = self.state.lock();
+        let incomplete = |state: &mut State| state.record.is_none();
+        self.changed.wait_while_for(&mut state, incomplete, limit);
+        state.record.clone()
+    }
+
     /// Whether nothing will change any more.
     pub fn is_complete(&self) -> bool {
         self.state.lock().record.is_some()
@@ -474,6 +566,100 @@ impl OpenWindow {
     /// Bytes placed so far.
     pub fn stored(&self) -> u64 {
         self.state.lock().stored
+    }
+}
+
+impl State {
+    /// As far as parity is coded in each column, if there is parity.
+    fn coded(&self) -> Option<u32> {
+        match self.parity {
+            ParityState::None => None,
+            ParityState::Growing { coded, .. } => Some(coded),
+            // What is left of the last stretch is let go by `forget_coded`.
+            ParityState::Written { .. } => Some(self.ended),
+        }
+    }
+
+    /// The next stretch, if there is enough of it and nobody codes. `whole`: no block will be added.
+    fn stretch(&mut self, whole: bool) -> Option<Stretch> {
+        let (columns, failed) = (&self.columns, &self.failed);
+        let ParityState::Growing {
+            maker,
+            coded,
+            promised,
+        } = &mut self.parity
+        else {
+            return None;
+        };
+        let from = *coded;
+        let upto = match whole {
+            true => columns.iter().copied().max().unwrap_or(0),
+            false => {
+                // A column whose disk fails grows no more.
+                let grows = std::iter::zip(columns, failed).filter(|(_, failed)| !**failed);
+                let least = grows.map(|(length, _)| *length).min()?;
+                let upto = least - least % PARITY_STRETCH;
+                if upto < from.saturating_add(STEP) {
+                    return None;
+                }
+                upto
+            }
+        };
+        let maker = maker.take()?;
+        *promised = upto;
+        if whole {
+            self.ended = from;
+            let m = self.failed.len() - columns.len();
+            self.parity = ParityState::Written {
+                length: 0,
+                shards: vec![None; m],
+                missing: if upto > 0 { m } else { 0 },
+            };
+            if upto == 0 {
+                return None;
+            }
+        }
+        let columns = self.uncoded.iter().map(|column| {
+            let blocks = column.iter().take_while(|block| block.column_offset < upto);
+            blocks
+                .map(|block| (block.column_offset, Arc::clone(&block.block)))
+                .collect()
+        });
+        Some(Stretch {
+            maker,
+            range: from..upto,
+            last: whole,
+            columns: columns.collect(),
+        })
+    }
+
+    /// Lets go of what was kept for the parity: of blocks that no disk holds the bytes stay.
+    fn forget_coded(&mut self, upto: u32) {
+        if let ParityState::Written { .. } = self.parity {
+            self.ended = upto;
+        }
+        for column in &mut self.uncoded {
+            while let Some(block) = column.pop_front_if(|block| block.end() <= upto) {
+                if let Some(slot) = self.slots.get_mut(usize::from(block.index)) {
+                    slot.let_go(true);
+                }
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// Keeps no bytes of a block that is on its disk.
+    fn let_go(&mut self, protected: bool) {
+        if let Slot::Sealed {
+            block,
+            column,
+            column_offset,
+            offset: Some(at),
+        } = self
+        {
+            *self = Slot::Placed(record(block, *column, *column_offset, *at, protected));
+        }
     }
 }
 
@@ -497,3 +683,7 @@ fn record(
         checksum: block.sealed.checksum,
     }
 }
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::RwLockReadGuard;
 
@@ -17,7 +18,11 @@ use super::{Handle, Volume};
 use crate::ids::{BlockId, SetId};
 use crate::meta::Records;
 use crate::store::block::{BlockIds, open_sealed};
-use crate::store::{Buffer, Extent, Held, ReadError, Source, WindowRecord};
+use crate::store::{Buffer, Extent, Held, OpenWindow, ReadError, Source, WindowRecord};
+
+/// How long a read waits for the parity that is to give it a block of a file being written. A disk that hangs meanwhile is
+/// given up sooner.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How far ahead of a sequential reader blocks are fetched, in bytes.
 const AHEAD: u64 = 8 << 20;
@@ -72,6 +77,8 @@ pub(super) struct Located {
     /// The set it was sealed for, while it is held.
     set: SetId,
     pub record: Option<Arc<WindowRecord>>,
+    /// Its window, while that has no parity on a disk yet.
+    pub making: Option<Arc<OpenWindow>>,
 }
 
 impl Volume {
@@ -281,21 +288,26 @@ impl Volume {
                         match state.map.windows.get(&block.window) {
                             Some(Window::Making(window)) => match window.held(block.index) {
                                 Some(Held::Raw(raw)) => From::Raw { raw, offset },
-                                Some(Held::OnDisk(record)) => From::Block {
-                                    at: Located {
-                                        block,
-                                        held: None,
-                                        set: window.set,
-                                        record: Some(record),
-                                    },
-                                    offset,
-                                },
+                                Some(Held::OnDisk(record)) => {
+                                    let waits = window.code.m > 0 && record.parity.is_empty();
+                                    From::Block {
+                                        at: Located {
+                                            block,
+                                            held: None,
+                                            set: window.set,
+                                            record: Some(record),
+                                            making: waits.then(|| Arc::clone(window)),
+                                        },
+                                        offset,
+                                    }
+                                }
                                 Some(held) => From::Block {
                                     at: Located {
                                         block,
                                         held: Some(Arc::new(held)),
                                         set: window.set,
                                         record: None,
+                                        making: None,
                                     },
                                     offset,
                                 },
@@ -314,6 +326,7 @@ impl Volume {
                                         held: None,
                                         set,
                                         record,
+                                        making: None,
                                     },
                                     offset,
                                 }
@@ -324,6 +337,7 @@ impl Volume {
                                     held: None,
                                     set: SetId(0),
                                     record: None,
+                                    making: None,
                                 },
                                 offset,
                             },
@@ -457,7 +471,28 @@ impl Volume {
         } else {
             self.reader.read_block(file.id, &record, at.block.index)
         };
-        Ok(read?)
+        let error = match read {
+            Ok(block) => return Ok(block),
+            Err(error) => error,
+        };
+        let whole = match &at.making {
+            Some(window) if !in_run => self.completed(file, window),
+            _ => None,
+        };
+        let record = whole.ok_or(error)?;
+        Ok(self.reader.read_block(file.id, &record, at.block.index)?)
+    }
+
+    /// A window that is still being made once its parity is written: its disk has failed since it took a block, and what
+    /// gives that back is on its way.
+    fn completed(&self, file: &OpenFile, window: &OpenWindow) -> Option<Arc<WindowRecord>> {
+        {
+            let mut state = file.state.lock();
+            state.gatherer.relieve();
+            let pending = state.pending.iter();
+            pending.for_each(|writer| writer.close_windows());
+        }
+        window.wait_for(PATIENCE)
     }
 
     /// The record of a window that is placed.

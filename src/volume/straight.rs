@@ -142,7 +142,7 @@ impl Volume {
             let From::Block { at, .. } = &part.from else {
                 continue;
             };
-            if at.held.is_some() {
+            if at.held.is_some() || at.making.is_some() {
                 continue;
             }
             if let Some(found) = wanted.get_mut(&at.block) {

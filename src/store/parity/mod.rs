@@ -12,7 +12,7 @@ use std::cell::RefCell;
 
 pub use reconstruct::reconstruct;
 use reed_solomon_simd::ReedSolomonEncoder;
-pub use shard::{Shard, encode_shards};
+pub use shard::{Shard, ShardMaker, encode_shards};
 
 use super::header::{HEADER, Header, HeaderError, Kind};
 use super::records::{Code, PARITY_ALIGN, SHARDS_MAX};
@@ -26,6 +26,9 @@ pub const PARITY_HEADER: usize = HEADER;
 const TILE: usize = 16 << 10;
 
 const ALIGN: usize = PARITY_ALIGN as usize;
+
+/// What a stretch of columns that are still to grow is a multiple of, so that it is coded in whole tiles. Bytes.
+pub const PARITY_STRETCH: u32 = TILE as u32;
 
 /// A code or shards that cannot be coded with.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -244,6 +244,44 @@ fn shards_in_pieces_are_the_same() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
+    fn shards_made_stretch_by_stretch_are_the_same(
+        k in 1usize..5,
+        m in 1usize..4,
+        cuts in prop::collection::vec(1usize..9, 0..4),
+        ends in prop::collection::vec(0usize..60_000, 5),
+        seed in any::<u64>(),
+    ) {
+        let code = Code { k: k as u8, m: m as u8 };
+        let grown: usize = cuts.iter().map(|cut| cut * PARITY_STRETCH as usize).sum();
+        // One column ended early, as one whose disk failed.
+        let length = |column: usize| match column {
+            1 => grown / 2 + 7,
+            _ => grown + ends[column],
+        };
+        let columns: Vec<Vec<u8>> = (0..k).map(|c| noise(seed ^ c as u64, length(c))).collect();
+        let whole = encode(code, &columns.iter().map(|column| [column]).collect::<Vec<_>>()).unwrap();
+        let mut maker = ShardMaker::new(code, &Arc::default());
+        let mut at = 0;
+        for end in cuts.iter().map(|cut| Some(cut * PARITY_STRETCH as usize)).chain([None]) {
+            let end = end.map_or(usize::MAX, |cut| at + cut);
+            let part: Vec<[&[u8]; 1]> = columns
+                .iter()
+                .map(|column| [&column[at.min(column.len())..end.min(column.len())]])
+                .collect();
+            maker.add(&part);
+            at = end;
+        }
+        let made = maker.finish().unwrap();
+        prop_assert_eq!(made.len(), whole.len());
+        for (made, whole) in made.iter().zip(&whole) {
+            let bytes: Vec<u8> = made.pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+            prop_assert!(&bytes == whole);
+            prop_assert_eq!(made.length as usize, whole.len());
+            prop_assert_eq!(made.checksum, xxh3_64(whole));
+        }
+    }
+
+    #[test]
     fn the_matrix_and_the_librarys_decoder_agree(
         k in 2usize..12,
         m in 1usize..6,

@@ -1,7 +1,9 @@
 //! Disks that are gone, that fail in the middle, and that come back.
 
+use std::time::{Duration, Instant};
+
 use super::*;
-use crate::disk::{DirectoryDisk, Disk, ObjectName};
+use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk, ObjectName};
 use crate::ids::{ManifestId, SetId};
 use crate::meta::{Records, WriteRecords};
 use crate::volume::head::FileHead;
@@ -35,6 +37,43 @@ fn every_pair_of_disks_may_be_gone() {
             rig.bring_back(first);
             rig.bring_back(second);
         }
+    }
+}
+
+/// What is on the disks of a file that is being written is not in memory any more, and the parity that gives it back is on no
+/// disk yet.
+#[test]
+fn a_file_that_is_being_written_is_read_although_a_disk_has_failed_since() {
+    const SIZE: usize = 12 << 20;
+    let bytes = noise(1, SIZE);
+    for dies in 0..3 {
+        let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
+        let plan = FaultPlan::new(1);
+        let disks = rig.config.disks.iter().enumerate().map(|(number, disk)| {
+            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
+            let medium: Arc<dyn Disk> = Arc::new(medium);
+            Some(match number == dies {
+                true => Arc::new(FaultyDisk::new(medium, Arc::clone(&plan))),
+                false => medium,
+            })
+        });
+        let options = VolumeOptions::default();
+        let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
+        let volume = volume.expect("the volume opens");
+        let (_, handle) = create(&volume, "f");
+        for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
+            let at = (number << 20) as u64;
+            volume.write(handle, at, chunk).expect("written");
+        }
+        let since = Instant::now();
+        while volume.pipeline.budget.held() > SIZE as u64 * 3 / 4 {
+            assert!(since.elapsed() < Duration::from_secs(60), "all is kept");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        plan.die();
+        assert!(volume.read(handle, 0, SIZE).expect("read") == bytes);
+        close(&volume, handle);
+        assert!(read_file(&volume, "f").expect("readable") == bytes);
     }
 }
 

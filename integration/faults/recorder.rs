@@ -377,8 +377,8 @@ impl Appender for Handle {
         Ok(first)
     }
 
-    fn start_sync(&mut self) {
-        self.inner.start_sync();
+    fn start_sync(&mut self, but: u64) {
+        self.inner.start_sync(but);
     }
 
     fn sync(&mut self) -> Result<()> {

@@ -551,10 +551,11 @@ impl Appender for DirectoryAppender {
         Ok(first)
     }
 
-    fn start_sync(&mut self) {
-        if self.end > self.started {
-            sys::start_write_back(&self.file, self.started, self.end - self.started);
-            self.started = self.end;
+    fn start_sync(&mut self, but: u64) {
+        let end = self.end.saturating_sub(but);
+        if end > self.started {
+            sys::start_write_back(&self.file, self.started, end - self.started);
+            self.started = end;
         }
     }
 

@@ -297,9 +297,9 @@ impl Appender for FaultyAppender {
         Ok(first)
     }
 
-    fn start_sync(&mut self) {
+    fn start_sync(&mut self, but: u64) {
         if !self.plan.is_dead() {
-            self.inner.start_sync();
+            self.inner.start_sync(but);
         }
     }
 

@@ -35,6 +35,8 @@ struct Content {
     durable: Vec<u8>,
     /// What has been done to `durable` to make it `now`.
     unsynced: Vec<Change>,
+    /// How many of its bytes the disk was asked to begin writing down.
+    asked: u64,
 }
 
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl Content {
             now: bytes.clone(),
             durable: bytes,
             unsynced: Vec::new(),
+            asked: 0,
         }))
     }
 }
@@ -155,6 +158,12 @@ impl MemoryDisk {
             copies.insert(*object, bytes);
         }
         self.holding(copies)
+    }
+
+    /// The bytes from an object's beginning that the disk was asked to begin writing down.
+    pub fn asked_to_write(&self, object: ObjectName) -> u64 {
+        self.content(object)
+            .map_or(0, |content| content.lock().asked)
     }
 
     fn holding(&self, copies: BTreeMap<ObjectName, Vec<u8>>) -> MemoryDisk {
@@ -376,7 +385,10 @@ impl Appender for Handle {
         Ok(first)
     }
 
-    fn start_sync(&mut self) {}
+    fn start_sync(&mut self, but: u64) {
+        let mut content = self.content.lock();
+        content.asked = content.now.len() as u64 - but.min(content.now.len() as u64);
+    }
 
     fn sync(&mut self) -> Result<()> {
         let _gate = self.gate.read();

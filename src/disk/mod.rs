@@ -148,8 +148,8 @@ pub trait Appender: Send + fmt::Debug {
     /// more may be appended: how much arrived is not known.
     fn append(&mut self, slices: &[&[u8]]) -> Result<u64>;
 
-    /// Asks the medium to begin writing down what was appended, and does not wait.
-    fn start_sync(&mut self);
+    /// Asks the medium to begin writing down what was appended, but for the last `but` bytes, and does not wait.
+    fn start_sync(&mut self, but: u64);
 
     /// Makes everything appended durable, the object's name excluded (`Disk::sync_names`).
     fn sync(&mut self) -> Result<()>;

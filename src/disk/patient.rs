@@ -229,10 +229,10 @@ impl Appender for PatientAppender {
         self.ask("append to", move |below| below.append(&[&bytes]))
     }
 
-    fn start_sync(&mut self) {
+    fn start_sync(&mut self, but: u64) {
         // Nothing is waited for, and what comes of it the next call tells.
-        let _ = self.ask("sync", |below| {
-            below.start_sync();
+        let _ = self.ask("sync", move |below| {
+            below.start_sync(but);
             Ok(())
         });
     }

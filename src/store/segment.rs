@@ -6,6 +6,7 @@ mod watch;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,9 +19,13 @@ use crate::disk::{AT_LAST, Appender, Disk, DiskError, ObjectName};
 use crate::ids::DiskId;
 use crate::queue::Queue;
 
-/// Bytes appended before the medium is asked to begin writing them down, so that little is left to do at
-/// the commit.
+/// Bytes appended before the medium is asked to begin writing them down.
 const WRITE_BACK: u64 = 4 << 20;
+
+/// The last bytes that it is not yet asked for while more are to come and nobody waits for the commit: a writer whose
+/// guest stands still needs the processors that writing them down takes. With more behind it the disk has to keep up,
+/// so that not much is left to do at the commit, and no more of the system's memory is taken.
+const HELD_BACK: u64 = 64 << 20;
 
 /// Bytes that are made durable at once when their disk has nothing else to do: a commit, and the cache of the device,
 /// then have the less left. A disk that is behind is not held up so.
@@ -54,6 +59,8 @@ pub struct Segment {
     disk: Arc<dyn Disk>,
     id: DiskId,
     object: ObjectName,
+    /// Nothing is held back.
+    eager: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -71,12 +78,13 @@ enum State {
 }
 
 impl Segment {
-    /// A segment that is created by its first append.
-    pub fn new(id: DiskId, disk: Arc<dyn Disk>, object: ObjectName) -> Arc<Segment> {
+    /// A segment that is created by its first append. `eager`: it is written down as it comes.
+    pub fn new(id: DiskId, disk: Arc<dyn Disk>, object: ObjectName, eager: bool) -> Arc<Segment> {
         Arc::new(Segment {
             disk,
             id,
             object,
+            eager: AtomicBool::new(eager),
             state: Mutex::new(State::Unborn),
         })
     }
@@ -108,9 +116,10 @@ impl Segment {
             } => match appender.append(parts) {
                 Ok(offset) => {
                     *end = offset + parts.iter().map(|part| part.len() as u64).sum::<u64>();
-                    if *end - *begun >= WRITE_BACK {
-                        appender.start_sync();
-                        *begun = *end;
+                    let but = self.held_back();
+                    if *end - *begun >= WRITE_BACK + but {
+                        appender.start_sync(but);
+                        *begun = *end - but;
                     }
                     Ok(offset)
                 }
@@ -127,6 +136,30 @@ impl Segment {
             *state = State::Failed(error.clone());
         }
         result
+    }
+
+    /// Bytes at the end that the medium is not asked for yet.
+    fn held_back(&self) -> u64 {
+        match self.eager.load(Ordering::Relaxed) {
+            true => 0,
+            false => HELD_BACK,
+        }
+    }
+
+    /// Has all of it written down from now on, and does not wait.
+    fn write_down(&self) {
+        self.eager.store(true, Ordering::Relaxed);
+        if let State::Growing {
+            appender,
+            end,
+            begun,
+            ..
+        } = &mut *self.state.lock()
+            && *end > *begun
+        {
+            appender.start_sync(0);
+            *begun = *end;
+        }
     }
 
     fn sync(&self) -> Result<(), AppendError> {
@@ -173,6 +206,7 @@ enum Job {
         payload: Arc<dyn Payload>,
         done: Appended,
     },
+    WriteDown(Vec<Arc<Segment>>),
     Sync {
         segments: Vec<Arc<Segment>>,
         done: Synced,
@@ -184,6 +218,7 @@ impl Job {
     fn wait(self) -> Waiting {
         match self {
             Job::Append { done, .. } => Waiting::Append(done),
+            Job::WriteDown(_) => Waiting::Nobody,
             Job::Sync { done, .. } => Waiting::Sync(done),
         }
     }
@@ -327,6 +362,12 @@ impl DiskWriters {
         );
     }
 
+    /// Has the disk begin to write down what was queued for these segments before, and all that will be as it comes. All
+    /// lie on the disk `id`.
+    pub fn write_down(&self, id: DiskId, segments: Vec<Arc<Segment>>) {
+        self.send(id, Job::WriteDown(segments));
+    }
+
     /// Makes durable, names included, what was queued for these segments before. All lie on the disk `id`.
     pub fn sync(&self, id: DiskId, segments: Vec<Arc<Segment>>, done: Synced) {
         self.send(id, Job::Sync { segments, done });
@@ -410,6 +451,11 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Write
                         touched.push(segment);
                     }
                 }
+                Job::WriteDown(segments) => {
+                    watch.begin(Vec::new());
+                    segments.iter().for_each(|segment| segment.write_down());
+                    watch.end();
+                }
                 Job::Sync { segments, done } => {
                     watch.begin(vec![Waiting::Sync(done)]);
                     let result = segments
@@ -436,7 +482,7 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Write
             }
         }
         if writer.queue.is_empty() {
-            for segment in touched.drain(..) {
+            for segment in touched.drain(..).filter(|segment| segment.held_back() == 0) {
                 watch.begin(Vec::new());
                 let synced = segment.sync_from(EARLY_SYNC);
                 watch.end();
@@ -503,5 +549,44 @@ fn append_together(
     for (waiting, length) in waiting.into_iter().zip(lengths) {
         waiting.answer(at.clone());
         at = at.map(|offset| offset + length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::ids::SetId;
+
+    #[test]
+    fn what_is_written_down_stays_behind_until_a_commit_begins() {
+        const OBJECT: ObjectName = ObjectName::Blocks(SetId(1));
+        let part = vec![7; 1 << 20];
+        let disk = Arc::new(MemoryDisk::new("a"));
+        let segment = Segment::new(DiskId(0), Arc::clone(&disk) as _, OBJECT, false);
+        let mut end = 0;
+        for _ in 0..80 {
+            segment.append(&[&part]).expect("appended");
+            end += part.len() as u64;
+            let behind = end - disk.asked_to_write(OBJECT);
+            assert!(
+                (end.min(HELD_BACK)..HELD_BACK + WRITE_BACK).contains(&behind),
+                "{behind} of {end}"
+            );
+        }
+        segment.write_down();
+        assert_eq!(disk.asked_to_write(OBJECT), end);
+        for _ in 0..10 {
+            segment.append(&[&part]).expect("appended");
+            end += part.len() as u64;
+            assert!(end - disk.asked_to_write(OBJECT) < WRITE_BACK);
+        }
+        let eager = Segment::new(
+            DiskId(0),
+            Arc::new(MemoryDisk::new("b")),
+            ObjectName::Parity(SetId(1)),
+            true,
+        );
+        assert_eq!((segment.held_back(), eager.held_back()), (0, 0));
     }
 }

@@ -70,7 +70,19 @@ struct State {
     current: HashMap<Lane, Arc<OpenWindow>>,
     windows: Vec<Arc<OpenWindow>>,
     segments: HashMap<(DiskId, ObjectName), Arc<Segment>>,
+    /// What is appended is written down as it comes.
+    eager: bool,
     failed: BTreeSet<DiskId>,
+}
+
+impl State {
+    fn by_disk(&self) -> HashMap<DiskId, Vec<Arc<Segment>>> {
+        let mut by_disk: HashMap<DiskId, Vec<Arc<Segment>>> = HashMap::new();
+        for ((disk, _), segment) in &self.segments {
+            by_disk.entry(*disk).or_default().push(Arc::clone(segment));
+        }
+        by_disk
+    }
 }
 
 /// A parity shard on its way to a disk.
@@ -124,8 +136,7 @@ impl SetWriter {
             self.advance(&window);
         }
         let (code, disks) = self.pipeline.choose(lane)?;
-        // All of the window or nothing: blocks keep their memory until their window's parity is there, for which it must not
-        // wait for a few others to be compressed.
+        // All of the window or nothing: what is stored as it is has its whole window written anew later.
         let hasty = !self.thorough && self.pipeline.makes_haste(false);
         let no = WindowNo(next_window.fetch_add(1, Ordering::Relaxed));
         let buffers = &self.pipeline.buffers;
@@ -263,7 +274,7 @@ impl SetWriter {
                 full: false,
             });
         };
-        let segment = Segment::new(disk, medium, object);
+        let segment = Segment::new(disk, medium, object, state.eager || self.thorough);
         state.segments.insert((disk, object), Arc::clone(&segment));
         Ok(segment)
     }
@@ -454,9 +465,23 @@ impl SetWriter {
     /// the gathering. Returns the windows that were not taken before.
     pub fn finish(self: &Arc<Self>) -> Vec<Arc<WindowRecord>> {
         let _hurry = (!self.thorough).then(|| self.pipeline.hurry());
+        self.write_down();
         self.close_windows();
         let windows = std::mem::take(&mut self.state.lock().windows);
         windows.iter().map(|window| window.wait().0).collect()
+    }
+
+    /// Has the disks write down what they have and what will come: the commit has begun, and has other things to do first.
+    fn write_down(&self) {
+        let mut state = self.state.lock();
+        state.eager = true;
+        let by_disk = state.by_disk();
+        drop(state);
+        for (disk, segments) in by_disk {
+            if self.pipeline.disks.get(disk).is_some() {
+                self.pipeline.writers.write_down(disk, segments);
+            }
+        }
     }
 
     /// Takes windows that are complete and wholly on their disks off this writer.
@@ -476,10 +501,7 @@ impl SetWriter {
     /// Makes everything durable that was appended so far, on all disks side by side. Returns the disks that
     /// failed this set at any time: what it put there is not to be counted on.
     pub fn sync(&self) -> BTreeSet<DiskId> {
-        let mut by_disk: HashMap<DiskId, Vec<Arc<Segment>>> = HashMap::new();
-        for ((disk, _), segment) in &self.state.lock().segments {
-            by_disk.entry(*disk).or_default().push(Arc::clone(segment));
-        }
+        let by_disk = self.state.lock().by_disk();
         let (sender, results) = bounded(by_disk.len().max(1));
         for (disk, segments) in by_disk {
             if self.pipeline.disks.get(disk).is_none() {

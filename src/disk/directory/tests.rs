@@ -23,7 +23,9 @@ fn slices_are_appended_one_after_the_other() {
     let mut appender = disk.create(BLOCKS).unwrap();
     assert_eq!(appender.append(&[b"one", b"", b"two"]).unwrap(), 0);
     assert_eq!(appender.append(&[b"three"]).unwrap(), 6);
-    appender.start_sync();
+    appender.start_sync(4);
+    appender.start_sync(100);
+    appender.start_sync(0);
     appender.sync().unwrap();
     disk.sync_names().unwrap();
     assert_eq!(bytes(&disk, BLOCKS), b"onetwothree");

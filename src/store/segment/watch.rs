@@ -11,6 +11,7 @@ use super::{AppendError, Appended, Synced};
 pub(super) enum Waiting {
     Append(Appended),
     Sync(Synced),
+    Nobody,
 }
 
 impl Waiting {
@@ -19,6 +20,7 @@ impl Waiting {
         match self {
             Waiting::Append(done) => done(result),
             Waiting::Sync(done) => done(result.map(|_| ())),
+            Waiting::Nobody => {}
         }
     }
 

@@ -639,7 +639,9 @@ impl State {
             self.ended = upto;
         }
         for column in &mut self.uncoded {
-            while let Some(block) = column.pop_front_if(|block| block.end() <= upto) {
+            while column.front().is_some_and(|block| block.end() <= upto)
+                && let Some(block) = column.pop_front()
+            {
                 if let Some(slot) = self.slots.get_mut(usize::from(block.index)) {
                     slot.let_go(true);
                 }

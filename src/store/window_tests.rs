@@ -187,7 +187,7 @@ fn windows_without_blocks_and_without_parity_end() {
     rig.window.give_up(index);
     assert!(matches!(rig.window.next(), Next::Complete));
     let mut rig = Rig::new(2, 0);
-    let (index, _) = rig.put(500_000);
+    let (index, _) = rig.put(100_000);
     rig.window.close();
     assert!(matches!(rig.window.next(), Next::Wait));
     rig.window.placed(index, Ok(0));

@@ -140,9 +140,11 @@ impl Segment {
 
     /// Bytes at the end that the medium is not asked for yet.
     fn held_back(&self) -> u64 {
-        match self.eager.load(Ordering::Relaxed) {
-            true => 0,
-            false => HELD_BACK,
+        match (self.eager.load(Ordering::Relaxed), self.object) {
+            (true, _) => 0,
+            // There is less of it, and none of it before a window is full.
+            (false, ObjectName::Parity(_)) => HELD_BACK / 4,
+            (false, _) => HELD_BACK,
         }
     }
 

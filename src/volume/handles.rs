@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
+use super::ahead::Ahead;
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use crate::ids::FileId;
@@ -45,6 +46,8 @@ pub struct OpenHandle {
     pub streak: AtomicU32,
     /// How far blocks were fetched ahead.
     pub fetched: AtomicU64,
+    /// What is made ahead of the kernel, which reads ahead.
+    pub(super) ahead: Ahead,
 }
 
 /// A listing that is being read, taken when it was begun.
@@ -86,6 +89,11 @@ impl Handles {
             .get(&handle.0)
             .cloned()
             .ok_or_else(unknown)
+    }
+
+    /// All open files.
+    pub fn all(&self) -> Vec<Arc<OpenHandle>> {
+        self.files.read().values().cloned().collect()
     }
 
     /// An open directory.

@@ -1,6 +1,7 @@
 //! What a file is: names, attributes, handles, gathering, extent maps, commits and reading. The only room
 //! that brings guests, snapshots, the store and the metadata together.
 
+mod ahead;
 mod annex;
 mod attributes;
 mod commit;
@@ -70,6 +71,7 @@ pub use write::Allocate;
 
 pub use crate::meta::{FileKind, ROOT, Timestamp};
 
+use self::ahead::Shelf;
 use self::file::OpenFile;
 use self::handles::{Handles, OpenHandle};
 use self::mended::KnownLosses;
@@ -121,6 +123,8 @@ pub struct Volume {
     cache: Arc<BlockCache>,
     manifests: Arc<ManifestCache>,
     readers: Workers,
+    /// Room for answers that are made before they are asked for.
+    shelf: Arc<Shelf>,
     /// Reads that fetch blocks now.
     reads: AtomicUsize,
     /// With fewer reads than this under way, the blocks of one are fetched side by side.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Volume;
+use super::ahead::Shelf;
 use super::error::{Result, VolumeError};
 use super::guests::Guests;
 use super::handles::Handles;
@@ -321,6 +322,7 @@ impl Volume {
                 cache,
                 manifests: Arc::new(ManifestCache::new(MANIFEST_CACHE)),
                 readers,
+                shelf: Shelf::new(config.memory.cache / 2),
                 reads: AtomicUsize::new(0),
                 spread_below: std::thread::available_parallelism().map_or(2, usize::from),
                 tiers,

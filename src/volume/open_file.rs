@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Volume;
+use super::ahead::Ahead;
 use super::attributes::{Attributes, Caller};
 use super::commit::Purpose;
 use super::error::Result;
@@ -143,6 +144,7 @@ impl Volume {
             next_read: AtomicU64::new(0),
             streak: AtomicU32::new(0),
             fetched: AtomicU64::new(0),
+            ahead: Ahead::new(&self.shelf),
         });
         Opened {
             handle,

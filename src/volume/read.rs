@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::RwLockReadGuard;
 
+use super::ahead::LARGEST;
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
@@ -103,6 +104,10 @@ impl Volume {
             ));
         }
         self.disks.note_read();
+        // Large requests of one that is served through the kernel's cache are the kernel's own reading ahead.
+        if !handle.direct_io && (KERNEL_AHEAD..=LARGEST).contains(&length) {
+            return self.read_with_plans(&handle, offset, length);
+        }
         let bytes = self.read_file(&handle.file, offset, length)?;
         let end = offset + bytes.len() as u64;
         let streak = if handle.next_read.swap(end, Ordering::Relaxed) == offset {
@@ -111,9 +116,7 @@ impl Volume {
             handle.streak.store(0, Ordering::Relaxed);
             0
         };
-        // Large requests of one that is served through the kernel's cache are the kernel's own reading ahead.
-        let kernel_is_ahead = !handle.direct_io && length >= KERNEL_AHEAD;
-        if streak >= SEQUENTIAL && !kernel_is_ahead {
+        if streak >= SEQUENTIAL {
             self.fetch_ahead(&handle.file, end, &handle.fetched);
         }
         Ok(bytes)
@@ -218,7 +221,7 @@ impl Volume {
     }
 
     /// As `locate`, with lost bytes read as the view says.
-    fn locate_over(
+    pub(super) fn locate_over(
         &self,
         state: &mut FileState,
         offset: u64,

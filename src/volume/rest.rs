@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Volume;
+use super::{Volume, straight};
 use crate::sys;
 
 /// What was going on at the last looks.
@@ -33,6 +33,9 @@ impl Rest {
 impl Volume {
     /// Gives memory back if there was work, and none since the last look.
     pub(super) fn rest_if_quiet(&self) {
+        for handle in self.handles.all() {
+            handle.ahead.rest();
+        }
         let done = self
             .disks
             .reads()
@@ -43,6 +46,7 @@ impl Volume {
         if quiet && looked.given_at != done {
             looked.given_at = done;
             self.pipeline.buffers.rest();
+            straight::rest();
             sys::give_back_memory();
         }
     }

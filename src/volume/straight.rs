@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
+
 use super::Volume;
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
@@ -20,22 +22,31 @@ use crate::store::{BLOCK_MAX, WindowRecord};
 /// The most bytes of an answer whose memory is used again.
 const KEPT: usize = 1 << 20;
 
+/// The most answers whose memory is kept.
+const ANSWERS: usize = 16;
+
+/// The memory of answers that were given, for the next ones.
+static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
 thread_local! {
-    /// The last answer's memory, for the next one.
-    static ANSWER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// Room for one block.
     static BLOCK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Gives an answer's memory to the next read of this thread: fresh memory would cost a page fault for every 4 KiB.
+/// Takes an answer's memory for another one: fresh memory would cost a page fault for every 4 KiB.
 pub fn reuse(answer: Vec<u8>) {
     if answer.capacity() <= KEPT {
-        ANSWER.with_borrow_mut(|kept| {
-            if kept.capacity() < answer.capacity() {
-                *kept = answer;
-            }
-        });
+        let mut free = FREE.lock();
+        if free.len() < ANSWERS {
+            free.push(answer);
+        }
     }
+}
+
+/// Lets go the memory that is kept for answers.
+pub(super) fn rest() {
+    let free = std::mem::take(&mut *FREE.lock());
+    drop(free);
 }
 
 /// Counts a read for as long as it lives.
@@ -73,7 +84,7 @@ impl Volume {
     ) -> Result<Vec<u8>> {
         let wanted = self.wanted(file, &parts)?;
         self.tell_disks(&wanted);
-        let mut answer = ANSWER.take();
+        let mut answer = FREE.lock().pop().unwrap_or_default();
         answer.resize(length, 0);
         let mut in_room = None;
         let mut end = 0;

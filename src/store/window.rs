@@ -2,12 +2,15 @@
 //! along the columns as they grow, from the bytes still in memory, which are let go when they are coded and on their
 //! disk. It ends as a `WindowRecord`.
 
+mod stretch;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+pub use self::stretch::Stretch;
 use super::block::Sealed;
 use super::budget::Permit;
 use super::buffers::{Buffer, Buffers};
@@ -122,49 +125,6 @@ pub enum Next {
     Encode(Stretch),
     /// Nothing any more: the record is complete.
     Complete,
-}
-
-/// The next part of all columns that parity is coded over.
-#[derive(Debug)]
-pub struct Stretch {
-    /// Codes it.
-    pub maker: ShardMaker,
-    /// Where it begins and ends in each column that is as long.
-    pub range: std::ops::Range<u32>,
-    /// It is the last one.
-    pub last: bool,
-    columns: Vec<Vec<(u32, Arc<SealedBlock>)>>,
-}
-
-impl Stretch {
-    /// Codes it. The blocks are let go.
-    pub fn code(self) -> ShardMaker {
-        let Stretch {
-            mut maker,
-            range,
-            columns,
-            ..
-        } = self;
-        let columns: Vec<Vec<&[u8]>> = columns
-            .iter()
-            .map(|column| {
-                let mut slices = Vec::with_capacity(2 * column.len());
-                for (at, block) in column {
-                    let mut at = *at as usize;
-                    for part in [&block.sealed.header[..], &block.sealed.payload[..]] {
-                        let (begin, end) = (range.start as usize, range.end as usize);
-                        let from = begin.saturating_sub(at).min(part.len());
-                        let to = end.saturating_sub(at).min(part.len());
-                        slices.push(part.get(from..to).unwrap_or_default());
-                        at += part.len();
-                    }
-                }
-                slices
-            })
-            .collect();
-        maker.add(&columns);
-        maker
-    }
 }
 
 /// A block on a column, for as long as parity is to be coded over it.
@@ -687,5 +647,4 @@ fn record(
 }
 
 #[cfg(test)]
-#[path = "window_tests.rs"]
 mod tests;

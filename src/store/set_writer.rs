@@ -541,3 +541,6 @@ impl SetWriter {
         self.state.lock().segments.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::ahead::Ahead;
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
+use super::holes::Seen;
 use crate::ids::FileId;
 use crate::meta::Listed;
 
@@ -48,6 +49,8 @@ pub struct OpenHandle {
     pub fetched: AtomicU64,
     /// What is made ahead of the kernel, which reads ahead.
     pub(super) ahead: Ahead,
+    /// Where holes were seen last.
+    pub(super) seen: Mutex<Option<Arc<Seen>>>,
 }
 
 /// A listing that is being read, taken when it was begun.

@@ -3,8 +3,10 @@
 //! the middle of a sector of a file it opened with O_DIRECT. Knows extents only.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::error::{Result, VolumeError};
+use super::file::FileState;
 use super::{Handle, Volume};
 use crate::store::{Extent, Source};
 
@@ -17,34 +19,134 @@ const FIRST: u64 = 256 << 10;
 /// The most bytes of a file that are looked through at once.
 const MOST: u64 = 1 << 30;
 
+/// Bytes of a file that are looked through for whoever comes next, from where somebody asks on.
+const AHEAD: u64 = 16 << 20;
+
+/// Where a part of a file has data, as it was when somebody looked. A program that copies a file with holes asks twice for
+/// each of them, and most answers are near the one before.
+#[derive(Debug)]
+pub(super) struct Seen {
+    version: u64,
+    size: u64,
+    range: Range<u64>,
+    /// In order, without gaps; whether it is data.
+    runs: Vec<(Range<u64>, bool)>,
+}
+
+/// Nobody has looked there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unseen;
+
+impl Seen {
+    /// What the file has in the range. None while a program changes it.
+    fn look(state: &FileState, range: Range<u64>) -> Result<Option<Seen>> {
+        if state.is_dirty() {
+            return Ok(None);
+        }
+        let range = range.start..range.end.min(state.size);
+        let extents = state.map.resolve(range.clone())?;
+        Ok(Some(Seen::of(state.version, state.size, range, extents)))
+    }
+
+    fn of(version: u64, size: u64, range: Range<u64>, extents: Vec<Extent>) -> Seen {
+        let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
+        for extent in extents {
+            let data = extent.source != Source::Hole;
+            match runs.last_mut() {
+                Some((last, kind)) if *kind == data => last.end = extent.range.end,
+                _ => runs.push((extent.range, data)),
+            }
+        }
+        Seen {
+            version,
+            size,
+            range,
+            runs,
+        }
+    }
+
+    /// Whether it is so still: what is written makes a file dirty until a commit, which counts up its version.
+    fn is_so(&self, state: &FileState) -> bool {
+        !state.is_dirty() && (self.version, self.size) == (state.version, state.size)
+    }
+
+    fn within(&self, range: Range<u64>) -> std::result::Result<Vec<Extent>, Unseen> {
+        if range.start < self.range.start || range.end > self.range.end {
+            return Err(Unseen);
+        }
+        let first = self.runs.partition_point(|(run, _)| run.end <= range.start);
+        let runs = self.runs.iter().skip(first);
+        let runs = runs.take_while(|(run, _)| run.start < range.end);
+        let extent = |(run, data): &(Range<u64>, bool)| Extent {
+            range: run.start.max(range.start)..run.end.min(range.end),
+            source: match data {
+                true => Source::Dropped,
+                false => Source::Hole,
+            },
+        };
+        Ok(runs.map(extent).collect())
+    }
+}
+
 impl Volume {
     /// SEEK_DATA and SEEK_HOLE: the first byte from `offset` on that is data, or none. ENXIO as lseek(2) says.
     pub fn seek(&self, handle: Handle, offset: u64, data: bool) -> Result<u64> {
         let handle = self.handle(handle)?;
         let state = handle.file.state.lock();
-        let size = state.size;
-        let found = if offset >= size {
-            None
-        } else if data {
-            first_data(size, offset, |range| state.map.resolve(range))?
-        } else {
-            let hole = first_hole(size, offset, |range| state.map.resolve(range))?;
-            Some(hole.unwrap_or(size))
+        let start = offset - offset % UNIT;
+        if start < state.size {
+            let seen = Seen::look(&state, start..start.saturating_add(AHEAD))?;
+            *handle.seen.lock() = seen.map(Arc::new);
+        }
+        let found = find(state.size, offset, data, |range| state.map.resolve(range))?;
+        found.ok_or_else(nothing_there)
+    }
+
+    /// The same where somebody has looked before; `None` when it may have to wait. For the threads that serve the kernel.
+    pub fn try_seek(&self, handle: Handle, offset: u64, data: bool) -> Option<Result<u64>> {
+        let handle = match self.handle(handle) {
+            Ok(handle) => handle,
+            Err(error) => return Some(Err(error)),
         };
-        found.ok_or_else(|| {
-            VolumeError::new(libc::ENXIO, "there is no data at or behind that offset")
-        })
+        let seen = handle.seen.try_lock()?.clone()?;
+        let state = handle.file.state.try_lock()?;
+        if !seen.is_so(&state) {
+            return None;
+        }
+        drop(state);
+        let found = find(seen.size, offset, data, |range| seen.within(range)).ok()?;
+        Some(found.ok_or_else(nothing_there))
+    }
+}
+
+fn nothing_there() -> VolumeError {
+    VolumeError::new(libc::ENXIO, "there is no data at or behind that offset")
+}
+
+/// The first byte from `offset` on that is data, or none, in a file of `size` bytes.
+fn find<E>(
+    size: u64,
+    offset: u64,
+    data: bool,
+    resolve: impl FnMut(Range<u64>) -> std::result::Result<Vec<Extent>, E>,
+) -> std::result::Result<Option<u64>, E> {
+    if offset >= size {
+        return Ok(None);
+    }
+    match data {
+        true => first_data(size, offset, resolve),
+        false => Ok(first_hole(size, offset, resolve)?.or(Some(size))),
     }
 }
 
 /// Calls `look` for the extents from the unit of `offset` on until it gives something. Step by step: a range may hold any
 /// number of extents, and most often the answer is near.
-fn walk<T>(
+fn walk<T, E>(
     size: u64,
     offset: u64,
-    mut resolve: impl FnMut(Range<u64>) -> Result<Vec<Extent>>,
+    mut resolve: impl FnMut(Range<u64>) -> std::result::Result<Vec<Extent>, E>,
     mut look: impl FnMut(&Extent) -> Option<T>,
-) -> Result<Option<T>> {
+) -> std::result::Result<Option<T>, E> {
     let (mut at, mut step) = (offset - offset % UNIT, FIRST);
     while at < size {
         let end = at.saturating_add(step).min(size);
@@ -57,22 +159,22 @@ fn walk<T>(
     Ok(None)
 }
 
-fn first_data(
+fn first_data<E>(
     size: u64,
     offset: u64,
-    resolve: impl FnMut(Range<u64>) -> Result<Vec<Extent>>,
-) -> Result<Option<u64>> {
+    resolve: impl FnMut(Range<u64>) -> std::result::Result<Vec<Extent>, E>,
+) -> std::result::Result<Option<u64>, E> {
     walk(size, offset, resolve, |extent| {
         let start = extent.range.start;
         (extent.source != Source::Hole).then(|| offset.max(start - start % UNIT))
     })
 }
 
-fn first_hole(
+fn first_hole<E>(
     size: u64,
     offset: u64,
-    resolve: impl FnMut(Range<u64>) -> Result<Vec<Extent>>,
-) -> Result<Option<u64>> {
+    resolve: impl FnMut(Range<u64>) -> std::result::Result<Vec<Extent>, E>,
+) -> std::result::Result<Option<u64>, E> {
     // The first unit behind the data seen so far.
     let mut begin = offset - offset % UNIT;
     walk(size, offset, resolve, |extent| {
@@ -121,6 +223,7 @@ mod tests {
             writes in prop::collection::vec((0u64..40_000, 1u64..9_000, any::<bool>()), 0..12),
             size in 1u64..50_000,
             offset in 0u64..50_000,
+            seen in prop_oneof![Just((0, 50_000)), (0u64..50_000, 0u64..50_000)],
         ) {
             prop_assume!(offset < size);
             let mut overlay = Overlay::default();
@@ -136,6 +239,18 @@ mod tests {
             let data = (offset..size).find(|&at| unit_is_data(at));
             let hole = (offset..size).find(|&at| !unit_is_data(at)).unwrap_or(size);
             prop_assert_eq!(both(&overlay, size, offset), (data, hole));
+
+            // What somebody saw of it gives the same, or nothing.
+            let range = seen.0.min(size)..(seen.0 + seen.1).min(size);
+            let extents = resolve(&overlay, range.clone()).expect("resolves");
+            let seen = Seen::of(0, size, range.clone(), extents);
+            let found = find(size, offset, true, |range| seen.within(range));
+            prop_assert!(found == Ok(data) || found == Err(Unseen), "{:?}", found);
+            let found = find(size, offset, false, |range| seen.within(range));
+            prop_assert!(found == Ok(Some(hole)) || found == Err(Unseen), "{:?}", found);
+            if range == (0..size) {
+                prop_assert!(found.is_ok());
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use super::Volume;
 use super::ahead::Ahead;
 use super::attributes::{Attributes, Caller};
@@ -145,6 +147,7 @@ impl Volume {
             streak: AtomicU32::new(0),
             fetched: AtomicU64::new(0),
             ahead: Ahead::new(&self.shelf),
+            seen: Mutex::default(),
         });
         Opened {
             handle,

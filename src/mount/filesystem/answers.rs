@@ -2,7 +2,7 @@
 
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyWrite, ReplyXattr, Request,
+    ReplyEntry, ReplyLseek, ReplyWrite, ReplyXattr, Request,
 };
 
 use crate::ids::FileId;
@@ -112,6 +112,18 @@ pub(super) fn answer_write(file: INodeNo, reply: ReplyWrite, result: Result<()>,
     match result {
         Ok(()) => reply.written(length as u32),
         Err(error) => reply.error(errno("write", file, &error)),
+    }
+}
+
+/// lseek(2), for which that there is nothing more is no failure.
+pub(super) fn answer_seek(file: INodeNo, reply: ReplyLseek, result: Result<u64>) {
+    match result {
+        Ok(found) => match i64::try_from(found) {
+            Ok(found) => reply.offset(found),
+            Err(_) => reply.error(Errno::EOVERFLOW),
+        },
+        Err(error) if error.errno() == libc::ENXIO => reply.error(Errno::ENXIO),
+        Err(error) => reply.error(errno("lseek", file, &error)),
     }
 }
 

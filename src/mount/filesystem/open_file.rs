@@ -6,7 +6,7 @@ use fuser::{
 };
 
 use super::Adapter;
-use super::answers::{answer_empty, answer_write, handle, id, is_direct, open_answer};
+use super::answers::{answer_empty, answer_seek, answer_write, handle, id, is_direct, open_answer};
 use crate::mount::errno::errno;
 use crate::mount::privileges::drop_privileges;
 use crate::mount::workers::guarded;
@@ -127,17 +127,13 @@ impl Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
+        if let Some(found) = self.volume.try_seek(handle(fh), offset, data) {
+            return answer_seek(ino, reply, found);
+        }
         let volume = self.volume.clone();
         // The map of a large file is read from disks.
         self.readers.run("lseek", move || {
-            match volume.seek(handle(fh), offset, data) {
-                Ok(found) => match i64::try_from(found) {
-                    Ok(found) => reply.offset(found),
-                    Err(_) => reply.error(Errno::EOVERFLOW),
-                },
-                Err(error) if error.errno() == libc::ENXIO => reply.error(Errno::ENXIO),
-                Err(error) => reply.error(errno("lseek", ino, &error)),
-            }
+            answer_seek(ino, reply, volume.seek(handle(fh), offset, data));
         });
     }
 

@@ -406,3 +406,73 @@ fn a_file_that_is_removed_while_it_is_opened_is_gone_for_good() {
     assert_eq!(rig.occupied(), 0);
     volume.close().expect("closed");
 }
+
+#[test]
+fn where_holes_are_is_told_without_a_look_at_the_disks_and_never_what_was_before() {
+    const PIECE: u64 = 64 << 10;
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (file, handle) = create(&volume, "f");
+    let mut is_data = vec![false; 640];
+    for (number, data) in is_data.iter_mut().enumerate() {
+        *data = number % 3 != 1;
+        if *data {
+            let bytes = noise(number as u64, PIECE as usize);
+            volume
+                .write(handle, number as u64 * PIECE, &bytes)
+                .expect("written");
+        }
+    }
+    close(&volume, handle);
+    // A program that goes from one to the next; how often it had to wait for an answer.
+    let walk = |handle, is_data: &[bool]| {
+        let (mut at, mut data, mut waits) = (0u64, true, 0);
+        while at < is_data.len() as u64 * PIECE {
+            let told = volume.try_seek(handle, at, data).unwrap_or_else(|| {
+                waits += 1;
+                volume.seek(handle, at, data)
+            });
+            let mut rest = (at / PIECE..is_data.len() as u64)
+                .filter(|&number| is_data[number as usize] == data);
+            let right = rest.next().map(|number| at.max(number * PIECE));
+            let right = right.unwrap_or(is_data.len() as u64 * PIECE);
+            assert_eq!(told.expect("told"), right, "{data} from {at}");
+            (at, data) = (right, !data);
+        }
+        waits
+    };
+    let reads = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    let waits = walk(reads, &is_data);
+    assert!((1..8).contains(&waits), "{waits}");
+    let writes = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    for (number, commit) in [(3, false), (300, true), (303, false), (630, true)] {
+        volume.fsync(writes).expect("committed");
+        walk(reads, &is_data);
+        // What it saw last is where the change will be.
+        volume.seek(reads, number * PIECE, false).expect("told");
+        volume
+            .allocate(writes, number * PIECE, PIECE, Allocate::Punch)
+            .expect("punched");
+        is_data[number as usize] = false;
+        if commit {
+            volume.fsync(writes).expect("committed");
+        }
+        let told = volume.try_seek(reads, number * PIECE, false);
+        assert!(told.is_none_or(|told| told.expect("told") == number * PIECE));
+        walk(reads, &is_data);
+        let bytes = noise(number, PIECE as usize);
+        volume
+            .write(writes, (number + 1) * PIECE, &bytes)
+            .expect("written");
+        is_data[number as usize + 1] = true;
+        walk(reads, &is_data);
+    }
+    let size = is_data.len() as u64 * PIECE;
+    for answer in [
+        volume.try_seek(reads, size, true),
+        Some(volume.seek(reads, size, true)),
+    ] {
+        let error = answer.map(|answer| answer.map_err(|error| error.errno()));
+        assert!(matches!(error, None | Some(Err(libc::ENXIO))), "{error:?}");
+    }
+}

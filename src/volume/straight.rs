@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,8 +19,8 @@ use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId};
 use crate::store::{BLOCK_MAX, WindowRecord};
 
-/// The most bytes of an answer whose memory is used again.
-const KEPT: usize = 1 << 20;
+/// Bytes of answers whose memory is used again: of the kernel's large requests.
+const KEPT: RangeInclusive<usize> = 512 << 10..=1 << 20;
 
 /// The most answers whose memory is kept.
 const ANSWERS: usize = 16;
@@ -35,7 +35,7 @@ thread_local! {
 
 /// Takes an answer's memory for another one: fresh memory would cost a page fault for every 4 KiB.
 pub fn reuse(answer: Vec<u8>) {
-    if answer.capacity() <= KEPT {
+    if KEPT.contains(&answer.capacity()) {
         let mut free = FREE.lock();
         if free.len() < ANSWERS {
             free.push(answer);
@@ -84,7 +84,11 @@ impl Volume {
     ) -> Result<Vec<u8>> {
         let wanted = self.wanted(file, &parts)?;
         self.tell_disks(&wanted);
-        let mut answer = FREE.lock().pop().unwrap_or_default();
+        let kept = KEPT.contains(&length).then(|| FREE.lock().pop()).flatten();
+        let mut answer = match kept {
+            Some(kept) if kept.capacity() >= length => kept,
+            _ => Vec::with_capacity(length),
+        };
         answer.resize(length, 0);
         let mut in_room = None;
         let mut end = 0;

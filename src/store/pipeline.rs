@@ -2,17 +2,17 @@
 //! of disks for the next window.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::budget::Budget;
 use super::buffers::Buffers;
 use super::compression::{CompressLater, Compression};
 use super::disks::Disks;
 use super::placement::{choose, data_capacity};
-use super::records::Code;
+use super::records::{BLOCK_MAX, Code};
 use super::room::Room;
 use super::segment::DiskWriters;
-use super::window::Lane;
+use super::window::{COLUMN_BLOCKS, Lane};
 use super::workers::{Hurry, Workers};
 use crate::ids::{DiskId, VolumeId};
 
@@ -25,6 +25,9 @@ const UNDER_WAY: u64 = 112 << 20;
 
 /// One part in so many of the room that is left may be filled with blocks that are yet to be compressed.
 const DEFERRED: u64 = 4;
+
+/// The least blocks of a column that a window has if bytes enough come.
+const COLUMN_LEAST: usize = 8;
 
 /// How blocks are made and protected.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +100,18 @@ pub struct Pipeline {
     turn: AtomicU64,
     /// New windows are narrower than the policy has them.
     narrow: AtomicBool,
+    /// Windows whose parity is in the making.
+    growing: Arc<AtomicUsize>,
+}
+
+/// A window whose parity is in the making, for as long as this is there.
+#[derive(Debug)]
+pub struct Growing(Arc<AtomicUsize>);
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pipeline {
@@ -127,6 +142,7 @@ impl Pipeline {
             threads: threads as u64,
             turn: AtomicU64::new(0),
             narrow: AtomicBool::new(false),
+            growing: Arc::default(),
         }))
     }
 
@@ -206,6 +222,29 @@ impl Pipeline {
     /// No file has any left.
     pub fn nothing_deferred(&self) {
         self.deferred.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts a window whose parity is in the making.
+    pub(super) fn one_more_grows(&self) -> Growing {
+        self.growing.fetch_add(1, Ordering::Relaxed);
+        Growing(Arc::clone(&self.growing))
+    }
+
+    /// Windows whose parity is in the making.
+    pub(super) fn growing(&self) -> usize {
+        self.growing.load(Ordering::Relaxed)
+    }
+
+    /// The most blocks of a column of a window, on average. Parity lies in memory until its window ends: where many files are
+    /// written at once it would take all there is, and every writer would wait for windows that end only when more is
+    /// written. So all of it together may take half.
+    pub(super) fn column_blocks(&self, code: Code) -> usize {
+        let windows = self.growing().max(1) as u64;
+        let blocks = self.budget.limit() / 2 / BLOCK_MAX as u64;
+        match blocks / windows / u64::from(code.m).max(1) {
+            _ if code.m == 0 => COLUMN_BLOCKS,
+            each => (each as usize).clamp(COLUMN_LEAST, COLUMN_BLOCKS),
+        }
     }
 
     /// The code that the policy gives a lane's windows.

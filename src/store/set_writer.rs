@@ -15,7 +15,7 @@ use super::parity::{self, PARITY_HEADER, ParityIds, Shard, encode_shards, shard_
 use super::pipeline::{NoWindow, Pipeline};
 use super::records::{Code, ParityShard, WindowRecord};
 use super::segment::{AppendError, Payload, Segment};
-use super::window::{Lane, Next, OpenWindow, SealedBlock, Stretch};
+use super::window::{COLUMN_BLOCKS, Lane, Next, OpenWindow, SealedBlock, Stretch};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
 use crossbeam_channel::bounded;
@@ -130,7 +130,7 @@ impl SetWriter {
         // A window's lock is never taken under this state's: the writers take them the other way round.
         let current = self.state.lock().current.get(&lane).cloned();
         if let Some(window) = current {
-            if let Some(index) = window.begin() {
+            if let Some(index) = window.begin(self.pipeline.column_blocks(window.code)) {
                 return Ok(Begun { window, index });
             }
             self.advance(&window);
@@ -142,7 +142,10 @@ impl SetWriter {
         let buffers = &self.pipeline.buffers;
         let place = (code, disks);
         let window = OpenWindow::new(no, self.file, self.set, lane, place, hasty, buffers);
-        let index = window.begin().unwrap_or_default();
+        let index = window.begin(COLUMN_BLOCKS).unwrap_or_default();
+        if code.m > 0 {
+            window.count(self.pipeline.one_more_grows());
+        }
         let mut state = self.state.lock();
         let before = state.current.insert(lane, Arc::clone(&window));
         state.windows.push(Arc::clone(&window));

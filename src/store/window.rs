@@ -15,13 +15,14 @@ use super::block::Sealed;
 use super::budget::Permit;
 use super::buffers::{Buffer, Buffers};
 use super::parity::{PARITY_STRETCH, ShardMaker};
+use super::pipeline::Growing;
 use super::records::{BlockRecord, Code, Encoding, ParityShard, Tier, WINDOW_BLOCKS, WindowRecord};
 use super::segment::Payload;
 use crate::ids::{DiskId, FileId, SetId, WindowNo};
 
 /// The most blocks of a column, on average: with few columns a window is smaller, so that its parity is not
 /// larger than a wide one's.
-const COLUMN_BLOCKS: usize = 64;
+pub(super) const COLUMN_BLOCKS: usize = 64;
 
 /// Bytes that every column must have grown by before more parity is coded, unless nothing more will come: few enough
 /// that they are still in the processor's cache, and enough that a job for them costs nothing.
@@ -159,6 +160,8 @@ struct State {
     /// Shards whose disk did not take everything.
     failed: Vec<bool>,
     record: Option<Arc<WindowRecord>>,
+    /// Until there is a record.
+    growing: Option<Growing>,
 }
 
 #[derive(Debug)]
@@ -232,6 +235,7 @@ impl OpenWindow {
             ended: 0,
             failed: vec![false; disks.len()],
             record: None,
+            growing: None,
         };
         Arc::new(OpenWindow {
             no,
@@ -246,10 +250,15 @@ impl OpenWindow {
         })
     }
 
-    /// Gives out the next place, unless the window is closed or full.
-    pub fn begin(&self) -> Option<u16> {
+    /// Keeps what counts it among those in the making.
+    pub fn count(&self, growing: Growing) {
+        self.state.lock().growing = Some(growing);
+    }
+
+    /// Gives out the next place, unless the window is closed or full: with `column` blocks a column on average, or more.
+    pub fn begin(&self, column: usize) -> Option<u16> {
         let mut state = self.state.lock();
-        let most = WINDOW_BLOCKS.min(COLUMN_BLOCKS * usize::from(self.code.k));
+        let most = WINDOW_BLOCKS.min(column * usize::from(self.code.k));
         if state.closed || state.slots.len() >= most {
             return None;
         }
@@ -374,6 +383,7 @@ impl OpenWindow {
         }
         if state.record.is_none() {
             state.record = Some(Arc::new(self.finished(state)));
+            state.growing = None;
             self.changed.notify_all();
         }
         Next::Complete

@@ -19,18 +19,15 @@ fn until(what: &str, so: impl Fn() -> bool) {
     }
 }
 
-#[test]
-fn the_disks_are_asked_to_write_down_what_they_have_when_a_commit_begins() {
+/// A pipeline with so many bytes of memory over disks in memory, 2+1 and without compression.
+fn pipeline(memory: u64) -> (Arc<Pipeline>, Vec<Arc<MemoryDisk>>) {
     let disks = Arc::new(Disks::new(false));
     let media: Vec<Arc<MemoryDisk>> = (0..3)
         .map(|number| Arc::new(MemoryDisk::new(&format!("disk{number}"))))
         .collect();
     for (number, disk) in (0..).zip(&media) {
-        disks.insert(
-            DiskId(number),
-            disk.name().to_owned(),
-            Some(Arc::clone(disk) as _),
-        );
+        let name = disk.name().to_owned();
+        disks.insert(DiskId(number), name, Some(Arc::clone(disk) as _));
     }
     let policy = WritePolicy {
         critical: Code { k: 2, m: 1 },
@@ -38,8 +35,79 @@ fn the_disks_are_asked_to_write_down_what_they_have_when_a_commit_begins() {
         compression: Compression::None,
         compress_later: CompressLater::Never,
     };
-    let budget = Budget::new(64 << 20);
+    let budget = Budget::new(memory);
     let pipeline = Pipeline::start(VolumeId(7), policy, disks, budget).expect("threads");
+    (pipeline, media)
+}
+
+/// Blocks in each window of writers that are given so many blocks each, by turns. The first one's set is numbered `first`.
+fn windows(
+    pipeline: &Arc<Pipeline>,
+    first: u64,
+    lane: Lane,
+    writers: u64,
+    blocks: u32,
+) -> Vec<Vec<usize>> {
+    let writers: Vec<_> = (first..first + writers)
+        .map(|number| {
+            let writer = SetWriter::new(Arc::clone(pipeline), FileId(number), SetId(number));
+            (writer, AtomicU32::new(0))
+        })
+        .collect();
+    for number in 0..blocks {
+        for (writer, next_window) in &writers {
+            let begun = writer.begin(lane, next_window).expect("disks");
+            writer.seal(&begun, Arc::new(vec![number as u8; 100].into()), None);
+        }
+    }
+    let windows = writers.iter().map(|(writer, _)| {
+        let windows = writer.finish();
+        windows.iter().map(|window| window.blocks.len()).collect()
+    });
+    windows.collect()
+}
+
+#[test]
+fn windows_end_sooner_where_the_parity_of_many_would_take_all_memory() {
+    // Half of it is 64 blocks.
+    let (pipeline, _) = pipeline(16 << 20);
+    assert_eq!(windows(&pipeline, 100, Lane::Critical, 1, 128), [[128]]);
+    for of_one in windows(&pipeline, 200, Lane::Critical, 4, 100) {
+        assert_eq!(of_one.iter().sum::<usize>(), 100);
+        let longest = of_one.iter().max().copied();
+        assert!(longest <= Some(32), "{of_one:?}");
+    }
+    // No fewer than 8 to a column.
+    for of_one in windows(&pipeline, 300, Lane::Critical, 40, 40) {
+        assert!(of_one.len() <= 3, "{of_one:?}");
+    }
+    // What has no parity waits for nothing.
+    for of_one in windows(&pipeline, 400, Lane::Expendable, 4, 100) {
+        assert_eq!(of_one, [100]);
+    }
+    // None is left that counts.
+    assert_eq!(windows(&pipeline, 500, Lane::Critical, 1, 128), [[128]]);
+}
+
+#[test]
+fn a_window_that_is_complete_makes_no_other_end_sooner() {
+    let (pipeline, _) = pipeline(16 << 20);
+    let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), SetId(5));
+    let next_window = AtomicU32::new(0);
+    for _ in 0..5 {
+        for _ in 0..128 {
+            let begun = writer.begin(Lane::Critical, &next_window).expect("disks");
+            writer.seal(&begun, Arc::new(vec![1; 100].into()), None);
+        }
+        until("its parity is written", || pipeline.growing() == 0);
+    }
+    let windows = writer.finish();
+    assert!(windows.iter().all(|window| window.blocks.len() == 128));
+}
+
+#[test]
+fn the_disks_are_asked_to_write_down_what_they_have_when_a_commit_begins() {
+    let (pipeline, media) = pipeline(64 << 20);
     let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), SetId(5));
     let next_window = AtomicU32::new(0);
     for number in 0..20u8 {

@@ -39,7 +39,7 @@ impl Rig {
 
     /// A block of so many bytes is put on a column. Its place and its column.
     fn put(&mut self, length: usize) -> (u16, usize) {
-        let index = self.window.begin().expect("a place");
+        let index = self.window.begin(COLUMN_BLOCKS).expect("a place");
         let raw: Vec<u8> = (0..length)
             .map(|_| {
                 self.noise = self
@@ -181,7 +181,7 @@ fn a_column_whose_disk_fails_counts_as_ended_and_its_blocks_stay() {
 #[test]
 fn windows_without_blocks_and_without_parity_end() {
     let rig = Rig::new(2, 1);
-    let index = rig.window.begin().expect("a place");
+    let index = rig.window.begin(COLUMN_BLOCKS).expect("a place");
     rig.window.close();
     assert!(matches!(rig.window.next(), Next::Wait));
     rig.window.give_up(index);

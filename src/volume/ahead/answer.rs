@@ -43,14 +43,19 @@ impl Volume {
         }
     }
 
+    /// Makes one answer after the other aside. In between, others come to use the threads.
     fn make_ahead(&self, handle: Arc<OpenHandle>) {
         let volume = self.me.clone();
         self.readers.spawn(move || {
-            while let Some(mut turn) = handle.ahead.next() {
-                if let Some(volume) = volume.upgrade() {
-                    turn.answer = volume.prepare(&handle.file, turn.offset, turn.length);
-                }
-            }
+            let Some(mut turn) = handle.ahead.next() else {
+                return;
+            };
+            let Some(volume) = volume.upgrade() else {
+                return;
+            };
+            turn.answer = volume.prepare(&handle.file, turn.offset, turn.length);
+            drop(turn);
+            volume.make_ahead(handle);
         });
     }
 

@@ -112,9 +112,14 @@ pub enum Held {
     Raw(Arc<Buffer>),
     /// As it is stored, with its record (whose offset may not be known yet).
     Sealed(Arc<SealedBlock>, BlockRecord),
-    /// On its disk, and nothing kept: read it by this record. Until the window is complete the record knows no parity,
-    /// and whoever finds the disk failed has to wait for that.
-    OnDisk(Arc<WindowRecord>),
+    /// On its disk, and nothing kept. Until the window is complete not all that stands for it is on a disk, and whoever finds
+    /// this one failed has to wait for that.
+    OnDisk {
+        /// By what it is read.
+        record: Arc<WindowRecord>,
+        /// Whether the window is, and the record all of it.
+        complete: bool,
+    },
 }
 
 /// What a window needs next.
@@ -498,10 +503,16 @@ impl OpenWindow {
             slot @ Slot::Sealed { block, .. } => {
                 Some(Held::Sealed(Arc::clone(block), self.slot_record(slot)))
             }
-            Slot::Placed(_) => Some(Held::OnDisk(match &state.record {
-                Some(record) => Arc::clone(record),
-                None => Arc::new(self.finished(&state)),
-            })),
+            Slot::Placed(_) => Some(match &state.record {
+                Some(record) => Held::OnDisk {
+                    record: Arc::clone(record),
+                    complete: true,
+                },
+                None => Held::OnDisk {
+                    record: Arc::new(self.finished(&state)),
+                    complete: false,
+                },
+            }),
         }
     }
 

@@ -291,8 +291,8 @@ impl Volume {
                         match state.map.windows.get(&block.window) {
                             Some(Window::Making(window)) => match window.held(block.index) {
                                 Some(Held::Raw(raw)) => From::Raw { raw, offset },
-                                Some(Held::OnDisk(record)) => {
-                                    let waits = window.code.m > 0 && record.parity.is_empty();
+                                Some(Held::OnDisk { record, complete }) => {
+                                    let waits = window.code.m > 0 && !complete;
                                     From::Block {
                                         at: Located {
                                             block,

@@ -115,7 +115,7 @@ impl Rig {
     fn is_kept(&self, index: u16) -> bool {
         match self.window.held(index).expect("sealed") {
             Held::Sealed(..) => true,
-            Held::OnDisk(record) => {
+            Held::OnDisk { record, .. } => {
                 assert!(record.block(index).expect("known").protected);
                 false
             }
@@ -192,8 +192,33 @@ fn windows_without_blocks_and_without_parity_end() {
     assert!(matches!(rig.window.next(), Next::Wait));
     rig.window.placed(index, Ok(0));
     assert!(matches!(rig.window.next(), Next::Complete));
-    let Some(Held::OnDisk(record)) = rig.window.held(index) else {
+    let Some(Held::OnDisk { record, complete }) = rig.window.held(index) else {
         panic!("it is on its disk");
     };
-    assert!(record.parity.is_empty() && !record.blocks[0].protected);
+    assert!(complete && record.parity.is_empty() && !record.blocks[0].protected);
+}
+
+/// Parity is coded from memory, and may be on its disk before the blocks are on theirs.
+#[test]
+fn a_window_is_not_complete_before_its_blocks_are_on_their_disks_although_its_parity_is() {
+    let mut rig = Rig::new(2, 1);
+    let (first, _) = rig.put(100_000);
+    let (second, _) = rig.put(100_000);
+    rig.window.placed(first, Ok(0));
+    rig.window.close();
+    rig.advance();
+    let parity = ParityShard {
+        offset: 64,
+        checksum: 1,
+    };
+    rig.window.parity_placed(0, 100_096, Ok(parity));
+    assert!(matches!(rig.window.next(), Next::Wait));
+    let is_complete = || match rig.window.held(first) {
+        Some(Held::OnDisk { complete, .. }) => complete,
+        held => panic!("{held:?}"),
+    };
+    assert!(!is_complete());
+    rig.window.placed(second, Ok(0));
+    assert!(matches!(rig.window.next(), Next::Complete));
+    assert!(is_complete());
 }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk, ObjectName};
+use crate::disk::{
+    DirectoryDisk, Disk, Fault, FaultPlan, FaultyDisk, ObjectName, Operations, Rule, When,
+};
 use crate::ids::{ManifestId, SetId};
 use crate::meta::{Records, WriteRecords};
 use crate::volume::head::FileHead;
@@ -14,6 +16,58 @@ fn check(volume: &Volume, files: usize) {
         let found = read_file(volume, &format!("f{number}")).expect("readable");
         assert!(found == expected, "file {number} differs");
     }
+}
+
+/// Its parity is on a disk already, and blocks of the others are still on their way to one that is slow.
+#[test]
+fn a_file_that_is_being_written_is_read_although_a_disk_fails_while_another_is_behind() {
+    const SIZE: usize = 17 << 20;
+    let bytes = noise(1, SIZE);
+    let mut tried = 0;
+    for slow in 0..3 {
+        let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
+        let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+        let delay = Fault::Delay(Duration::from_millis(600));
+        let rule = Rule::new(Operations::WRITES, When::Always, delay);
+        plans[slow].add(rule.only(|object| matches!(object, ObjectName::Blocks(_))));
+        let disks = rig.config.disks.iter().zip(&plans).map(|(disk, plan)| {
+            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
+            Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(plan))) as Arc<dyn Disk>)
+        });
+        let options = VolumeOptions::default();
+        let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
+        let volume = volume.expect("the volume opens");
+        let (_, handle) = create(&volume, "f");
+        for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
+            let at = (number << 20) as u64;
+            volume.write(handle, at, chunk).expect("written");
+        }
+        let has_parity = |number: &usize| {
+            let disk = DirectoryDisk::open_untouched("a", &rig.disk(*number)).expect("a disk");
+            let objects = disk.list().expect("listed");
+            let mut parity = objects
+                .iter()
+                .filter(|(object, _)| matches!(object, ObjectName::Parity(_)));
+            parity.any(|(object, _)| disk.length(*object).is_ok_and(|length| length > 8 << 20))
+        };
+        let since = Instant::now();
+        let parity = loop {
+            if let Some(number) = (0..3).find(has_parity) {
+                break number;
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "no parity");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        if parity != slow {
+            tried += 1;
+            // Its writer hears of it a moment later, and of the slow disk's blocks in seconds.
+            std::thread::sleep(Duration::from_millis(100));
+            plans[3 - parity - slow].die();
+            let read = volume.read(handle, 0, 16 << 20).expect("read");
+            assert!(read == bytes[..16 << 20]);
+        }
+    }
+    assert!(tried > 0);
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl Ahead {
         }
     }
 
-    /// The next answer to make: its offset and length. `None` ends the thread's work, and there is one less.
+    /// The turn to make the next answer. `None` ends the thread's work, and there is one less.
     fn next(&self) -> Option<Turn<'_>> {
         let mut state = self.state.lock();
         let planned = |answer: &&mut Prepared| matches!(answer.stage, Stage::Planned);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::Config;
+use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk};
 use crate::ids::FileId;
 
 /// A volume on directories of its own.
@@ -53,6 +54,17 @@ impl Rig {
             ..VolumeOptions::default()
         };
         Volume::open_with(&self.config, Mode::ReadWrite, options).expect("the volume opens")
+    }
+
+    /// A volume whose disks fail by these plans, one each.
+    pub fn open_failing(&self, plans: &[Arc<FaultPlan>]) -> Arc<Volume> {
+        let disks = self.config.disks.iter().zip(plans).map(|(disk, plan)| {
+            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
+            Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(plan))) as Arc<dyn Disk>)
+        });
+        let options = VolumeOptions::default();
+        let volume = Volume::open_on(&self.config, disks.collect(), Mode::ReadWrite, options);
+        volume.expect("the volume opens")
     }
 
     pub fn disk(&self, number: usize) -> std::path::PathBuf {
@@ -115,13 +127,17 @@ pub(super) fn close(volume: &Volume, handle: Handle) {
 
 pub(super) fn write_file(volume: &Volume, name: &str, bytes: &[u8]) -> FileId {
     let (file, handle) = create(volume, name);
+    write_all(volume, handle, bytes);
+    close(volume, handle);
+    file
+}
+
+pub(super) fn write_all(volume: &Volume, handle: Handle, bytes: &[u8]) {
     for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
         volume
             .write(handle, (number << 20) as u64, chunk)
             .expect("written");
     }
-    close(volume, handle);
-    file
 }
 
 pub(super) fn read_file(volume: &Volume, name: &str) -> Result<Vec<u8>> {

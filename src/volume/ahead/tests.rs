@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk};
+use crate::disk::FaultPlan;
 use crate::volume::handles::Handle;
 use crate::volume::tests::{Rig, close, noise, read_file, write_file};
 use crate::volume::write::Allocate;
-use crate::volume::{Mode, ROOT, Volume, VolumeOptions};
+use crate::volume::{ROOT, Volume};
 
 const MIB: usize = 1 << 20;
 const MIB_64: u64 = 1 << 20;
@@ -134,13 +134,8 @@ fn who_waits_goes_on_when_nothing_comes_of_it() {
 fn volume(rig: &mut Rig) -> (Arc<Volume>, Arc<FaultPlan>) {
     rig.config.memory.cache = 64 << 20;
     let plan = FaultPlan::new(1);
-    let disks = rig.config.disks.iter().map(|disk| {
-        let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
-        Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(&plan))) as Arc<dyn Disk>)
-    });
-    let options = VolumeOptions::default();
-    let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
-    (volume.expect("the volume opens"), plan)
+    let plans = vec![Arc::clone(&plan); rig.config.disks.len()];
+    (rig.open_failing(&plans), plan)
 }
 
 /// A reader of the file for whom the answers from 4 MiB on are ready.

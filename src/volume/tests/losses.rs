@@ -3,9 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::{
-    DirectoryDisk, Disk, Fault, FaultPlan, FaultyDisk, ObjectName, Operations, Rule, When,
-};
+use crate::disk::{DirectoryDisk, Disk, Fault, FaultPlan, ObjectName, Operations, Rule, When};
 use crate::ids::{ManifestId, SetId};
 use crate::meta::{Records, WriteRecords};
 use crate::volume::head::FileHead;
@@ -30,18 +28,9 @@ fn a_file_that_is_being_written_is_read_although_a_disk_fails_while_another_is_b
         let delay = Fault::Delay(Duration::from_millis(600));
         let rule = Rule::new(Operations::WRITES, When::Always, delay);
         plans[slow].add(rule.only(|object| matches!(object, ObjectName::Blocks(_))));
-        let disks = rig.config.disks.iter().zip(&plans).map(|(disk, plan)| {
-            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
-            Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(plan))) as Arc<dyn Disk>)
-        });
-        let options = VolumeOptions::default();
-        let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
-        let volume = volume.expect("the volume opens");
+        let volume = rig.open_failing(&plans);
         let (_, handle) = create(&volume, "f");
-        for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
-            let at = (number << 20) as u64;
-            volume.write(handle, at, chunk).expect("written");
-        }
+        write_all(&volume, handle, &bytes);
         let has_parity = |number: &usize| {
             let disk = DirectoryDisk::open_untouched("a", &rig.disk(*number)).expect("a disk");
             let objects = disk.list().expect("listed");
@@ -102,29 +91,16 @@ fn a_file_that_is_being_written_is_read_although_a_disk_has_failed_since() {
     let bytes = noise(1, SIZE);
     for dies in 0..3 {
         let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
-        let plan = FaultPlan::new(1);
-        let disks = rig.config.disks.iter().enumerate().map(|(number, disk)| {
-            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
-            let medium: Arc<dyn Disk> = Arc::new(medium);
-            Some(match number == dies {
-                true => Arc::new(FaultyDisk::new(medium, Arc::clone(&plan))),
-                false => medium,
-            })
-        });
-        let options = VolumeOptions::default();
-        let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
-        let volume = volume.expect("the volume opens");
+        let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+        let volume = rig.open_failing(&plans);
         let (_, handle) = create(&volume, "f");
-        for (number, chunk) in bytes.chunks(1 << 20).enumerate() {
-            let at = (number << 20) as u64;
-            volume.write(handle, at, chunk).expect("written");
-        }
+        write_all(&volume, handle, &bytes);
         let since = Instant::now();
         while volume.pipeline.budget.held() > SIZE as u64 * 3 / 4 {
             assert!(since.elapsed() < Duration::from_secs(60), "all is kept");
             std::thread::sleep(Duration::from_millis(5));
         }
-        plan.die();
+        plans[dies].die();
         assert!(volume.read(handle, 0, SIZE).expect("read") == bytes);
         close(&volume, handle);
         assert!(read_file(&volume, "f").expect("readable") == bytes);

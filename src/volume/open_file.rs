@@ -89,13 +89,10 @@ impl Volume {
                 file,
                 access,
                 commits,
-            } => match self.begin_reading(&file) {
-                Ok(()) => Ok(self.opened(file, access, commits)),
-                Err(error) => {
-                    self.let_go(&file);
-                    Err(error)
-                }
-            },
+            } => {
+                self.begin_reading(&file);
+                Ok(self.opened(file, access, commits))
+            }
         }
     }
 

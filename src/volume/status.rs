@@ -439,7 +439,7 @@ impl Volume {
         if matches!(now, FileCondition::Open | FileCondition::Committing) {
             return Ok((now.word(), Losses::default()));
         }
-        let losses = self.losses(&open)?;
+        let losses = self.losses(&open);
         let condition = self.condition_with(&open, losses.as_ref())?;
         Ok((condition.word(), losses.unwrap_or_default()))
     }
@@ -447,7 +447,7 @@ impl Volume {
     /// Looks into a file.
     pub fn inspect(&self, file: FileId) -> Result<Inspection> {
         let open = self.use_file(file)?;
-        let losses = self.losses(&open)?;
+        let losses = self.losses(&open);
         let (_hurry, _turn) = self.turn_of(&open);
         let mut found = Inspection {
             file: file.0,

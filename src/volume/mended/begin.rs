@@ -3,9 +3,9 @@
 //! is an error to it where bytes are lost, and mended for who comes after.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::Volume;
-use super::super::error::Result;
 use super::super::file::OpenFile;
 use super::super::look::{self, Look};
 use super::build::build;
@@ -27,13 +27,12 @@ impl Volume {
     }
 
     /// One more reader of a file; the first one waits until it is known what is lost of it, and the view is there.
-    pub(in crate::volume) fn begin_reading(&self, file: &Arc<OpenFile>) -> Result<()> {
+    pub(in crate::volume) fn begin_reading(&self, file: &Arc<OpenFile>) {
         let mut readers = file.readers.lock();
         if *readers == 0 && self.has_expendable(file) {
-            self.look_for_losses(file)?;
+            self.look_for_losses(file);
         }
         *readers += 1;
-        Ok(())
     }
 
     /// A reader goes, and with the last one the view.
@@ -46,24 +45,24 @@ impl Volume {
     }
 
     /// What is lost of a file, as far as reading it now would show.
-    pub(in crate::volume) fn losses(&self, file: &Arc<OpenFile>) -> Result<Option<Losses>> {
-        self.begin_reading(file)?;
+    pub(in crate::volume) fn losses(&self, file: &Arc<OpenFile>) -> Option<Losses> {
+        self.begin_reading(file);
         let losses = {
             let state = file.state.lock();
             let mended = state.mended.as_ref();
             mended.map(|mended| mended.view.losses().clone())
         };
         self.end_reading(file);
-        Ok(losses)
+        losses
     }
 
-    fn look_for_losses(&self, file: &Arc<OpenFile>) -> Result<()> {
+    fn look_for_losses(&self, file: &Arc<OpenFile>) {
         // While all is well only what was given up is lost.
         let look = !self.disks.absent().is_empty()
             || !self.disks.all_online()
             || self.known_losses.is_bad(file.id);
         if !look && file.state.lock().head.dropped == 0 {
-            return Ok(());
+            return;
         }
         // No commit changes what is looked at.
         let (_hurry, _turn) = self.turn_of(file);
@@ -78,8 +77,7 @@ impl Volume {
             state.committed_size
         };
         // What reads found before is in the view, if it is so.
-        file.damaged
-            .store(false, std::sync::atomic::Ordering::Release);
+        file.damaged.store(false, Ordering::Release);
         let view = self
             .lost_bytes(file, look)
             .map(|lost| (!lost.runs.is_empty()).then(|| self.view(file, size, &lost)));
@@ -91,15 +89,15 @@ impl Volume {
                 }
                 drop(state);
                 self.known_losses.served.lock().insert(file.id);
-                Ok(())
             }
-            Ok(None) => {
-                state.mended = None;
-                Ok(())
-            }
+            Ok(None) => state.mended = None,
             Err(error) => {
+                // What the file is made of cannot be read in parts. The others are read all the same, and what is lost of
+                // them is an error: without all of it no view would be whole.
                 state.mended = None;
-                Err(error)
+                drop(state);
+                file.damaged.store(true, Ordering::Release);
+                tracing::error!(file = %file.id, %error, "it is not known what is lost of it; nothing of it is mended");
             }
         }
     }

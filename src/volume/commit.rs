@@ -23,6 +23,7 @@ use super::follow::Followed;
 use super::head::FileHead;
 use super::overlay::Overlay;
 use super::sweep::Sweep;
+use super::tally::sums;
 use crate::ids::{DiskId, SetId, WindowNo};
 use crate::meta::{Key, Records, WriteRecords};
 use crate::store::manifest::encode_delta;
@@ -603,42 +604,4 @@ impl Volume {
             );
         }
     }
-}
-
-/// Bytes of windows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sums {
-    /// On the disks, parity included.
-    pub stored: u64,
-    /// Of these, in blocks under no parity.
-    pub unprotected: u64,
-    /// Of these, in blocks that are yet to be compressed.
-    pub hasty: u64,
-}
-
-impl std::ops::AddAssign for Sums {
-    fn add_assign(&mut self, other: Sums) {
-        self.stored += other.stored;
-        self.unprotected += other.unprotected;
-        self.hasty += other.hasty;
-    }
-}
-
-/// What these windows take.
-pub(super) fn sums<'a>(windows: impl IntoIterator<Item = &'a WindowRecord>) -> Sums {
-    let mut sums = Sums::default();
-    for window in windows {
-        for block in &window.blocks {
-            let stored = u64::from(block.stored);
-            sums.stored += stored;
-            if !block.protected {
-                sums.unprotected += stored;
-            }
-            if block.hasty && !block.lost {
-                sums.hasty += stored;
-            }
-        }
-        sums.stored += u64::from(window.parity_length) * window.parity.len() as u64;
-    }
-    sums
 }

@@ -1,18 +1,19 @@
 //! Folding: the committed layers of a file and what the running commit adds are written as one new base
 //! manifest on every disk. Windows in which nothing lives are left out, and their room is given back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::annex::ANNEX;
-use super::commit::{Frozen, Sums, sums};
+use super::commit::Frozen;
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::{FileMap, Window};
 use super::sweep::Sweep;
+use super::tally::{Sums, Tally};
 use crate::disk::{Appender, ObjectName};
 use crate::ids::{DiskId, SetId, WindowNo};
 use crate::meta::PunchKey;
@@ -64,20 +65,17 @@ impl Volume {
         };
         let mut writer = ManifestWriter::new(self.id, file.id, id, &mut sink);
 
-        let mut live: HashMap<WindowNo, u64> = HashMap::new();
+        let mut tally = Tally::default();
         let mut pieces: BTreeSet<u32> = BTreeSet::new();
         let mut pending: Option<Extent> = None;
-        let mut given_up = 0;
         view.each(|extent| {
+            tally.extent(&extent);
             match extent.source {
                 Source::Hole => return Ok(()),
-                Source::Dropped => given_up += extent.range.end - extent.range.start,
                 Source::Inline { piece, .. } => {
                     pieces.insert(piece);
                 }
-                Source::Block { block, .. } => {
-                    *live.entry(block.window).or_default() += extent.range.end - extent.range.start;
-                }
+                Source::Dropped | Source::Block { .. } => {}
             }
             match &mut pending {
                 Some(before) if follows(before, &extent) => before.range.end = extent.range.end,
@@ -94,23 +92,17 @@ impl Volume {
         }
 
         let mut folded_sets = BTreeSet::new();
-        let (mut total, mut dead) = (Sums::default(), 0u64);
         let mut empty: Vec<Arc<WindowRecord>> = Vec::new();
         view.each_window(|record| {
-            let Some(&alive) = live.get(&record.no) else {
+            if !tally.window(&record) {
                 empty.push(record);
                 return Ok(());
-            };
+            }
             writer.window(&record)?;
             folded_sets.insert(record.set);
             if !record.parity.is_empty() {
                 folded_sets.insert(record.parity_set);
             }
-            total += sums([record.as_ref()]);
-            let raw: u64 = record.blocks.iter().map(|block| u64::from(block.raw)).sum();
-            dead += raw.saturating_sub(alive);
-            let lost = record.blocks.iter().filter(|block| block.lost);
-            given_up += lost.map(|block| u64::from(block.raw)).sum::<u64>();
             Ok(())
         })?;
         let totals = {
@@ -160,9 +152,9 @@ impl Volume {
             reference,
             manifest: Arc::new(manifest),
             sets,
-            sums: total,
-            dead,
-            given_up,
+            sums: tally.sums,
+            dead: tally.dead,
+            given_up: tally.given_up,
             dead_pieces,
         })
     }
@@ -243,6 +235,17 @@ pub(super) struct FrozenMap {
 }
 
 impl FrozenMap {
+    /// The map of a file of which there is nothing but a base.
+    pub fn of_base(base: Arc<Manifest>) -> FrozenMap {
+        FrozenMap {
+            end: base.totals().file_size,
+            map: FileMap {
+                base: Some(base),
+                ..FileMap::default()
+            },
+        }
+    }
+
     /// Every extent in rising order, holes included; then those of the annex.
     pub fn each(&self, mut extent: impl FnMut(Extent) -> Result<()>) -> Result<()> {
         let mut at = 0;

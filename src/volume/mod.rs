@@ -38,6 +38,7 @@ mod settle;
 mod status;
 mod straight;
 mod sweep;
+mod tally;
 mod tasks;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Volume;
 use super::error::{Result, VolumeError};
+use super::fold::FrozenMap;
 use super::head::FileHead;
+use super::tally::Tally;
 use crate::config::Config;
 use crate::disk::{Disk, ObjectName};
 use crate::ids::{DiskId, FileId, ManifestId, SetId};
@@ -288,8 +290,44 @@ impl Volume {
         Ok(gone && base.is_none_or(|base| base < found))
     }
 
+    /// The head of a file that a manifest says all of.
+    fn head_of(&self, file: FileId, reference: ManifestRef, manifest: &Arc<Manifest>) -> FileHead {
+        let totals = manifest.totals();
+        let view = FrozenMap::of_base(Arc::clone(manifest));
+        let mut tally = Tally::default();
+        let counted = view
+            .each(|extent| {
+                tally.extent(&extent);
+                Ok(())
+            })
+            .and_then(|()| {
+                view.each_window(|record| {
+                    tally.window(&record);
+                    Ok(())
+                })
+            });
+        if let Err(error) = counted {
+            tracing::warn!(%file, %error, "its manifest is readable in parts; any of its bytes may be stored once");
+            tally.sums.stored = totals.stored;
+            tally.sums.unprotected = totals.stored;
+            tally.given_up = totals.file_size;
+        }
+        FileHead {
+            base: Some(reference),
+            next_window: totals.next_window,
+            next_piece: totals.next_piece,
+            dead: tally.dead,
+            base_dead: tally.dead,
+            stored: tally.sums.stored,
+            unprotected: tally.sums.unprotected,
+            dropped: tally.given_up,
+            hasty: tally.sums.hasty,
+            ..FileHead::default()
+        }
+    }
+
     /// Gives a file that the metadata knows the form that a manifest has.
-    fn renew(&self, file: FileId, reference: ManifestRef, manifest: &Manifest) -> Result<()> {
+    fn renew(&self, file: FileId, reference: ManifestRef, manifest: &Arc<Manifest>) -> Result<()> {
         let totals = manifest.totals();
         let mut sets = BTreeSet::new();
         for found in manifest.sets() {
@@ -302,14 +340,11 @@ impl Volume {
             .unwrap_or_default();
         let deltas: Vec<u64> = view.deltas(file)?.into_iter().map(|(no, _)| no).collect();
         let head = FileHead {
-            base: Some(reference),
             first_delta: old.next_delta,
             next_delta: old.next_delta,
-            next_window: totals.next_window,
             next_piece: totals.next_piece.max(old.next_piece),
             inline_bytes: old.inline_bytes,
-            stored: totals.stored,
-            ..FileHead::default()
+            ..self.head_of(file, reference, manifest)
         };
         self.meta.update(|update| -> Result<()> {
             for delta in deltas {
@@ -317,10 +352,11 @@ impl Volume {
             }
             if let Some(mut inode) = update.inode(file)? {
                 inode.size = totals.file_size;
-                inode.stored = totals.stored;
+                inode.stored = head.stored;
                 update.put_inode(file, &inode);
             }
             update.put_manifest(file, &head.encode());
+            update.put_hasty(file, head.hasty);
             for set in sets {
                 if update.set(set)?.is_none() {
                     self.add_set_reference(update, set)?;
@@ -334,7 +370,7 @@ impl Volume {
         &self,
         file: FileId,
         reference: ManifestRef,
-        manifest: &Manifest,
+        manifest: &Arc<Manifest>,
     ) -> Result<String> {
         let totals = manifest.totals();
         let described: Option<Description> = serde_json::from_slice(&manifest.description()?).ok();
@@ -353,13 +389,7 @@ impl Volume {
         for found in manifest.sets() {
             sets.push(found?.set);
         }
-        let head = FileHead {
-            base: Some(reference),
-            next_window: totals.next_window,
-            next_piece: totals.next_piece,
-            stored: totals.stored,
-            ..FileHead::default()
-        };
+        let head = self.head_of(file, reference, manifest);
         self.meta.update(|update| -> Result<()> {
             let mut directory = ROOT;
             let in_lost = path.is_empty();
@@ -379,7 +409,7 @@ impl Volume {
             };
             let mut inode = update.create_as(file, directory, name, new, now)?;
             inode.size = totals.file_size;
-            inode.stored = totals.stored;
+            inode.stored = head.stored;
             if let Some(described) = &described {
                 inode.mtime = Timestamp {
                     seconds: described.mtime.0,
@@ -388,6 +418,7 @@ impl Volume {
             }
             update.put_inode(file, &inode);
             update.put_manifest(file, &head.encode());
+            update.put_hasty(file, head.hasty);
             for set in &sets {
                 self.add_set_reference(update, *set)?;
             }

@@ -71,6 +71,15 @@ impl Rig {
         self.place.path().join(format!("d{number}"))
     }
 
+    /// Takes from every disk all that knows names: databases, journals and images.
+    pub fn forget_names(&self) {
+        for disk in &self.config.disks {
+            std::fs::remove_file(disk.path.join("meta.redb")).expect("removed");
+            std::fs::remove_dir_all(disk.path.join("journal")).expect("removed");
+            std::fs::remove_dir_all(disk.path.join("names")).expect("removed");
+        }
+    }
+
     pub fn take_away(&self, number: usize) {
         std::fs::rename(
             self.disk(number),
@@ -87,26 +96,32 @@ impl Rig {
         .expect("renamed");
     }
 
+    /// The files below a directory of a disk.
+    pub fn objects(&self, number: usize, directory: &str) -> Vec<std::path::PathBuf> {
+        let mut places = vec![self.disk(number).join(directory)];
+        let mut files = Vec::new();
+        while let Some(place) = places.pop() {
+            match std::fs::read_dir(&place) {
+                Ok(entries) => places.extend(entries.flatten().map(|entry| entry.path())),
+                Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                    files.push(place)
+                }
+                // Removed meanwhile.
+                Err(_) => {}
+            }
+        }
+        files
+    }
+
     /// Bytes in segments and manifests on all disks.
     pub fn occupied(&self) -> u64 {
-        fn walk(path: &Path) -> u64 {
-            let Ok(entries) = std::fs::read_dir(path) else {
-                return 0;
-            };
-            entries
-                .flatten()
-                .map(|entry| match entry.metadata() {
-                    Ok(meta) if meta.is_dir() => walk(&entry.path()),
-                    Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
-                    Err(_) => 0,
-                })
-                .sum()
-        }
-        (0..self.config.disks.len())
-            .map(|number| {
-                walk(&self.disk(number).join("segments"))
-                    + walk(&self.disk(number).join("manifests"))
-            })
+        let all = (0..self.config.disks.len()).flat_map(|number| {
+            let mut all = self.objects(number, "segments");
+            all.extend(self.objects(number, "manifests"));
+            all
+        });
+        all.filter_map(|place| std::fs::metadata(place).ok())
+            .map(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512)
             .sum()
     }
 }

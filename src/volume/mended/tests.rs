@@ -297,6 +297,40 @@ fn what_free_pages_are_filled_with_outlives_them() {
     volume.close().expect("closed");
 }
 
+/// What was stored once, or given up, is still known where only the manifest knows of the file.
+#[test]
+fn a_guest_that_was_rescued_by_its_manifest_is_read_mended() {
+    let guest = guest();
+    let rig = saved_guest(&guest.bytes);
+    rig.forget_names();
+    Volume::rescue(&rig.config).expect("rescued");
+    let volume = lose(&rig, [0, 3], LostReads::Mend);
+    let lost = lost_ranges(&volume);
+    let (mended, edits) = expected(&guest.bytes, &guest, &lost);
+    assert!(edits > 0, "nothing to mend: {lost:?}");
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "rescued");
+}
+
+#[test]
+fn what_was_dropped_is_read_mended_after_a_rescue_by_the_manifest() {
+    let guest = guest();
+    let rig = Rig::new(6, &format!("{POLICY}\nexpendable = \"drop\""));
+    let volume = rig.open();
+    write_file(&volume, "f", &guest.bytes);
+    let dropped = lost_ranges(&volume);
+    volume.close().expect("closed");
+    drop(volume);
+    rig.forget_names();
+    Volume::rescue(&rig.config).expect("rescued");
+    let volume = open(&rig, LostReads::Mend);
+    assert_eq!(lost_ranges(&volume), dropped);
+    let (mended, edits) = expected(&guest.bytes, &guest, &dropped);
+    assert!(edits > 0, "nothing to mend: {dropped:?}");
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "rescued");
+}
+
 /// Reads page by page; gives those that failed, and asserts that the others are as expected.
 fn failed_pages(volume: &Volume, expected: &[u8]) -> Vec<u64> {
     let file = volume.lookup(ROOT, b"f").expect("there").file;

@@ -20,9 +20,9 @@ use crate::store::block::BLOCK_HEADER;
 use crate::store::compression::compressed_length;
 use crate::store::{BlockRecord, Compression, WindowRecord};
 use crate::volume::Volume;
-use crate::volume::commit::sums;
 use crate::volume::error::Result;
 use crate::volume::file::OpenFile;
+use crate::volume::tally::sums;
 
 /// How long files that are being written are left alone before the next try.
 const PAUSE: Duration = Duration::from_secs(2);

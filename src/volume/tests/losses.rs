@@ -16,6 +16,15 @@ fn check(volume: &Volume, files: usize) {
     }
 }
 
+/// Flips a bit of every so many bytes of a file; says of how many.
+fn flip(place: &Path, first: usize, every: usize) -> usize {
+    let mut bytes = std::fs::read(place).unwrap_or_else(|error| panic!("{place:?}: {error}"));
+    let flipped = bytes.iter_mut().skip(first).step_by(every);
+    let count = flipped.map(|byte| *byte ^= 4).count();
+    std::fs::write(place, bytes).expect("written");
+    count
+}
+
 /// Its parity is on a disk already, and blocks of the others are still on their way to one that is slow.
 #[test]
 fn a_file_that_is_being_written_is_read_although_a_disk_fails_while_another_is_behind() {
@@ -194,24 +203,8 @@ fn flipped_bits_are_found_and_mended() {
     drop(volume);
     let mut flipped = 0;
     for number in 0..2 {
-        let mut places = vec![rig.disk(number).join("segments")];
-        while let Some(place) = places.pop() {
-            if place.is_dir() {
-                places.extend(
-                    std::fs::read_dir(&place)
-                        .expect("listed")
-                        .flatten()
-                        .map(|entry| entry.path()),
-                );
-                continue;
-            }
-            let mut bytes =
-                std::fs::read(&place).unwrap_or_else(|error| panic!("{place:?}: {error}"));
-            for at in (0..bytes.len()).step_by(50_000) {
-                bytes[at] ^= 4;
-                flipped += 1;
-            }
-            std::fs::write(&place, bytes).expect("written");
+        for place in rig.objects(number, "segments") {
+            flipped += flip(&place, 0, 50_000);
         }
     }
     assert!(flipped > 10);
@@ -272,11 +265,7 @@ fn files_are_found_by_their_manifests_alone() {
     drop(open);
     volume.close().expect("closed");
     drop(volume);
-    for number in 0..3 {
-        std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
-        std::fs::remove_dir_all(rig.disk(number).join("journal")).expect("removed");
-        std::fs::remove_dir_all(rig.disk(number).join("names")).expect("removed");
-    }
+    rig.forget_names();
     let lines = Volume::rescue(&rig.config).expect("rescued");
     let volume = rig.open();
     let directory = volume
@@ -297,6 +286,38 @@ fn files_are_found_by_their_manifests_alone() {
                 == chunk
         );
     }
+}
+
+/// Where it cannot be read what a file is made of, all of it may be stored once, or given up.
+#[test]
+fn a_rescue_takes_a_file_for_expendable_where_its_manifest_is_damaged_on_all_disks() {
+    let rig = Rig::new(3, "critical = \"2+1\"\nblock_size = \"8K\"");
+    let volume = rig.open();
+    let bytes = noise(3, 8 << 20);
+    let file = write_file(&volume, "f", &bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    rig.forget_names();
+    // The first page of a manifest has extents.
+    let copies = (0..3).flat_map(|number| rig.objects(number, "manifests"));
+    assert_eq!(
+        copies
+            .map(|copy| flip(&copy, 100, usize::MAX))
+            .sum::<usize>(),
+        3
+    );
+    Volume::rescue(&rig.config).expect("rescued");
+    let volume = rig.open();
+    let open = volume.use_file(file).expect("there");
+    let head = open.state.lock().head.clone();
+    assert!(head.unprotected >= bytes.len() as u64, "{head:?}");
+    assert_eq!(head.dropped, bytes.len() as u64);
+    let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    let last = bytes.len() - (1 << 20);
+    let found = volume.read(handle, last as u64, 1 << 20).expect("readable");
+    assert!(found == bytes[last..]);
+    let lost = volume.read(handle, 0, 4096).map_err(|error| error.errno());
+    assert_eq!(lost.err(), Some(libc::EIO));
 }
 
 /// What a version before this one left where the metadata took no more changes: objects under the highest number of all.
@@ -348,11 +369,7 @@ fn a_mount_removes_what_was_written_under_no_number() {
 fn a_rescue_does_not_count_what_was_written_under_no_number() {
     let rig = Rig::new(3, "critical = \"2+1\"");
     leave_what_has_no_number(&rig);
-    for number in 0..3 {
-        std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
-        std::fs::remove_dir_all(rig.disk(number).join("journal")).expect("removed");
-        std::fs::remove_dir_all(rig.disk(number).join("names")).expect("removed");
-    }
+    rig.forget_names();
     let lines = Volume::rescue(&rig.config).expect("rescued");
     assert!(
         !lines.iter().any(|line| line.contains("cannot be read")),

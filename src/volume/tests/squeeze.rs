@@ -215,7 +215,7 @@ fn a_scrub_finds_what_nothing_tells_of_any_more() {
     let file = write_file(&volume, "f", &bytes);
     volume.close().expect("closed");
     drop(volume);
-    // As after a rescue.
+    // As a rescue by an earlier version left it.
     let volume = rig.open_with(Arc::new(MadeUp::default()));
     let forget = |update: &mut crate::meta::Update| -> Result<()> {
         update.put_hasty(file, 0);
@@ -236,5 +236,32 @@ fn a_scrub_finds_what_nothing_tells_of_any_more() {
         assert!(Instant::now() < end, "it stays as it is");
         std::thread::sleep(Duration::from_millis(50));
     }
+    assert!(read_file(&volume, "f").expect("read") == bytes);
+}
+
+#[test]
+fn a_rescue_by_the_manifest_knows_what_is_yet_to_be_compressed_and_what_is_stored_once() {
+    const SIZE: usize = 8 << 20;
+    let rig = Rig::new(6, &format!("{POLICY}block_size = \"8K\""));
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = runs(SIZE as u64, 64, 32);
+    let head = |volume: &Volume, file: FileId| {
+        let file = volume.use_file(file).expect("there");
+        let head = file.state.lock().head.clone();
+        (head.stored, head.unprotected, head.hasty, head.dead)
+    };
+    let volume = rig.open_with(Arc::clone(&tiers) as _);
+    let bytes = noise(6, SIZE);
+    let file = write_file(&volume, "f", &bytes);
+    let before = head(&volume, file);
+    assert!(before.1 > 0 && before.2 > 0, "{before:?}");
+    volume.close().expect("closed");
+    drop(volume);
+    rig.forget_names();
+    Volume::rescue(&rig.config).expect("rescued");
+    let volume = rig.open_with(tiers);
+    assert_eq!(head(&volume, file), before);
+    wait_until_nothing_is_owed(&volume);
+    assert!((rig.occupied() as usize) < SIZE);
     assert!(read_file(&volume, "f").expect("read") == bytes);
 }

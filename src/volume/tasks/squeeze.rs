@@ -27,6 +27,9 @@ use crate::volume::tally::sums;
 /// How long files that are being written are left alone before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How long whatever is more urgent is left alone before the next look.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Windows that are written anew in one commit. More of them make fuller windows, and fewer manifests.
 const WINDOWS: usize = 8;
 
@@ -151,12 +154,12 @@ impl Volume {
                     return;
                 }
                 let Some(volume) = weak.upgrade() else { return };
-                if volume.has_other_work() {
-                    continue;
-                }
-                let rest = volume.squeeze_queued();
+                let pause = match volume.has_other_work() {
+                    true => Some(AGAIN),
+                    false => volume.squeeze_queued().then_some(PAUSE),
+                };
                 drop(volume);
-                if rest && !squeezer.wait(Some(PAUSE)) {
+                if pause.is_some() && !squeezer.wait(pause) {
                     return;
                 }
             }

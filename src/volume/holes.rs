@@ -38,9 +38,9 @@ pub(super) struct Seen {
 struct Unseen;
 
 impl Seen {
-    /// What the file has in the range. None while a program changes it.
+    /// What the file has in the range. None while a program changes it, or a commit makes true what one has changed.
     fn look(state: &FileState, range: Range<u64>) -> Result<Option<Seen>> {
-        if state.is_dirty() {
+        if !is_at_rest(state) {
             return Ok(None);
         }
         let range = range.start..range.end.min(state.size);
@@ -65,9 +65,10 @@ impl Seen {
         }
     }
 
-    /// Whether it is so still: what is written makes a file dirty until a commit, which counts up its version.
+    /// Whether it is so still: what is written makes a file dirty until a commit begins, which counts up its version when it
+    /// ends.
     fn is_so(&self, state: &FileState) -> bool {
-        !state.is_dirty() && (self.version, self.size) == (state.version, state.size)
+        is_at_rest(state) && (self.version, self.size) == (state.version, state.size)
     }
 
     fn within(&self, range: Range<u64>) -> std::result::Result<Vec<Extent>, Unseen> {
@@ -86,6 +87,10 @@ impl Seen {
         };
         Ok(runs.map(extent).collect())
     }
+}
+
+fn is_at_rest(state: &FileState) -> bool {
+    !state.is_dirty() && state.map.frozen.is_none()
 }
 
 impl Volume {

@@ -1,5 +1,6 @@
 //! What is written is read: before a commit, after it, after a remount, and by a model.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -475,4 +476,36 @@ fn where_holes_are_is_told_without_a_look_at_the_disks_and_never_what_was_before
         let error = answer.map(|answer| answer.map_err(|error| error.errno()));
         assert!(matches!(error, None | Some(Err(libc::ENXIO))), "{error:?}");
     }
+}
+
+#[test]
+fn where_holes_are_is_told_as_it_was_written_while_a_commit_makes_it_true() {
+    const HOLE: u64 = 4 << 20;
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+    let volume = rig.open_failing(&plans);
+    let (file, handle) = create(&volume, "f");
+    let bytes = noise(1, 1 << 20);
+    volume.write(handle, HOLE, &bytes).expect("written");
+    volume.fsync(handle).expect("committed");
+    let reads = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    assert_eq!(volume.seek(reads, 0, true).expect("told"), HOLE);
+    let slow = Fault::Delay(Duration::from_millis(500));
+    plans[0].add(Rule::new(Operations::WRITES, When::Always, slow));
+    volume.write(handle, 0, &bytes).expect("written");
+    std::thread::scope(|scope| {
+        let commit = scope.spawn(|| volume.fsync(handle).expect("committed"));
+        let open = volume.use_file(file).expect("there");
+        let mut asked = 0;
+        while !commit.is_finished() {
+            if open.committing.load(Ordering::Acquire) {
+                let told = volume.try_seek(reads, 0, true);
+                assert!(told.is_none_or(|told| told.expect("told") == 0));
+                asked += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(asked > 0, "the commit was over at once");
+    });
+    assert_eq!(volume.seek(reads, 0, true).expect("told"), 0);
 }

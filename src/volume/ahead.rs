@@ -84,6 +84,8 @@ struct State {
     misses: u32,
     /// As far as answers are planned.
     upto: u64,
+    /// How many answers were planned.
+    planned: u64,
     answers: VecDeque<Prepared>,
     /// Threads that make some.
     makers: usize,
@@ -93,6 +95,8 @@ struct State {
 
 #[derive(Debug)]
 struct Prepared {
+    /// No two are the same: what nobody wants any more may be planned again while a thread is still at it.
+    number: u64,
     offset: u64,
     length: usize,
     stage: Stage,
@@ -108,6 +112,12 @@ enum Stage {
     /// A thread is, and nobody wants it any more.
     Unwanted,
     Ready(Answer),
+}
+
+impl Prepared {
+    fn is_wanted(&self) -> bool {
+        !matches!(self.stage, Stage::Unwanted)
+    }
 }
 
 impl Ahead {
@@ -144,7 +154,9 @@ impl Ahead {
             let Some(place) = self.shelf.place() else {
                 break;
             };
+            state.planned += 1;
             state.answers.push_back(Prepared {
+                number: state.planned,
                 offset: state.upto,
                 length,
                 stage: Stage::Planned,
@@ -171,17 +183,15 @@ impl Ahead {
                 state.missed();
                 return None;
             };
-            match state.answers[place].stage {
-                Stage::Making => self.made.wait(&mut state),
-                Stage::Unwanted => return None,
-                Stage::Planned | Stage::Ready(_) => {
-                    state.misses = 0;
-                    return match state.answers.remove(place)?.stage {
-                        Stage::Ready(answer) => Some(answer),
-                        Stage::Planned | Stage::Making | Stage::Unwanted => None,
-                    };
-                }
+            if matches!(state.answers[place].stage, Stage::Making) {
+                self.made.wait(&mut state);
+                continue;
             }
+            state.misses = 0;
+            return match state.answers.remove(place)?.stage {
+                Stage::Ready(answer) => Some(answer),
+                Stage::Planned | Stage::Making | Stage::Unwanted => None,
+            };
         }
     }
 
@@ -194,6 +204,7 @@ impl Ahead {
                 answer.stage = Stage::Making;
                 Some(Turn {
                     ahead: self,
+                    number: answer.number,
                     offset: answer.offset,
                     length: answer.length,
                     answer: None,
@@ -207,9 +218,10 @@ impl Ahead {
     }
 
     /// It is made, or cannot be.
-    fn put(&self, offset: u64, answer: Option<Answer>) {
+    fn put(&self, number: u64, answer: Option<Answer>) {
         let mut state = self.state.lock();
-        if let Some(place) = state.find(offset) {
+        let mut all = state.answers.iter();
+        if let Some(place) = all.position(|answer| answer.number == number) {
             match (answer, &mut state.answers[place].stage) {
                 (Some(answer), stage @ Stage::Making) => *stage = Stage::Ready(answer),
                 _ => {
@@ -233,7 +245,7 @@ impl State {
     fn find(&self, offset: u64) -> Option<usize> {
         self.answers
             .iter()
-            .position(|answer| answer.offset == offset)
+            .position(|answer| answer.offset == offset && answer.is_wanted())
     }
 
     fn planned(&self) -> impl Iterator<Item = &Prepared> {
@@ -243,7 +255,7 @@ impl State {
 
     /// Nobody had thought of a request.
     fn missed(&mut self) {
-        if !self.answers.is_empty() {
+        if self.answers.iter().any(Prepared::is_wanted) {
             self.misses += 1;
             if self.misses == MISSES {
                 self.forget(|_| true);
@@ -276,6 +288,7 @@ impl State {
 /// An answer in the making. Whoever waits for it goes on when this is dropped, whatever has happened.
 struct Turn<'a> {
     ahead: &'a Ahead,
+    number: u64,
     offset: u64,
     length: usize,
     answer: Option<Answer>,
@@ -283,6 +296,6 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.ahead.put(self.offset, self.answer.take());
+        self.ahead.put(self.number, self.answer.take());
     }
 }

@@ -17,10 +17,10 @@ const MAKERS: usize = 8;
 /// Bytes, and what they were made of.
 #[derive(Debug)]
 pub(in crate::volume) struct Answer {
-    bytes: Vec<u8>,
-    extents: Vec<Extent>,
+    pub(super) bytes: Vec<u8>,
+    pub(super) extents: Vec<Extent>,
     /// How lost bytes were read.
-    view: Option<Arc<View>>,
+    pub(super) view: Option<Arc<View>>,
 }
 
 impl Volume {

@@ -99,6 +99,31 @@ fn who_goes_elsewhere_or_nowhere_is_planned_for_no_more() {
 }
 
 #[test]
+fn an_answer_that_nobody_wanted_any_more_is_not_taken_for_another() {
+    let answer = |length: usize| Answer {
+        bytes: vec![0; length],
+        extents: Vec::new(),
+        view: None,
+    };
+    let ahead = Ahead::new(&shelf(64));
+    ask(&ahead, 0..4);
+    let mut first = ahead.next().expect("something to make");
+    assert_eq!((first.offset, first.length), (4 * MIB_64, MIB));
+    // The reader goes on with requests of half the length, and the same place is planned again.
+    for half in 4..8 {
+        ahead.plan(half * MIB_64 / 2, MIB / 2, SIZE, 8);
+    }
+    let mut second = ahead.next().expect("something to make");
+    assert_eq!((second.offset, second.length), (4 * MIB_64, MIB / 2));
+    second.answer = Some(answer(MIB / 2));
+    drop(second);
+    first.answer = Some(answer(MIB));
+    drop(first);
+    let taken = ahead.take(4 * MIB_64, MIB / 2).expect("it was made");
+    assert_eq!(taken.bytes.len(), MIB / 2);
+}
+
+#[test]
 fn all_readers_share_the_room() {
     let shelf = shelf(20);
     let (one, other) = (Ahead::new(&shelf), Ahead::new(&shelf));

@@ -226,6 +226,24 @@ impl Job {
     }
 }
 
+/// What a disk takes no more.
+#[must_use]
+pub struct Refused {
+    id: DiskId,
+    job: Job,
+}
+
+impl Refused {
+    /// Tells whoever waits for it.
+    pub fn tell(self) {
+        let gone = AppendError {
+            reason: format!("disk {} has no writer", self.id).into(),
+            full: false,
+        };
+        self.job.wait().fail(&gone);
+    }
+}
+
 /// The ordered writers of all disks. A disk's writer is started when it is first needed.
 pub struct DiskWriters {
     disks: Arc<Disks>,
@@ -351,17 +369,21 @@ impl DiskWriters {
         }
     }
 
-    /// Queues bytes behind everything queued for that disk before.
-    pub fn append(&self, segment: Arc<Segment>, payload: Arc<dyn Payload>, done: Appended) {
+    /// Queues bytes behind everything queued for that disk before. Where nothing is taken for that disk any more, `done` is not
+    /// called from here: the caller may hold what it needs.
+    pub fn append(
+        &self,
+        segment: Arc<Segment>,
+        payload: Arc<dyn Payload>,
+        done: Appended,
+    ) -> Result<(), Refused> {
         let id = segment.disk();
-        self.send(
-            id,
-            Job::Append {
-                segment,
-                payload,
-                done,
-            },
-        );
+        let job = Job::Append {
+            segment,
+            payload,
+            done,
+        };
+        self.queue(id, job).map_err(|job| Refused { id, job })
     }
 
     /// Has the disk begin to write down what was queued for these segments before, and all that will be as it comes. All
@@ -376,16 +398,15 @@ impl DiskWriters {
     }
 
     fn send(&self, id: DiskId, job: Job) {
-        let refused = match self.writer(id) {
-            Some(writer) => writer.queue.push(job).err(),
-            None => Some(job),
-        };
-        let gone = || AppendError {
-            reason: format!("disk {id} has no writer").into(),
-            full: false,
-        };
-        if let Some(job) = refused {
-            job.wait().fail(&gone());
+        if let Err(job) = self.queue(id, job) {
+            Refused { id, job }.tell();
+        }
+    }
+
+    fn queue(&self, id: DiskId, job: Job) -> Result<(), Job> {
+        match self.writer(id) {
+            Some(writer) => writer.queue.push(job),
+            None => Err(job),
         }
     }
 

@@ -246,7 +246,10 @@ impl SetWriter {
         let done = Box::new(move |result: Result<u64, AppendError>| {
             this.placed((&window, index, raw), disk, result.map_err(|_| ()));
         });
-        self.pipeline.writers.append(segment, block, done);
+        if let Err(refused) = self.pipeline.writers.append(segment, block, done) {
+            // Nor this from here.
+            self.pipeline.workers.spawn(|| refused.tell());
+        }
     }
 
     fn placed(
@@ -369,7 +372,9 @@ impl SetWriter {
                 checksum,
             }));
         });
-        self.pipeline.writers.append(segment, payload, done);
+        if let Err(refused) = self.pipeline.writers.append(segment, payload, done) {
+            refused.tell();
+        }
     }
 
     /// Codes new parity over the protected blocks of a window whose record was changed, and writes it into

@@ -134,3 +134,39 @@ fn the_disks_are_asked_to_write_down_what_they_have_when_a_commit_begins() {
     writer.finish();
     until("they are asked", || asked() == there());
 }
+
+/// Blocks are queued under the lock of their window, which whoever is told that one was refused takes too.
+#[test]
+fn a_block_for_a_disk_that_takes_nothing_more_fails_and_nobody_stands_still() {
+    for gone in 0..3 {
+        let (pipeline, _) = pipeline(16 << 20);
+        let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), SetId(1));
+        let next_window = AtomicU32::new(0);
+        let block = |number: u8| {
+            let begun = writer.begin(Lane::Critical, &next_window).expect("disks");
+            writer.seal(&begun, Arc::new(vec![number; 100].into()), None);
+        };
+        (0..4).for_each(block);
+        until("all is placed", || pipeline.unwritten() == 0);
+        pipeline.disks.remove(DiskId(gone));
+        pipeline.writers.end(DiskId(gone));
+        let (sender, ended) = bounded(1);
+        let (other, pipeline) = (Arc::clone(&writer), Arc::clone(&pipeline));
+        std::thread::spawn(move || {
+            let next_window = AtomicU32::new(1);
+            for number in 4..8 {
+                match other.begin(Lane::Critical, &next_window) {
+                    Ok(begun) => other.seal(&begun, Arc::new(vec![number; 100].into()), None),
+                    // Another window would need the disk that is gone.
+                    Err(_) => break,
+                }
+            }
+            until("all is placed", || pipeline.unwritten() == 0);
+            other.finish();
+            let _ = sender.send(other.failed_disks());
+        });
+        let failed = ended.recv_timeout(std::time::Duration::from_secs(20));
+        let failed = failed.expect("it stands still");
+        assert_eq!(failed, BTreeSet::from([DiskId(gone)]), "disk {gone}");
+    }
+}

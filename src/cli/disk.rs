@@ -56,9 +56,13 @@ works, and it is taken out of the config.")]
         /// The disk's name
         disk: String,
         /// Give up bytes that only this disk had and does not give any more: expendable ones, which are stored once.
-        /// Files are marked as having lost them
+        /// Files are marked as having lost them. What other disks may still give, when they are back, is not given up
         #[arg(long)]
         give_up: bool,
+        /// With --give-up: another disk that is gone for good as well. Bytes that only the two had are given up too, critical
+        /// ones among them. Once for each such disk
+        #[arg(long, value_name = "DISK", requires = "give_up")]
+        gone: Vec<String>,
         #[command(flatten)]
         how: How,
     },
@@ -80,9 +84,13 @@ names the new one.")]
         #[arg(long)]
         name: Option<String>,
         /// Give up bytes that only the old disk had and does not give any more: expendable ones, which are stored once.
-        /// Files are marked as having lost them
+        /// Files are marked as having lost them. What other disks may still give, when they are back, is not given up
         #[arg(long)]
         give_up: bool,
+        /// With --give-up: another disk that is gone for good as well. Bytes that only the two had are given up too, critical
+        /// ones among them. Once for each such disk
+        #[arg(long, value_name = "DISK", requires = "give_up")]
+        gone: Vec<String>,
         #[command(flatten)]
         how: How,
     },
@@ -110,12 +118,14 @@ impl Disk {
                 volume,
                 disk,
                 give_up,
+                gone,
                 how,
             } => {
                 let rate = how.rate();
                 let request = Request::RemoveDisk {
                     disk,
                     give_up,
+                    gone,
                     rate,
                 };
                 how.run(&volume, &request)
@@ -126,6 +136,7 @@ impl Disk {
                 path,
                 name,
                 give_up,
+                gone,
                 how,
             } => {
                 let rate = how.rate();
@@ -135,6 +146,7 @@ impl Disk {
                     path,
                     name,
                     give_up,
+                    gone,
                     rate,
                 };
                 how.run(&volume, &request)

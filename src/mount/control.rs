@@ -64,6 +64,9 @@ pub enum Request {
         disk: String,
         /// Bytes that only it had, and does not give, are given up.
         give_up: bool,
+        /// Other disks that do not come back.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<String>,
         /// Bytes a second.
         rate: Option<u64>,
     },
@@ -77,6 +80,9 @@ pub enum Request {
         name: Option<String>,
         /// Bytes that only the old one had, and does not give, are given up.
         give_up: bool,
+        /// Other disks that do not come back.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<String>,
         /// Bytes a second.
         rate: Option<u64>,
     },
@@ -197,7 +203,17 @@ mod tests {
                 Request::RemoveDisk {
                     disk: "a".to_string(),
                     give_up: false,
+                    gone: Vec::new(),
                     rate: Some(5),
+                },
+            ),
+            (
+                r#"{"remove_disk":{"disk":"a","give_up":true,"gone":["b"],"rate":null}}"#,
+                Request::RemoveDisk {
+                    disk: "a".to_string(),
+                    give_up: true,
+                    gone: vec!["b".to_string()],
+                    rate: None,
                 },
             ),
         ] {

@@ -207,10 +207,38 @@ impl Volume {
             .ok_or_else(|| refused("the volume has had too many disks".to_owned()))
     }
 
-    /// Begins to move what a disk holds to the others; then it leaves.
-    pub fn remove_disk(&self, name: &str, give_up: bool, rate: Option<u64>) -> Result<TaskStatus> {
+    /// The disks that are gone for good besides one that leaves. One that is here is none of them.
+    fn disks_gone(&self, names: &[String], give_up: bool) -> Result<Vec<DiskId>> {
+        if !give_up && !names.is_empty() {
+            return Err(refused("--gone goes with --give-up only".to_owned()));
+        }
+        let mut gone = Vec::new();
+        for name in names {
+            let disk = self.disk_called(name)?;
+            if self.disks.is_online(disk) {
+                return Err(refused(format!(
+                    "disk {} is {}, so it is not gone",
+                    self.disks.name(disk),
+                    self.disks.state(disk)
+                )));
+            }
+            gone.push(disk);
+        }
+        Ok(gone)
+    }
+
+    /// Begins to move what a disk holds to the others; then it leaves. Bytes that only it, and others that are `gone`,
+    /// had and do not give can be given up.
+    pub fn remove_disk(
+        &self,
+        name: &str,
+        give_up: bool,
+        gone: &[String],
+        rate: Option<u64>,
+    ) -> Result<TaskStatus> {
         self.check_writable()?;
         let disk = self.disk_called(name)?;
+        let gone = self.disks_gone(gone, give_up)?;
         self.check_no_task()?;
         let name = self.disks.name(disk);
         let config = Config::load(&self.config).map_err(|error| refused(error.to_string()))?;
@@ -233,7 +261,11 @@ impl Volume {
                 "{others} disks would be left that can be written to, and the policy needs {needed}; add a disk first"
             )));
         }
-        let kind = TaskKind::Remove { disk, give_up };
+        let kind = TaskKind::Remove {
+            disk,
+            give_up,
+            gone,
+        };
         self.begin_task(kind, format!("the removal of disk {name}"), rate)
     }
 
@@ -244,10 +276,12 @@ impl Volume {
         path: &Path,
         new_name: Option<&str>,
         give_up: bool,
+        gone: &[String],
         rate: Option<u64>,
     ) -> Result<TaskStatus> {
         self.check_writable()?;
         let disk = self.disk_called(name)?;
+        let gone = self.disks_gone(gone, give_up)?;
         self.check_no_task()?;
         let name = self.disks.name(disk);
         // A try that did not come to its end has joined it already.
@@ -269,7 +303,13 @@ impl Volume {
             None => self.join_disk(path, new_name)?.0,
         };
         let what = format!("the replacement of disk {name} by {}", self.disks.name(by));
-        self.begin_task(TaskKind::Replace { disk, by, give_up }, what, rate)
+        let kind = TaskKind::Replace {
+            disk,
+            by,
+            give_up,
+            gone,
+        };
+        self.begin_task(kind, what, rate)
     }
 
     /// Begins to read and verify everything.

@@ -23,7 +23,7 @@ pub(super) use squeeze::Squeezer;
 use self::throttle::Throttle;
 use super::Volume;
 use super::error::{Result, VolumeError};
-use crate::ids::FileId;
+use crate::ids::{DiskId, FileId};
 use crate::meta::{FileKind, Inode, Key, Read, Records, Table, Timestamp, WriteRecords};
 use crate::store::DiskState;
 
@@ -414,14 +414,25 @@ impl Volume {
         let mut work: Box<dyn Work> = match &kind {
             TaskKind::Scrub {} => Box::new(scrub::Scrub::whole(self)),
             TaskKind::Rebuild {} => Box::new(scrub::Scrub::of_rebuilding(self)),
-            TaskKind::Remove { disk, give_up } => {
-                Box::new(evacuate::Evacuate::new(self, *disk, None, *give_up))
+            TaskKind::Remove {
+                disk,
+                give_up,
+                gone,
+            } => {
+                let give_up = given_up(*disk, *give_up, gone);
+                Box::new(evacuate::Evacuate::new(self, *disk, None, give_up))
             }
-            TaskKind::Replace { disk, by, give_up } => {
-                Box::new(evacuate::Evacuate::new(self, *disk, Some(*by), *give_up))
+            TaskKind::Replace {
+                disk,
+                by,
+                give_up,
+                gone,
+            } => {
+                let give_up = given_up(*disk, *give_up, gone);
+                Box::new(evacuate::Evacuate::new(self, *disk, Some(*by), give_up))
             }
             TaskKind::Return { disk, to } => {
-                Box::new(evacuate::Evacuate::new(self, *disk, Some(*to), false))
+                Box::new(evacuate::Evacuate::new(self, *disk, Some(*to), Vec::new()))
             }
             TaskKind::Rebalance {} => Box::new(rebalance::Rebalance::new(self)?),
         };
@@ -547,6 +558,14 @@ impl Volume {
             Some(path) => String::from_utf8_lossy(path).into_owned(),
             None => format!("file {file}"),
         }
+    }
+}
+
+/// The disks whose bytes are given up where they cannot be had.
+fn given_up(disk: DiskId, give_up: bool, gone: &[DiskId]) -> Vec<DiskId> {
+    match give_up {
+        true => std::iter::once(disk).chain(gone.iter().copied()).collect(),
+        false => Vec::new(),
     }
 }
 

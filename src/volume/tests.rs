@@ -3,6 +3,7 @@
 
 mod files;
 mod losses;
+mod members;
 mod squeeze;
 pub(super) mod tiers;
 
@@ -30,7 +31,9 @@ impl Rig {
             text += &format!("[[disk]]\npath = {path:?}\n");
         }
         text += &format!("[policy]\n{policy}\n[memory]\nwrite = \"32M\"\ncache = \"8M\"\n");
-        let config = Config::parse(&text, Path::new("/test.toml")).expect("a good config");
+        let file = place.path().join("test.toml");
+        std::fs::write(&file, &text).expect("a config");
+        let config = Config::parse(&text, &file).expect("a good config");
         Volume::create(&config).expect("a new volume");
         Rig { place, config }
     }

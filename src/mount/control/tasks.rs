@@ -20,16 +20,18 @@ pub fn answer(volume: &Volume, request: &Request) -> Option<Response> {
         Request::RemoveDisk {
             disk,
             give_up,
+            gone,
             rate,
-        } => volume.remove_disk(disk, *give_up, *rate).map(task),
+        } => volume.remove_disk(disk, *give_up, gone, *rate).map(task),
         Request::ReplaceDisk {
             disk,
             path,
             name,
             give_up,
+            gone,
             rate,
         } => volume
-            .replace_disk(disk, path, name.as_deref(), *give_up, *rate)
+            .replace_disk(disk, path, name.as_deref(), *give_up, gone, *rate)
             .map(task),
         Request::AddDisk { path, name } => volume
             .add_disk(path, name.as_deref())

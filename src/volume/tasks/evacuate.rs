@@ -18,7 +18,8 @@ const BETWEEN: Duration = Duration::from_millis(500);
 pub(super) struct Evacuate {
     disk: DiskId,
     by: Option<DiskId>,
-    give_up: bool,
+    /// Disks whose bytes are given up where they cannot be had.
+    give_up: Vec<DiskId>,
     /// Disks with the room that is left on them, the moves so far counted.
     room: Vec<(DiskId, u64)>,
 }
@@ -28,7 +29,7 @@ impl Evacuate {
         volume: &Volume,
         disk: DiskId,
         by: Option<DiskId>,
-        give_up: bool,
+        give_up: Vec<DiskId>,
     ) -> Evacuate {
         volume.disks.set_leaving(disk, true);
         Evacuate {
@@ -36,6 +37,38 @@ impl Evacuate {
             by,
             give_up,
             room: Vec::new(),
+        }
+    }
+}
+
+impl Evacuate {
+    /// What an administrator can do about files that still need the disk.
+    fn way_out(&self, volume: &Volume) -> String {
+        let away: Vec<String> = volume
+            .disks
+            .list()
+            .into_iter()
+            .filter(|of| of.id != self.disk && !of.state.takes_writes())
+            .filter(|of| !self.give_up.contains(&of.id))
+            .map(|of| of.name)
+            .collect();
+        let first = match away.is_empty() {
+            true => String::new(),
+            false => format!(
+                "Missing or faulty besides: {}; bring back first what can be brought back. ",
+                away.join(", ")
+            ),
+        };
+        match (self.give_up.is_empty(), away.is_empty()) {
+            (true, _) => format!(
+                "{first}Bytes that only this disk had and does not give can be given up with --give-up"
+            ),
+            (false, false) => {
+                format!("{first}A disk that is gone for good too is named with --gone")
+            }
+            (false, true) => {
+                "Copy what can be read of these files, remove them, and try again".to_owned()
+            }
         }
     }
 }
@@ -79,7 +112,7 @@ impl Work for Evacuate {
         let (disk, by, room) = (self.disk, self.by, &self.room);
         let mut plan = Plan {
             choose: &mut |volume, record| choose(volume, record, disk, by, room),
-            give_up: self.give_up,
+            give_up: &self.give_up,
             punch: true,
             patient: false,
             besides: 0,
@@ -111,11 +144,11 @@ impl Work for Evacuate {
             return Err(VolumeError::new(
                 libc::EIO,
                 format!(
-                    "{} files still need disk {} (the first is {}), so it stays a disk of the volume; the problems tell why. \
-                     Bytes that only this disk had and does not give can be given up with --give-up",
+                    "{} files still need disk {} (the first is {}), so it stays a disk of the volume; the problems tell why. {}",
                     left.len(),
                     volume.disks.name(self.disk),
-                    volume.called(*first)
+                    volume.called(*first),
+                    self.way_out(volume)
                 ),
             ));
         }
@@ -200,6 +233,7 @@ mod tests {
         let task = TaskKind::Remove {
             disk,
             give_up: false,
+            gone: Vec::new(),
         };
         let status = TaskStatus::new(task, "a test".into(), None, Timestamp::now().seconds);
         Running::new(status)
@@ -214,7 +248,7 @@ mod tests {
     fn what_the_walk_passed_over_is_moved_before_the_disk_is_struck_off() {
         let (_rig, volume, leaves, _) = rig();
         let running = running(leaves);
-        let mut work = Evacuate::new(&volume, leaves, None, false);
+        let mut work = Evacuate::new(&volume, leaves, None, Vec::new());
         assert!(work.finish(&volume, &running).expect("it leaves"));
         assert_eq!(running.status.lock().problems, Vec::<String>::new());
         assert!(!is_member(&volume, leaves));
@@ -233,7 +267,7 @@ mod tests {
         let _ = std::fs::remove_dir_all(&segments);
         std::os::unix::fs::symlink("nowhere", &segments).expect("a link");
         let running = running(leaves);
-        let mut work = Evacuate::new(&volume, leaves, Some(by), false);
+        let mut work = Evacuate::new(&volume, leaves, Some(by), Vec::new());
         work.finish(&volume, &running)
             .expect_err("something still needs it");
         assert_eq!(running.status.lock().problem_count, 1);

@@ -166,7 +166,7 @@ impl Work for Rebalance {
                     Wanted::Move(moves)
                 }
             },
-            give_up: false,
+            give_up: &[],
             punch: true,
             patient: false,
             besides: 0,

@@ -20,6 +20,9 @@ pub enum TaskKind {
         disk: DiskId,
         /// Bytes that only it had, and does not give, are given up.
         give_up: bool,
+        /// Other disks that do not come back: bytes that only it and they had are given up as well.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<DiskId>,
     },
     /// What a disk holds is moved to another one that has joined for it; then it leaves.
     Replace {
@@ -29,6 +32,9 @@ pub enum TaskKind {
         by: DiskId,
         /// Bytes that only it had, and does not give, are given up.
         give_up: bool,
+        /// Other disks that do not come back: bytes that only it and they had are given up as well.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<DiskId>,
     },
     /// A replacement was ended: what the new disk was given goes back to the old one, and the new one leaves.
     Return {
@@ -179,6 +185,7 @@ mod tests {
             disk: DiskId(3),
             by: DiskId(9),
             give_up: false,
+            gone: vec![DiskId(5)],
         };
         let mut status = TaskStatus::new(kind, "the replacement".into(), Some(5), 7);
         status.problems.push("one".into());

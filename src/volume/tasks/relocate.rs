@@ -52,8 +52,9 @@ pub(super) enum Wanted {
 pub(super) struct Plan<'a> {
     /// What is to become of a window.
     pub choose: &'a mut dyn FnMut(&Volume, &WindowRecord) -> Wanted,
-    /// Whether bytes that cannot be had are given up; otherwise their window stays as it is.
-    pub give_up: bool,
+    /// Disks that do not come back: what only they had, and do not give, is given up. A window of which other bytes cannot
+    /// be had stays as it is.
+    pub give_up: &'a [DiskId],
     /// Whether the places that are left are given back one by one.
     pub punch: bool,
     /// Whether it may take however long: threads that make way do it, and it ends early when somebody waits for anything.
@@ -175,7 +176,7 @@ impl Volume {
                     bytes
                 }
                 Wanted::Move(moves) => {
-                    match self.copy_shards(file, &record, &moves, plan.give_up, &mut behind) {
+                    match self.copy_shards(file, &record, &moves, plan, &mut behind) {
                         Ok((new, bytes)) => {
                             moved.push(Moved {
                                 old: record,
@@ -185,8 +186,8 @@ impl Volume {
                             moved_bytes += bytes;
                             bytes
                         }
-                        Err(Stuck::Unreadable(_)) if plan.give_up => {
-                            // What is still there is written anew without what is not.
+                        Err(Stuck::Unreadable(_)) if !plan.give_up.is_empty() => {
+                            // What is still there is written anew without what is given up, if that is all that lacks.
                             anew.insert(no);
                             0
                         }
@@ -233,7 +234,7 @@ impl Volume {
         file: FileId,
         record: &WindowRecord,
         moves: &[(usize, DiskId)],
-        give_up: bool,
+        plan: &Plan<'_>,
         behind: &mut Ends,
     ) -> std::result::Result<(WindowRecord, u64), Stuck> {
         let k = usize::from(record.code.k);
@@ -270,7 +271,10 @@ impl Volume {
                         }
                         Err(error) => {
                             let block = new.blocks.get_mut(usize::from(index));
-                            match block.filter(|block| give_up && !block.protected) {
+                            let lost = |block: &&mut BlockRecord| {
+                                !block.protected && is_given_up(plan.give_up, record, block)
+                            };
+                            match block.filter(lost) {
                                 Some(block) => block.lost = true,
                                 None => return Err(Stuck::Unreadable(error.to_string())),
                             }
@@ -406,7 +410,7 @@ impl Volume {
             besides: plan.besides,
         };
         // To whoever asks it is what it was: all of it is committed.
-        let result = self.make_moves_true(file, anew, plan, &mut frozen, given_up);
+        let result = self.make_moves_true(file, anew, plan, running, &mut frozen, given_up);
         match result {
             Ok(lost) => {
                 running.note(|status| status.lost += lost);
@@ -434,15 +438,12 @@ impl Volume {
         file: &Arc<OpenFile>,
         anew: &BTreeSet<WindowNo>,
         plan: &Plan<'_>,
+        running: &Running,
         frozen: &mut Frozen,
         mut given_up: u64,
     ) -> Result<u64> {
         if !anew.is_empty() {
-            let pace = match plan.patient {
-                true => Pace::MakingWay,
-                false => Pace::Aside,
-            };
-            given_up += self.write_anew(file, anew, plan.give_up, pace)?;
+            given_up += self.write_anew(file, anew, plan, running)?;
         }
         if given_up > 0 {
             // Whoever opens it from now on has a view of what is left.
@@ -454,46 +455,68 @@ impl Volume {
         Ok(given_up)
     }
 
-    /// Writes what lives in these windows into new ones. What cannot be read is recorded as lost, if it is given up; says
-    /// how many bytes that are.
+    /// Writes what lives in these windows into new ones. What cannot be had is recorded as lost where it is given up; says
+    /// how many bytes that are. A window of which other bytes cannot be had stays as it is: their disk may come back.
     fn write_anew(
         &self,
         file: &Arc<OpenFile>,
         windows: &BTreeSet<WindowNo>,
-        give_up: bool,
-        pace: Pace,
+        plan: &Plan<'_>,
+        running: &Running,
     ) -> Result<u64> {
-        let mut given_up = 0;
+        let mut taken: BTreeSet<WindowNo> = BTreeSet::new();
         let mut protected: HashMap<BlockId, bool> = HashMap::new();
         let mut lost: HashSet<BlockId> = HashSet::new();
-        let mut remains: Vec<WindowRecord> = Vec::new();
+        let mut remains: Vec<(WindowRecord, u64)> = Vec::new();
         for no in windows {
             let Some(record) = file.state.lock().map.record(*no)? else {
                 continue;
             };
-            let before = lost.len();
+            let mut lost_here: HashSet<BlockId> = HashSet::new();
+            let (mut given_up, mut needed) = (0, None);
             for index in 0..record.blocks.len() as u16 {
                 let Some(block) = record.block(index) else {
                     continue;
                 };
                 let id = BlockId { window: *no, index };
                 protected.insert(id, block.protected);
-                let gone = block.lost
-                    || give_up && self.reader.stored_around(file.id, &record, index).is_err();
-                if gone {
-                    lost.insert(id);
-                    if !block.lost {
+                if block.lost {
+                    lost_here.insert(id);
+                    continue;
+                }
+                if plan.give_up.is_empty() {
+                    continue;
+                }
+                match self.reader.stored_around(file.id, &record, index) {
+                    Ok(_) => {}
+                    Err(_) if is_given_up(plan.give_up, &record, block) => {
+                        lost_here.insert(id);
                         given_up += u64::from(block.raw);
+                    }
+                    Err(error) => {
+                        needed = Some(error);
+                        break;
                     }
                 }
             }
-            if lost.len() > before {
-                remains.push(self.remains(&record, &lost)?);
+            if let Some(error) = needed {
+                let what = self.what_first(&record, plan.give_up);
+                running.problem(format!("{}: {error}; {what}", self.called(file.id)));
+                continue;
+            }
+            taken.insert(*no);
+            if !lost_here.is_empty() {
+                remains.push((self.remains(&record, &lost_here)?, given_up));
+                lost.extend(lost_here);
             }
         }
         let selected = |source: &Source| {
             matches!(source, Source::Block { block, .. }
-                if windows.contains(&block.window) && !lost.contains(block))
+                if taken.contains(&block.window) && !lost.contains(block))
+        };
+        let pace = match plan.patient {
+            true => Pace::MakingWay,
+            false => Pace::Aside,
         };
         self.repack_with(
             file,
@@ -504,13 +527,46 @@ impl Volume {
             },
             pace,
         )?;
+        // What could not be had after all, or was left for somebody in a hurry, needs its window.
+        let mut needed: HashSet<WindowNo> = HashSet::new();
+        if !remains.is_empty() {
+            self.frozen_view(file).each(|extent| {
+                if selected(&extent.source)
+                    && let Source::Block { block, .. } = extent.source
+                {
+                    needed.insert(block.window);
+                }
+                Ok(())
+            })?;
+        }
+        let mut given_up = 0;
         let mut state = file.state.lock();
-        for record in remains {
+        for (record, lost) in remains {
             let no = record.no;
-            state.map.windows.insert(no, Window::Made(Arc::new(record)));
-            state.uncommitted.insert(no);
+            if !needed.contains(&no) {
+                state.map.windows.insert(no, Window::Made(Arc::new(record)));
+                state.uncommitted.insert(no);
+                given_up += lost;
+            }
         }
         Ok(given_up)
+    }
+
+    /// What an administrator has to do before a window can be written anew of which bytes cannot be had.
+    fn what_first(&self, record: &WindowRecord, give_up: &[DiskId]) -> String {
+        let away: Vec<String> = record
+            .disks
+            .iter()
+            .filter(|disk| !give_up.contains(disk) && !self.disks.is_online(**disk))
+            .map(|disk| self.disks.name(*disk))
+            .collect();
+        if away.is_empty() {
+            return "no disk that is away has these bytes: copy what can be read of the file, and remove it".to_owned();
+        }
+        format!(
+            "disk {} is missing or faulty: bring it back first",
+            away.join(", disk ")
+        )
     }
 
     /// What is left of a window of which only lost blocks are still referred to.
@@ -570,6 +626,16 @@ impl Volume {
             }
         }
     }
+}
+
+/// Whether a block that cannot be had is given up with these disks: it is on one of them, and nothing that is on others
+/// can give it, now or later.
+fn is_given_up(gone: &[DiskId], record: &WindowRecord, block: &BlockRecord) -> bool {
+    let is_gone = |disk: &DiskId| gone.contains(disk);
+    let own = record.disk(usize::from(block.column));
+    let shards = record.disks.iter().filter(|disk| is_gone(disk)).count();
+    let stored_once = !block.protected || record.parity.is_empty();
+    own.is_some_and(|own| is_gone(&own)) && (stored_once || shards > usize::from(record.code.m))
 }
 
 /// Bytes of blocks that are recorded as lost now and were not before.

@@ -286,7 +286,7 @@ impl Volume {
                     choose: &mut |_, record| {
                         wanted.get(&record.no).cloned().unwrap_or(Wanted::Stay)
                     },
-                    give_up: false,
+                    give_up: &[],
                     punch: false,
                     patient: true,
                     besides,

@@ -1,0 +1,122 @@
+//! Disks that leave the volume.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::tiers::{MadeUp, runs};
+use super::*;
+use crate::volume::TaskState;
+
+/// Waits for the end of the task that runs.
+fn ended(volume: &Volume) -> TaskStatus {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let task = volume.task().expect("a status").expect("a task");
+        if task.state != TaskState::Running {
+            return task;
+        }
+        assert!(Instant::now() < end, "{task:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+const FILES: usize = 16;
+const SIZE: u64 = 3 << 20;
+
+fn file_bytes(number: usize) -> Vec<u8> {
+    noise(number as u64, SIZE as usize)
+}
+
+/// A volume with files of which a third of the pages are expendable.
+fn with_expendable(disks: usize, policy: &str) -> Rig {
+    let rig = Rig::new(disks, policy);
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = runs(SIZE, 96, 32);
+    let volume = rig.open_with(tiers);
+    for number in 0..FILES {
+        write_file(&volume, &format!("f{number}"), &file_bytes(number));
+    }
+    volume.close().expect("closed");
+    rig
+}
+
+/// The pages of the files that cannot be read; the others have to be right.
+fn lost_now(volume: &Volume) -> BTreeSet<(usize, usize)> {
+    let mut lost = BTreeSet::new();
+    for number in 0..FILES {
+        let name = format!("f{number}");
+        let file = volume.lookup(ROOT, name.as_bytes()).expect("there").file;
+        let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+        for (page, expected) in file_bytes(number).chunks(4096).enumerate() {
+            match volume.read(handle, (page * 4096) as u64, 4096) {
+                Ok(found) => assert!(found == expected, "page {page} of {name} is wrong"),
+                Err(_) => {
+                    lost.insert((number, page));
+                }
+            }
+        }
+        volume.release(handle);
+    }
+    lost
+}
+
+fn lost(rig: &Rig) -> BTreeSet<(usize, usize)> {
+    lost_now(&Volume::open(&rig.config, Mode::ReadOnly).expect("opens"))
+}
+
+fn is_expendable((_, page): &(usize, usize)) -> bool {
+    page % 96 < 32
+}
+
+fn members(volume: &Volume) -> Vec<String> {
+    let list = volume.disks.list().into_iter();
+    list.map(|disk| disk.name).collect()
+}
+
+#[test]
+fn what_another_disk_may_still_give_is_not_given_up_with_a_disk() {
+    let rig = with_expendable(4, "critical = \"2+1\"");
+    rig.take_away(1);
+    let with_it = lost(&rig);
+    assert!(!with_it.is_empty() && with_it.iter().all(is_expendable));
+    rig.take_away(3);
+    let volume = rig.open();
+    volume.remove_disk("d1", true, &[], None).expect("begun");
+    let task = ended(&volume);
+    assert_eq!(task.state, TaskState::Failed, "{task:?}");
+    let told = task.problems.join("\n");
+    assert!(told.contains("disk d3 is missing"), "{told}");
+    let error = task.error.expect("an error");
+    assert!(error.contains("besides: d3;"), "{error}");
+    volume.close().expect("closed");
+    drop(volume);
+    rig.bring_back(3);
+    let volume = rig.open();
+    assert_eq!(lost_now(&volume), with_it);
+    volume.remove_disk("d1", true, &[], None).expect("begun");
+    let task = ended(&volume);
+    assert_eq!(task.state, TaskState::Done, "{task:?}");
+    assert_eq!(members(&volume), ["d0", "d2", "d3"]);
+    assert_eq!(lost_now(&volume), with_it);
+}
+
+#[test]
+fn two_disks_that_are_gone_for_good_leave_when_both_are_named() {
+    let rig = with_expendable(5, "critical = \"2+1\"");
+    rig.take_away(1);
+    rig.take_away(3);
+    let with_both = lost(&rig);
+    assert!(!with_both.iter().all(is_expendable));
+    let volume = rig.open();
+    let d3 = ["d3".to_owned()];
+    let here = volume.remove_disk("d1", true, &["d0".to_owned()], None);
+    assert!(here.is_err(), "d0 is here");
+    assert!(volume.remove_disk("d1", false, &d3, None).is_err());
+    for (disk, gone) in [("d1", &d3[..]), ("d3", &[])] {
+        volume.remove_disk(disk, true, gone, None).expect("begun");
+        let task = ended(&volume);
+        assert_eq!(task.state, TaskState::Done, "{task:?}");
+        assert_eq!(lost_now(&volume), with_both);
+    }
+    assert_eq!(members(&volume), ["d0", "d2", "d4"]);
+}

@@ -122,6 +122,11 @@ fn time(seconds: u64) -> String {
 pub(super) fn describe(status: &TaskStatus) -> String {
     let mut text = match status.state {
         TaskState::Running => format!("{}: {}% {}\n", status.what, percent(status), pace(status)),
+        TaskState::Interrupted => format!(
+            "{} is interrupted at {}%, and goes on at the next mount for writing\n",
+            status.what,
+            percent(status)
+        ),
         state => format!(
             "{} is {} after {}\n",
             status.what,

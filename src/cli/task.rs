@@ -27,7 +27,10 @@ const ASK: Duration = Duration::from_millis(200);
   parsfs task --rate 50M /mnt/vms         # at most 50 MiB a second from now on; 0 for no limit
   parsfs task --cancel /mnt/vms           # what it has done stays; a replacement is taken back
 
-Exit codes: 0 shown, or ended well; 1 failed or cancelled; 2 wrong usage; 4 ended, and something cannot be mended.")]
+A task that was interrupted by an unmount or a crash goes on at the next mount for writing. Until then it is only shown:
+--wait does not wait for it, and --cancel and --rate are refused; mount the volume first.
+Exit codes: 0 shown, or ended well; 1 failed, cancelled or interrupted; 2 wrong usage; 4 ended, and something cannot be
+mended.")]
 pub(super) struct Task {
     /// The volume's config, or where it is mounted
     #[arg(value_name = "CONFIG|MOUNTPOINT")]
@@ -74,6 +77,9 @@ impl Task {
             );
         } else {
             print!("{}", describe(&status));
+        }
+        if self.wait {
+            return outcome(&status);
         }
         Ok(())
     }
@@ -195,11 +201,7 @@ impl Target {
         };
         self.close()?;
         progress.end(&status);
-        match status.state {
-            TaskState::Failed | TaskState::Cancelled => Err(Failure::TaskNotDone),
-            _ if status.gone > 0 || status.problem_count > 0 => Err(Failure::BeyondRepair),
-            _ => Ok(()),
-        }
+        outcome(&status)
     }
 
     /// Ends what this process had open.
@@ -208,6 +210,17 @@ impl Target {
             Target::Own(volume) => Ok(volume.close()?),
             Target::Daemon(_) => Ok(()),
         }
+    }
+}
+
+/// What became of a task that has been waited for.
+fn outcome(status: &TaskStatus) -> Result<(), Failure> {
+    match status.state {
+        TaskState::Failed | TaskState::Cancelled | TaskState::Interrupted => {
+            Err(Failure::TaskNotDone)
+        }
+        _ if status.gone > 0 || status.problem_count > 0 => Err(Failure::BeyondRepair),
+        _ => Ok(()),
     }
 }
 

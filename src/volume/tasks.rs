@@ -280,18 +280,45 @@ impl Volume {
         }
     }
 
-    /// The task that runs, or the last one.
+    /// The task that runs, or the last one. One that was under way at the end of the last mount, and was not gone on with,
+    /// is interrupted.
     pub fn task(&self) -> Result<Option<TaskStatus>> {
         let running = self.tasks.now.lock().clone();
-        match running {
-            Some(running) => Ok(Some(running.status())),
-            None => self.kept_task(),
+        if let Some(running) = running {
+            return Ok(Some(running.status()));
+        }
+        let mut kept = self.kept_task()?;
+        if let Some(status) = &mut kept
+            && status.state == TaskState::Running
+        {
+            // A rebuild is begun anew where one is needed.
+            let goes_on = self.read_only || status.kind != (TaskKind::Rebuild {});
+            status.state = match goes_on {
+                true => TaskState::Interrupted,
+                false => TaskState::Cancelled,
+            };
+        }
+        Ok(kept)
+    }
+
+    /// Refuses to change a task that does not run, and that the next mount goes on with: it would not hear of it.
+    fn check_not_interrupted(&self) -> Result<()> {
+        match self.task()? {
+            Some(status) if status.state == TaskState::Interrupted => Err(VolumeError::new(
+                libc::EAGAIN,
+                format!(
+                    "{} does not run now, and goes on at the next mount for writing; mount the volume, and try again",
+                    status.what
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 
     /// Ends the task that runs. What it has done stays, but for a replacement: where the old disk works, what has moved
     /// goes back to it and the new one leaves, which is a task of its own.
     pub fn cancel_task(&self) -> Result<Option<TaskStatus>> {
+        self.check_not_interrupted()?;
         let running = self.tasks.now.lock().clone();
         if let Some(running) = running.filter(|running| !running.is_over()) {
             let kind = running.status.lock().kind.clone();
@@ -318,6 +345,7 @@ impl Volume {
 
     /// Has the task keep to a rate, in bytes a second; without one it goes as fast as it can.
     pub fn set_task_rate(&self, rate: Option<u64>) -> Result<Option<TaskStatus>> {
+        self.check_not_interrupted()?;
         let running = self.tasks.now.lock().clone();
         if let Some(running) = running {
             running.throttle.set(rate);

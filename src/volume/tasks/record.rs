@@ -53,6 +53,8 @@ pub enum TaskKind {
 pub enum TaskState {
     /// Under way; after a crash the next mount goes on.
     Running,
+    /// It does not run, and the next mount for writing goes on. Never kept: what is kept is that it runs.
+    Interrupted,
     /// Everything was looked at.
     Done,
     /// An administrator ended it.
@@ -66,6 +68,7 @@ impl TaskState {
     pub fn word(self) -> &'static str {
         match self {
             TaskState::Running => "running",
+            TaskState::Interrupted => "interrupted",
             TaskState::Done => "done",
             TaskState::Cancelled => "cancelled",
             TaskState::Failed => "failed",

@@ -1,4 +1,4 @@
-//! Disks that leave the volume.
+//! Disks that leave the volume, and tasks that stop and go on.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -119,4 +119,25 @@ fn two_disks_that_are_gone_for_good_leave_when_both_are_named() {
         assert_eq!(lost_now(&volume), with_both);
     }
     assert_eq!(members(&volume), ["d0", "d2", "d4"]);
+}
+
+#[test]
+fn a_task_of_a_volume_that_is_not_mounted_does_not_run() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f", &file_bytes(0));
+    volume.scrub(Some(1)).expect("begun");
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = Volume::open(&rig.config, Mode::ReadOnly).expect("opens");
+    let task = volume.task().expect("a status").expect("a task");
+    assert_eq!(task.state.word(), "interrupted");
+    volume.cancel_task().expect_err("it does not run");
+    volume.set_task_rate(None).expect_err("it does not run");
+    drop(volume);
+    let volume = rig.open();
+    let task = volume.task().expect("a status").expect("a task");
+    assert_eq!(task.state, TaskState::Running);
+    let task = volume.cancel_task().expect("cancelled").expect("a task");
+    assert_eq!(task.state, TaskState::Cancelled);
 }

@@ -20,6 +20,9 @@ use crate::ids::DiskId;
 use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
 use crate::store::DiskState;
 
+/// The setting that keeps which disks have joined to replace which: pairs of numbers as JSON, the new disk's first.
+const REPLACEMENTS: &[u8] = b"replacements";
+
 fn refused(message: String) -> VolumeError {
     VolumeError::new(libc::EINVAL, message)
 }
@@ -52,7 +55,7 @@ impl Volume {
     pub fn add_disk(&self, path: &Path, name: Option<&str>) -> Result<String> {
         self.check_writable()?;
         self.check_no_task()?;
-        let (id, name) = self.join_disk(path, name)?;
+        let (id, name) = self.join_disk(path, name, None)?;
         tracing::info!(disk = name, %id, "a disk has joined the volume");
         Ok(name)
     }
@@ -71,7 +74,13 @@ impl Volume {
         }
     }
 
-    fn join_disk(&self, path: &Path, name: Option<&str>) -> Result<(DiskId, String)> {
+    /// Has an empty directory join, to replace a disk perhaps.
+    fn join_disk(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+        replaces: Option<DiskId>,
+    ) -> Result<(DiskId, String)> {
         let path = path.canonicalize().map_err(|error| {
             refused(format!(
                 "{}: {error}; give an existing, empty directory on a device of its own",
@@ -150,6 +159,7 @@ impl Volume {
         }
         // 2. Its label says that it belongs here: now a mount would take it up, and give it the metadata.
         let id = self.next_disk()?;
+        self.keep_replacement(id, replaces)?;
         let now = Timestamp::now();
         let medium = PatientDisk::over(Arc::new(directory));
         {
@@ -194,6 +204,54 @@ impl Volume {
         self.relabel(members, &BTreeMap::new())?;
         self.pipeline.room.forget();
         Ok((id, name))
+    }
+
+    fn replacements(&self) -> Result<Vec<(DiskId, DiskId)>> {
+        let kept = self.meta.view().setting(REPLACEMENTS)?;
+        // What a later version has written is none of ours.
+        Ok(kept
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default())
+    }
+
+    /// Keeps, durably, whether the disk that is about to join replaces one: a try that is interrupted goes on with it.
+    fn keep_replacement(&self, by: DiskId, replaces: Option<DiskId>) -> Result<()> {
+        let kept = self.replacements()?;
+        let list = self.disks.list();
+        let is_here = |disk: &DiskId| list.iter().any(|of| of.id == *disk);
+        let pairs: Vec<(DiskId, DiskId)> = kept
+            .iter()
+            .copied()
+            // A try that came to nothing has left the number to this one.
+            .filter(|(new, old)| *new != by && is_here(new) && is_here(old))
+            .chain(replaces.map(|old| (by, old)))
+            .collect();
+        if pairs == kept {
+            return Ok(());
+        }
+        // Plain numbers: it cannot fail.
+        let bytes = serde_json::to_vec(&pairs).unwrap_or_default();
+        self.meta.update(|update| -> Result<()> {
+            update.put_setting(REPLACEMENTS, &bytes);
+            Ok(())
+        })?;
+        Ok(self.meta.sync()?)
+    }
+
+    /// Whether a disk of the volume has joined to replace another one, in a try that did not come to its end.
+    fn has_joined_for(&self, by: DiskId, disk: DiskId) -> Result<bool> {
+        if self.replacements()?.contains(&(by, disk)) {
+            return Ok(true);
+        }
+        // A version before this one kept the task only.
+        let last = self.task()?.map(|task| task.kind);
+        Ok(match last {
+            Some(TaskKind::Replace {
+                disk: old, by: new, ..
+            })
+            | Some(TaskKind::Return { disk: new, to: old }) => (new, old) == (by, disk),
+            _ => false,
+        })
     }
 
     /// A number that no disk of the volume ever had.
@@ -241,8 +299,19 @@ impl Volume {
         let gone = self.disks_gone(gone, give_up)?;
         self.check_no_task()?;
         let name = self.disks.name(disk);
+        self.check_may_leave(disk, &name)?;
+        let kind = TaskKind::Remove {
+            disk,
+            give_up,
+            gone,
+        };
+        self.begin_task(kind, format!("the removal of disk {name}"), rate)
+    }
+
+    /// Refuses where the disks that are left would be too few.
+    fn check_may_leave(&self, disk: DiskId, name: &str) -> Result<()> {
         let config = Config::load(&self.config).map_err(|error| refused(error.to_string()))?;
-        if let Some(text) = config.without_disk(&name) {
+        if let Some(text) = config.without_disk(name) {
             Config::parse(&text, &self.config).map_err(|error| {
                 refused(format!(
                     "without disk {name} the config would not hold: {error}"
@@ -261,12 +330,7 @@ impl Volume {
                 "{others} disks would be left that can be written to, and the policy needs {needed}; add a disk first"
             )));
         }
-        let kind = TaskKind::Remove {
-            disk,
-            give_up,
-            gone,
-        };
-        self.begin_task(kind, format!("the removal of disk {name}"), rate)
+        Ok(())
     }
 
     /// Has an empty directory join, and begins to move to it what a disk holds; then that one leaves.
@@ -299,8 +363,11 @@ impl Volume {
                     path.display()
                 )));
             }
-            Some(by) => by,
-            None => self.join_disk(path, new_name)?.0,
+            Some(by) => {
+                self.check_goes_on(disk, by, path)?;
+                by
+            }
+            None => self.join_disk(path, new_name, Some(disk))?.0,
         };
         let what = format!("the replacement of disk {name} by {}", self.disks.name(by));
         let kind = TaskKind::Replace {
@@ -310,6 +377,26 @@ impl Volume {
             gone,
         };
         self.begin_task(kind, what, rate)
+    }
+
+    /// Refuses to go on with a replacement by a disk that is none, or where too few disks would be left: what has a path
+    /// in the volume may be any of its disks.
+    fn check_goes_on(&self, disk: DiskId, by: DiskId, path: &Path) -> Result<()> {
+        let (name, new) = (self.disks.name(disk), self.disks.name(by));
+        if !self.has_joined_for(by, disk)? {
+            return Err(refused(format!(
+                "{} is where disk {new} of this volume is, which has not joined to replace disk {name}; give an empty \
+                 directory, or have disk {name} leave with `parsfs disk remove`",
+                path.display()
+            )));
+        }
+        if !self.disks.is_online(by) {
+            return Err(refused(format!(
+                "disk {new}, which has joined to replace disk {name}, is {}; bring it back first with `parsfs disk online`",
+                self.disks.state(by)
+            )));
+        }
+        self.check_may_leave(disk, &name)
     }
 
     /// Begins to read and verify everything.

@@ -1,4 +1,4 @@
-//! Disks that leave the volume, and tasks that stop and go on.
+//! Disks that leave the volume or are replaced, and tasks that stop and go on.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -140,4 +140,31 @@ fn a_task_of_a_volume_that_is_not_mounted_does_not_run() {
     assert_eq!(task.state, TaskState::Running);
     let task = volume.cancel_task().expect("cancelled").expect("a task");
     assert_eq!(task.state, TaskState::Cancelled);
+}
+
+#[test]
+fn a_disk_is_replaced_by_a_new_one_or_by_the_one_that_had_joined_for_it() {
+    let rig = Rig::new(4, "critical = \"2+1\"");
+    let volume = rig.open();
+    for number in 0..FILES {
+        write_file(&volume, &format!("f{number}"), &file_bytes(number));
+    }
+    let replace = |disk, path: &Path, rate| volume.replace_disk(disk, path, None, false, &[], rate);
+    replace("d1", &rig.disk(2), None).expect_err("it is a disk of the volume");
+    assert_eq!(members(&volume), ["d0", "d1", "d2", "d3"]);
+    let new = rig.place.path().join("new");
+    std::fs::create_dir(&new).expect("a directory");
+    replace("d1", &new, Some(1)).expect("begun");
+    let back = volume.cancel_task().expect("cancelled").expect("a task");
+    assert!(back.what.starts_with("the return"), "{back:?}");
+    volume.cancel_task().expect("cancelled");
+    volume.scrub(None).expect("begun");
+    ended(&volume);
+    assert_eq!(members(&volume), ["d0", "d1", "d2", "d3", "new"]);
+    replace("d2", &new, None).expect_err("it had joined for another");
+    replace("d1", &new, None).expect("begun");
+    let task = ended(&volume);
+    assert_eq!(task.state, TaskState::Done, "{task:?}");
+    assert_eq!(members(&volume), ["d0", "d2", "d3", "new"]);
+    assert!(lost_now(&volume).is_empty());
 }

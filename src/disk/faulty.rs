@@ -148,6 +148,7 @@ impl Disk for FaultyDisk {
 
     fn will_read(&self, object: ObjectName, range: Range<u64>) {
         if !self.plan.is_dead() {
+            self.plan.delay(Operation::Read, object);
             self.inner.will_read(object, range);
         }
     }

@@ -109,7 +109,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// cannot be had.
     fn forget(&self, _object: ObjectName) {}
 
-    /// Tells that the range is soon to be read. Does nothing where the medium has no use for it.
+    /// Tells that the range is soon to be read. Does nothing where the medium has no use for it. It may take as long as
+    /// `read_at`: nobody is to wait for it who waits for no read.
     fn will_read(&self, object: ObjectName, range: Range<u64>);
 
     /// The object's length in bytes.

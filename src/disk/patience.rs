@@ -78,6 +78,13 @@ impl Patience {
         answers.recv_timeout(limit).ok()
     }
 
+    /// Tells the disk something that nobody waits for. Where all its threads are busy it is left out.
+    pub(crate) fn tell(&self, hint: impl FnOnce(&dyn Disk) + Send + 'static) {
+        if self.0.work.pending.load(Ordering::Acquire) < THREADS {
+            self.push(Box::new(hint));
+        }
+    }
+
     fn push(&self, request: Request) {
         let work = &self.0.work;
         let pending = work.pending.fetch_add(1, Ordering::AcqRel) + 1;

@@ -3,7 +3,7 @@
 //! that call is still under way. What became of such a call is not known: the caller leaves the disk alone, as after
 //! any error of a write.
 //!
-//! Two things go straight to the medium. Reads, since `store::disks` has a patience of its own for them. And appends to segments,
+//! Two things go straight to the medium. Reads, and what is told of reads to come, since `store::disks` has a patience of its own for them. And appends to segments,
 //! since their bytes would have to be copied: `store::segment` watches over the threads that make them.
 
 use std::fmt;

@@ -262,6 +262,19 @@ impl FaultPlan {
         }
     }
 
+    /// Makes a hint as late as the call that it tells of would be. It counts as no call of its own, so that the calls that follow
+    /// meet the same faults with it and without it.
+    pub(super) fn delay(&self, operation: Operation, object: ObjectName) {
+        if !self.armed.load(Ordering::SeqCst) {
+            return;
+        }
+        let delay = self.state.lock().delay(operation, object);
+        if let Some(time) = delay {
+            self.injected.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(time);
+        }
+    }
+
     /// A number below `end`, by the seed; 0 where `end` is 0.
     pub(super) fn pick(&self, end: u64) -> u64 {
         self.state.lock().next() % end.max(1)
@@ -303,6 +316,19 @@ impl State {
             }
         }
         None
+    }
+
+    /// By how much the next call would be late; what only chance says counts for nothing.
+    fn delay(&self, operation: Operation, object: ObjectName) -> Option<Duration> {
+        let mut rules = self.rules.iter();
+        rules.find_map(|(rule, seen)| match (rule.fault, rule.when) {
+            (Fault::Delay(_), _) if !rule.fits(operation, Some(object)) => None,
+            (Fault::Delay(time), When::Always) => Some(time),
+            (Fault::Delay(time), When::Count { skip, times }) => {
+                (*seen >= skip && *seen - skip < times).then_some(time)
+            }
+            _ => None,
+        })
     }
 
     /// The next of a row of numbers that the seed fixes (splitmix64).

@@ -2,12 +2,13 @@
 //! that fails now and then, is slow or gives wrong bytes is suspect.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::score::{self, Fault};
 use super::{DiskState, Disks, READ_FAILURES_MAX, ReadFailure, SOON};
-use crate::disk::{AT_LAST, DiskError, ObjectName};
+use crate::disk::{AT_LAST, Disk, DiskError, ObjectName, Patience};
 use crate::ids::DiskId;
 
 impl Disks {
@@ -43,12 +44,7 @@ impl Disks {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<(), ReadFailure> {
-        let found = {
-            let slots = self.slots.read();
-            let slot = slots.get(&id);
-            slot.and_then(|slot| slot.disk.clone().zip(slot.patience.clone()))
-        };
-        let Some((disk, patience)) = found else {
+        let Some((disk, patience)) = self.with_patience(id) else {
             return Err(ReadFailure::NoDisk(self.name(id)));
         };
         // What is in memory needs no patience, and no other thread.
@@ -89,11 +85,25 @@ impl Disks {
         }
     }
 
-    /// Tells a disk, if it is there, that the range is soon to be read.
+    /// Tells a disk, if it is there and answers, that the range is soon to be read. Waits for nothing: opening the object may
+    /// take for ever, and so may beginning to read, so the disk hears of it on a thread of its own.
     pub fn will_read(&self, id: DiskId, object: ObjectName, range: std::ops::Range<u64>) {
-        if let Some(disk) = self.get(id) {
-            disk.will_read(object, range);
+        if range.is_empty() || self.reads_fail(id) {
+            return;
         }
+        let Some((disk, patience)) = self.with_patience(id) else {
+            return;
+        };
+        // What comes last in memory has all before it there too, or nearly all, and no thread need wake for it.
+        if !disk.read_at_once(object, range.end - 1, &mut [0]) {
+            patience.tell(move |disk| disk.will_read(object, range));
+        }
+    }
+
+    fn with_patience(&self, id: DiskId) -> Option<(Arc<dyn Disk>, Patience)> {
+        let slots = self.slots.read();
+        let slot = slots.get(&id)?;
+        slot.disk.clone().zip(slot.patience.clone())
     }
 
     pub(super) fn count_failure(&self, id: DiskId, error: &DiskError) {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::disk::{Disk, MemoryDisk, ObjectName};
+use crate::disk::{
+    Disk, Fault, FaultPlan, FaultyDisk, MemoryDisk, ObjectName, Operations, Rule, When,
+};
 use crate::ids::SetId;
 
 const OBJECT: ObjectName = ObjectName::Blocks(SetId(1));
@@ -91,4 +93,43 @@ fn a_disk_that_is_gone_is_not_asked_any_more() {
     disks.mark_faulty(DiskId(1), "later");
     disks.mark_online(DiskId(1), "nothing is there");
     assert_eq!(disks.state(DiskId(1)), DiskState::Missing);
+}
+
+/// A disk that takes so long for every read.
+fn slow(delay: Duration) -> (Disks, Arc<FaultPlan>) {
+    let plan = FaultPlan::new(1);
+    let rule = Rule::new(Operations::READS, When::Always, Fault::Delay(delay));
+    plan.add(rule);
+    let disk = FaultyDisk::new(Arc::new(MemoryDisk::new("a")), Arc::clone(&plan));
+    let disks = Disks::new(false);
+    disks.insert(DiskId(1), "a", Some(Arc::new(disk)));
+    (disks, plan)
+}
+
+#[test]
+fn telling_a_disk_that_hangs_what_will_be_read_holds_nobody_up() {
+    const LONG: Duration = Duration::from_millis(600);
+    let (disks, plan) = slow(LONG);
+    let begun = Instant::now();
+    for _ in 0..100 {
+        disks.will_read(DiskId(1), OBJECT, 0..5);
+    }
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    // It was told all the same, and what it had no time to hear is not told later.
+    while plan.injected() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "never told");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(2 * LONG);
+    assert!(plan.injected() < 100);
+}
+
+#[test]
+fn a_disk_that_is_read_after_the_others_is_not_told_what_will_be_read() {
+    let (disks, plan) = slow(Duration::ZERO);
+    disks.count_wait(DiskId(1));
+    disks.will_read(DiskId(1), OBJECT, 0..5);
+    disks.will_read(DiskId(2), OBJECT, 0..5);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(plan.injected(), 0);
 }

@@ -94,6 +94,11 @@ impl Segment {
         self.id
     }
 
+    /// Whether it lies on this medium: a disk that was brought back may be another one, and does not have what the old one took.
+    pub fn is_on(&self, medium: &Arc<dyn Disk>) -> bool {
+        Arc::ptr_eq(&self.disk, medium)
+    }
+
     fn append(&self, parts: &[&[u8]]) -> Result<u64, AppendError> {
         let mut state = self.state.lock();
         if let State::Unborn = *state {
@@ -216,6 +221,16 @@ enum Job {
 }
 
 impl Job {
+    /// Whether all its segments lie on this medium.
+    fn is_on(&self, medium: &Arc<dyn Disk>) -> bool {
+        match self {
+            Job::Append { segment, .. } => segment.is_on(medium),
+            Job::WriteDown(segments) | Job::Sync { segments, .. } => {
+                segments.iter().all(|segment| segment.is_on(medium))
+            }
+        }
+    }
+
     /// Who waits for it.
     fn wait(self) -> Waiting {
         match self {
@@ -259,8 +274,8 @@ struct Writers {
 }
 
 /// One disk's writer.
-#[derive(Default)]
 struct Writer {
+    medium: Arc<dyn Disk>,
     queue: Queue<Job>,
     watch: Watch,
 }
@@ -304,16 +319,27 @@ impl DiskWriters {
     /// A disk's writer, with a thread behind it.
     fn writer(&self, id: DiskId) -> Option<Arc<Writer>> {
         let mut writers = self.writers.lock();
+        let medium = self.disks.get(id);
         if let Some(writer) = writers.open.get(&id) {
-            return Some(Arc::clone(writer));
+            let same = |medium: &Arc<dyn Disk>| Arc::ptr_eq(medium, &writer.medium);
+            if medium.as_ref().is_none_or(same) {
+                return Some(Arc::clone(writer));
+            }
+            // It was begun while the disk was being brought back.
+            writer.queue.close();
+            writers.open.remove(&id);
         }
-        let disk = self.disks.get(id).filter(|_| !writers.stopped)?;
-        let writer: Arc<Writer> = Arc::default();
+        let medium = medium.filter(|_| !writers.stopped)?;
+        let writer = Arc::new(Writer {
+            medium,
+            queue: Queue::default(),
+            watch: Watch::default(),
+        });
         let own = Arc::clone(&writer);
         let (disks, room) = (Arc::clone(&self.disks), Arc::clone(&self.room));
         let thread = std::thread::Builder::new()
             .name(format!("disk {id}"))
-            .spawn(move || serve(&disks, &room, id, disk.as_ref(), &own));
+            .spawn(move || serve(&disks, &room, id, &own));
         match thread {
             Ok(thread) => {
                 writers.open.insert(id, Arc::clone(&writer));
@@ -444,7 +470,7 @@ impl Drop for DiskWriters {
     }
 }
 
-fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Writer) {
+fn serve(disks: &Disks, room: &Room, id: DiskId, writer: &Writer) {
     let failed = |error: &AppendError| {
         if error.full {
             room.mark_full(id);
@@ -452,7 +478,7 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Write
             disks.mark_faulty(id, &error.reason);
         }
     };
-    let watch = &writer.watch;
+    let (watch, medium) = (&writer.watch, &writer.medium);
     // Segments that were appended to since nothing was left to do.
     let mut touched: Vec<Arc<Segment>> = Vec::new();
     loop {
@@ -462,6 +488,8 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Write
         }
         while let Some(job) = taken.pop_front() {
             match job {
+                // Nothing is asked of the old medium, which may hang, and the new one has done nothing wrong.
+                job if !job.is_on(medium) => job.wait().fail(&another()),
                 Job::Append {
                     segment,
                     payload,
@@ -485,7 +513,9 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Write
                         .iter()
                         .try_for_each(|segment| segment.sync())
                         .and_then(|()| {
-                            disk.sync_names().map_err(|error| AppendError::from(&error))
+                            medium
+                                .sync_names()
+                                .map_err(|error| AppendError::from(&error))
                         });
                     let waiting = watch.end();
                     if let Err(error) = &result {
@@ -514,6 +544,15 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, disk: &dyn Disk, writer: &Write
                 }
             }
         }
+    }
+}
+
+/// What those hear whose segment lies on the medium that a disk had before.
+fn another() -> AppendError {
+    AppendError {
+        reason: "the disk was brought back, and is not counted on to have what it took before"
+            .into(),
+        full: false,
     }
 }
 

@@ -16,7 +16,7 @@ use super::pipeline::{NoWindow, Pipeline};
 use super::records::{Code, ParityShard, WindowRecord};
 use super::segment::{AppendError, Payload, Segment};
 use super::window::{COLUMN_BLOCKS, Lane, Next, OpenWindow, SealedBlock, Stretch};
-use crate::disk::ObjectName;
+use crate::disk::{Disk, ObjectName};
 use crate::ids::{BlockId, DiskId, FileId, SetId, WindowNo};
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
@@ -82,6 +82,15 @@ impl State {
             by_disk.entry(*disk).or_default().push(Arc::clone(segment));
         }
         by_disk
+    }
+
+    /// Whether all that the set has on a disk lies on this medium.
+    fn is_all_on(&self, set: SetId, disk: DiskId, medium: &Arc<dyn Disk>) -> bool {
+        let objects = [ObjectName::Blocks(set), ObjectName::Parity(set)];
+        objects.iter().all(|object| {
+            let segment = self.segments.get(&(disk, *object));
+            segment.is_none_or(|segment| segment.is_on(medium))
+        })
     }
 }
 
@@ -270,16 +279,19 @@ impl SetWriter {
 
     fn segment(&self, disk: DiskId, object: ObjectName) -> Result<Arc<Segment>, AppendError> {
         let mut state = self.state.lock();
-        if let Some(segment) = state.segments.get(&(disk, object)) {
-            return Ok(Arc::clone(segment));
-        }
-        let Some(medium) = self.pipeline.disks.get(disk) else {
+        let medium = self.pipeline.disks.get(disk);
+        // One that was brought back has failed this set for good: it may lack what was put there, and what it has under the
+        // set's name is not to be written over.
+        let Some(medium) = medium.filter(|medium| state.is_all_on(self.set, disk, medium)) else {
             state.failed.insert(disk);
             return Err(AppendError {
-                reason: format!("disk {disk} is gone").into(),
+                reason: format!("disk {disk} is gone, or was gone since the set was begun").into(),
                 full: false,
             });
         };
+        if let Some(segment) = state.segments.get(&(disk, object)) {
+            return Ok(Arc::clone(segment));
+        }
         let segment = Segment::new(disk, medium, object, state.eager || self.thorough);
         state.segments.insert((disk, object), Arc::clone(&segment));
         Ok(segment)
@@ -512,8 +524,14 @@ impl SetWriter {
         let by_disk = self.state.lock().by_disk();
         let (sender, results) = bounded(by_disk.len().max(1));
         for (disk, segments) in by_disk {
-            if self.pipeline.disks.get(disk).is_none() {
-                // Its directory was deleted: what is still open there would take everything, and keep nothing.
+            let medium = self.pipeline.disks.get(disk);
+            let is_there = |segment: &Arc<Segment>| {
+                let medium = medium.as_ref();
+                medium.is_some_and(|medium| segment.is_on(medium))
+            };
+            if !segments.iter().all(is_there) {
+                // Its directory was deleted, or is another one now: what is still open there would take everything, and keep
+                // nothing.
                 self.state.lock().failed.insert(disk);
                 continue;
             }

@@ -1,9 +1,11 @@
 //! What a commit's writer asks of the disks, and when.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::{Disk, MemoryDisk};
+use crate::disk::{
+    Disk, Fault, FaultPlan, FaultyDisk, MemoryDisk, Operation, Operations, Rule, When,
+};
 use crate::ids::VolumeId;
 use crate::store::budget::Budget;
 use crate::store::compression::CompressLater;
@@ -21,13 +23,17 @@ fn until(what: &str, so: impl Fn() -> bool) {
 
 /// A pipeline with so many bytes of memory over disks in memory, 2+1 and without compression.
 fn pipeline(memory: u64) -> (Arc<Pipeline>, Vec<Arc<MemoryDisk>>) {
-    let disks = Arc::new(Disks::new(false));
     let media: Vec<Arc<MemoryDisk>> = (0..3)
         .map(|number| Arc::new(MemoryDisk::new(&format!("disk{number}"))))
         .collect();
-    for (number, disk) in (0..).zip(&media) {
-        let name = disk.name().to_owned();
-        disks.insert(DiskId(number), name, Some(Arc::clone(disk) as _));
+    let disks = media.iter().map(|disk| Arc::clone(disk) as _);
+    (pipeline_over(memory, disks.collect()), media)
+}
+
+fn pipeline_over(memory: u64, media: Vec<Arc<dyn Disk>>) -> Arc<Pipeline> {
+    let disks = Arc::new(Disks::new(false));
+    for (number, disk) in (0..).zip(media) {
+        disks.insert(DiskId(number), disk.name().to_owned(), Some(disk));
     }
     let policy = WritePolicy {
         critical: Code { k: 2, m: 1 },
@@ -36,8 +42,42 @@ fn pipeline(memory: u64) -> (Arc<Pipeline>, Vec<Arc<MemoryDisk>>) {
         compress_later: CompressLater::Never,
     };
     let budget = Budget::new(memory);
-    let pipeline = Pipeline::start(VolumeId(7), policy, disks, budget).expect("threads");
-    (pipeline, media)
+    Pipeline::start(VolumeId(7), policy, disks, budget).expect("threads")
+}
+
+/// The same over disks that fail by these plans.
+fn failing_pipeline() -> (Arc<Pipeline>, Vec<Arc<FaultPlan>>) {
+    let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+    let media = plans.iter().map(|plan| {
+        let below = Arc::new(MemoryDisk::new("disk"));
+        Arc::new(FaultyDisk::new(below, Arc::clone(plan))) as Arc<dyn Disk>
+    });
+    (pipeline_over(16 << 20, media.collect()), plans)
+}
+
+/// The next append to the blocks of a set takes so long.
+fn hang(plan: &FaultPlan, set: SetId, long: Duration) {
+    let once = When::Count { skip: 0, times: 1 };
+    let append = Operations::of(&[Operation::Append]);
+    let rule = Rule::new(append, once, Fault::Delay(long));
+    plan.add(rule.only(move |object| object == ObjectName::Blocks(set)));
+}
+
+/// Has an empty medium take part in the place of a disk, as one that was brought back.
+fn bring_back(pipeline: &Pipeline, disk: DiskId) -> Arc<MemoryDisk> {
+    let medium = Arc::new(MemoryDisk::new("brought back"));
+    pipeline.end_writer(disk);
+    pipeline
+        .disks
+        .insert(disk, "disk", Some(Arc::clone(&medium) as _));
+    pipeline.room.forget();
+    medium
+}
+
+fn block(writer: &Arc<SetWriter>, next_window: &AtomicU32) -> Begun {
+    let begun = writer.begin(Lane::Critical, next_window).expect("disks");
+    writer.seal(&begun, Arc::new(vec![1; 100].into()), None);
+    begun
 }
 
 /// Blocks in each window of writers that are given so many blocks each, by turns. The first one's set is numbered `first`.
@@ -168,5 +208,57 @@ fn a_block_for_a_disk_that_takes_nothing_more_fails_and_nobody_stands_still() {
         let failed = ended.recv_timeout(std::time::Duration::from_secs(20));
         let failed = failed.expect("it stands still");
         assert_eq!(failed, BTreeSet::from([DiskId(gone)]), "disk {gone}");
+    }
+}
+
+#[test]
+fn a_disk_that_is_brought_back_is_not_held_up_by_what_its_old_medium_has_not_ended() {
+    const LONG: Duration = Duration::from_secs(4);
+    let (pipeline, plans) = failing_pipeline();
+    let (set, next_window) = (SetId(5), AtomicU32::new(0));
+    let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), set);
+    let begun = writer.begin(Lane::Critical, &next_window).expect("disks");
+    let disk = begun.window.disks[0];
+    let plan = &plans[disk.0 as usize];
+    hang(plan, set, LONG);
+    let since = Instant::now();
+    writer.seal(&begun, Arc::new(vec![1; 100].into()), None);
+    until("it hangs", || plan.injected() > 0);
+    let medium = bring_back(&pipeline, disk);
+    for _ in 0..4 {
+        block(&writer, &next_window);
+    }
+    // Others write to it, and it answers.
+    assert_eq!(windows(&pipeline, 100, Lane::Critical, 1, 4), [[4]]);
+    assert!(since.elapsed() < LONG / 2, "{:?}", since.elapsed());
+    assert!(medium.length(ObjectName::Blocks(SetId(100))).is_ok());
+    assert!(pipeline.disks.is_online(disk));
+    writer.finish();
+    assert_eq!(writer.sync(), [disk].into());
+    assert!(medium.length(ObjectName::Blocks(set)).is_err());
+    assert!(pipeline.disks.is_online(disk));
+}
+
+#[test]
+fn what_a_disk_took_before_it_was_brought_back_is_not_counted_on() {
+    let (pipeline, _) = failing_pipeline();
+    for goes_on in [false, true] {
+        let (set, next_window) = (SetId(5 + u64::from(goes_on)), AtomicU32::new(0));
+        let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), set);
+        let disk = block(&writer, &next_window).window.disks[0];
+        block(&writer, &next_window);
+        until("all is with the disks", || pipeline.unwritten() == 0);
+        pipeline.disks.mark_missing(disk, "its directory is gone");
+        if goes_on {
+            block(&writer, &next_window);
+        }
+        let medium = bring_back(&pipeline, disk);
+        if goes_on {
+            block(&writer, &next_window);
+        }
+        writer.finish();
+        assert_eq!(writer.sync(), [disk].into(), "goes on: {goes_on}");
+        assert!(medium.list().expect("listed").is_empty());
+        assert!(pipeline.disks.is_online(disk));
     }
 }

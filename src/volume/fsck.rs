@@ -1,7 +1,8 @@
 //! Checking a volume that nobody has mounted: every rule of `docs/format.md` that can be seen without reading the blocks
 //! themselves, which is a scrub's business. First the disks and their copies of the metadata, then names, then what each
 //! file is made of, then what lies on the disks. Repairing is opening it for writing, which makes the copies whole, and
-//! setting right what follows from something else: counts, ways back, what nothing refers to.
+//! setting right what follows from something else: counts, ways back, what nothing refers to. Where something could not be read
+//! that may refer to others, nothing is removed or counted down: what it refers to is not known.
 
 mod files;
 mod names;
@@ -81,11 +82,15 @@ struct Check<'a> {
     inodes: BTreeMap<FileId, Inode>,
     /// How many files were seen to need each set.
     uses: BTreeMap<SetId, u32>,
-    /// Link counts and reference counts that are to be set right.
+    /// The first that could not be read of what may refer to others.
+    unread: Option<String>,
+    /// Link counts that are to be set right.
     links: BTreeMap<FileId, u32>,
-    lost_links: Vec<Key>,
     missing_links: Vec<Key>,
-    stray: Vec<Key>,
+    /// Keys that nothing has to do with, and what to say of them; they are to be removed if all could be read.
+    stray: Vec<(Key, String)>,
+    /// Keys that are to be removed because of what they say.
+    unfounded: Vec<Key>,
 }
 
 impl Volume {
@@ -156,10 +161,11 @@ impl Volume {
             report,
             inodes: BTreeMap::new(),
             uses: BTreeMap::new(),
+            unread: None,
             links: BTreeMap::new(),
-            lost_links: Vec::new(),
             missing_links: Vec::new(),
             stray: Vec::new(),
+            unfounded: Vec::new(),
         };
         check.keys()?;
         check.names()?;
@@ -174,7 +180,7 @@ impl Volume {
     /// Opens for writing, which makes labels and copies of the metadata whole, and sets right what follows from
     /// something else.
     fn repair_unmounted(config: &Config) -> Result<()> {
-        let volume = Volume::open_with(config, Mode::ReadWrite, VolumeOptions::default())?;
+        let volume = Volume::open_for_repair(config)?;
         if volume.is_read_only() {
             return Err(VolumeError::new(
                 libc::EROFS,
@@ -192,10 +198,11 @@ impl Volume {
             report: FsckReport::default(),
             inodes: BTreeMap::new(),
             uses: BTreeMap::new(),
+            unread: None,
             links: BTreeMap::new(),
-            lost_links: Vec::new(),
             missing_links: Vec::new(),
             stray: Vec::new(),
+            unfounded: Vec::new(),
         };
         check.keys()?;
         check.names()?;
@@ -204,10 +211,11 @@ impl Volume {
         let Check {
             inodes,
             uses,
+            unread,
             links,
-            lost_links,
             missing_links,
             stray,
+            unfounded,
             ..
         } = check;
         self.meta.update(|update| -> Result<()> {
@@ -220,22 +228,22 @@ impl Volume {
                     update.put_inode(*file, &inode);
                 }
             }
-            for key in lost_links.iter().chain(&stray) {
+            for key in stray.iter().map(|(key, _)| key).chain(&unfounded) {
                 update.delete(key.clone());
             }
             for key in &missing_links {
                 update.put(key.clone(), &[]);
             }
             for (set, record) in &known {
-                match uses.get(set) {
-                    None => update.delete(Key::set(*set)),
-                    Some(references) if *references != record.references => {
-                        let record = meta::SetRecord {
-                            references: *references,
-                        };
-                        update.put_set(*set, record);
-                    }
-                    Some(_) => {}
+                let references = uses.get(set).copied().unwrap_or_default();
+                // What could not be read may be what the others count.
+                if unread.is_some() && references <= record.references {
+                    continue;
+                }
+                if references == 0 {
+                    update.delete(Key::set(*set));
+                } else if references != record.references {
+                    update.put_set(*set, meta::SetRecord { references });
                 }
             }
             for (set, references) in &uses {
@@ -257,18 +265,75 @@ impl Volume {
             Some((*file, base))
         });
         for (file, base) in bases {
-            let open = self.use_file(file)?;
-            for disk in self.disks.usable_for_writing() {
-                self.mend_manifest(&open, base, disk)?;
+            // Files too that have lost their last name, which the next mount removes.
+            let open = self.load(file).map(Arc::new);
+            let mended = open.and_then(|open| {
+                let mut disks = self.disks.usable_for_writing().into_iter();
+                disks.try_for_each(|disk| self.mend_manifest(&open, base, disk).map(|_| ()))
+            });
+            // The check that follows tells of what is bad still; others are mended all the same.
+            if let Err(error) = mended {
+                tracing::warn!(%file, %error, "the copies of its manifest are not all mended");
             }
         }
-        self.tidy()?;
+        if unread.is_none() {
+            self.tidy()?;
+        }
         self.sweeper.wait();
         Ok(())
     }
 }
 
 impl Check<'_> {
+    /// Something that may refer to others could not be read: `what`.
+    fn unread(&mut self, what: impl Into<String>) {
+        self.unread.get_or_insert_with(|| what.into());
+    }
+
+    /// Tells of something that is not as it must be and would be set right by removing it, or counting it down.
+    fn superfluous(&mut self, what: String) {
+        match &self.unread {
+            None => self.report.mendable(what),
+            Some(unread) => {
+                let kept = format!(
+                    "{what}; it is kept as it is, as what could not be read may refer to it: {unread}"
+                );
+                self.report.broken(kept);
+            }
+        }
+    }
+
+    /// Tells of what has to be removed and counted anew, once all has been read; what may be needed by what could not be
+    /// read stays.
+    fn settle(&mut self) -> Result<()> {
+        let stray = std::mem::take(&mut self.stray);
+        for (_, what) in &stray {
+            self.superfluous(what.clone());
+        }
+        let links = std::mem::take(&mut self.links);
+        let mut kept = BTreeMap::new();
+        for (file, right) in links {
+            let Some(counted) = self.inodes.get(&file).map(|inode| inode.links) else {
+                continue;
+            };
+            let what = format!("file {file} counts {counted} links and has {right}");
+            if right > counted {
+                self.report.mendable(what);
+                kept.insert(file, right);
+            } else {
+                self.superfluous(what);
+                if self.unread.is_none() {
+                    kept.insert(file, right);
+                }
+            }
+        }
+        self.links = kept;
+        if self.unread.is_none() {
+            self.stray = stray;
+        }
+        self.references()
+    }
+
     /// Every key and value has a meaning.
     fn keys(&mut self) -> Result<()> {
         let view = self.volume.meta.view();

@@ -269,7 +269,7 @@ impl Volume {
     }
 
     /// Reads what a file is made of.
-    fn load(&self, file: FileId) -> Result<OpenFile> {
+    pub(super) fn load(&self, file: FileId) -> Result<OpenFile> {
         let view = self.meta.view();
         let inode = view.inode(file)?.ok_or_else(|| gone(file))?;
         if inode.kind != FileKind::Regular {

@@ -203,6 +203,23 @@ impl Volume {
         )
     }
 
+    /// Opens a volume for writing that is to be repaired: nothing works beside the repair. A mount removes what has no
+    /// reference, and its squeezer and its task commit, while a repair is still counting what refers to what.
+    pub(super) fn open_for_repair(config: &Config) -> Result<Arc<Volume>> {
+        let opened = Self::open_or_rescue(
+            config,
+            roster::find(config, Mode::ReadWrite)?,
+            Mode::ReadWrite,
+            VolumeOptions::default(),
+            None,
+        )?;
+        if !opened.read_only {
+            opened.keep_health()?;
+            opened.forget_disks_that_left(config)?;
+        }
+        Ok(opened)
+    }
+
     fn open_or_rescue(
         config: &Config,
         found: Vec<Found>,

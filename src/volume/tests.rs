@@ -2,6 +2,7 @@
 //! on directories or behind disks that fail.
 
 mod files;
+mod fsck;
 mod losses;
 mod members;
 mod squeeze;

@@ -2,21 +2,45 @@
 //! and pieces that are there; windows lie on disks of the volume, on none twice, and in sets that are known; no two
 //! blocks lie on each other; and every object that is referred to is there, and long enough.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Check;
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, FileId, SetId};
-use crate::meta::{FileKind, Records};
+use crate::meta::{FileKind, Key, Read, Records, Table};
 use crate::store::manifest::{Manifest, ManifestCache, ManifestRef};
 use crate::store::parity::PARITY_HEADER;
 use crate::store::{BEYOND, Source, WindowRecord};
 use crate::volume::error::Result;
 use crate::volume::head::FileHead;
 
-/// Ranges of objects by disk and object.
-type Ranges = HashMap<(DiskId, ObjectName), Vec<(u64, u64)>>;
+/// An object of a disk.
+type Place = (DiskId, ObjectName);
+
+/// Ranges of objects.
+type Ranges = HashMap<Place, Vec<(u64, u64)>>;
+
+/// Where a window's blocks and parity lie, and from where to where.
+fn places(record: &WindowRecord) -> impl Iterator<Item = (Place, (u64, u64))> {
+    let k = usize::from(record.code.k);
+    let blocks = record
+        .blocks
+        .iter()
+        .filter(|block| block.stored > 0 && !block.lost);
+    let blocks = blocks.filter_map(|block| {
+        let disk = record.disk(block.column.into())?;
+        let end = block.offset + u64::from(block.stored);
+        Some(((disk, ObjectName::Blocks(record.set)), (block.offset, end)))
+    });
+    let parity = record.disks.iter().skip(k).zip(&record.parity);
+    let parity = parity.map(|(disk, shard)| {
+        let start = shard.offset.saturating_sub(PARITY_HEADER as u64);
+        let end = shard.offset + u64::from(record.parity_length);
+        ((*disk, ObjectName::Parity(record.parity_set)), (start, end))
+    });
+    blocks.chain(parity)
+}
 
 impl Check<'_> {
     pub(super) fn files(&mut self) -> Result<()> {
@@ -38,17 +62,37 @@ impl Check<'_> {
             let before = self.report.problem_count;
             match self.file(file, size, &members) {
                 Ok(()) => {}
-                Err(error) => self.report.broken(format!("{called}: {error}")),
+                Err(error) => {
+                    let what = format!("{called}: {error}");
+                    self.unread(what.as_str());
+                    self.report.broken(what);
+                }
             }
             let new = self.report.problem_count - before;
             if new > 0 {
                 tracing::debug!(file = called, new, "problems");
             }
         }
-        self.references()
+        self.settle()
     }
 
+    /// One file. Its sets are counted as far as they can be read.
     fn file(&mut self, file: FileId, size: u64, members: &BTreeSet<DiskId>) -> Result<()> {
+        let mut sets = BTreeSet::new();
+        let read = self.content(file, size, members, &mut sets);
+        for set in sets {
+            *self.uses.entry(set).or_default() += 1;
+        }
+        read
+    }
+
+    fn content(
+        &mut self,
+        file: FileId,
+        size: u64,
+        members: &BTreeSet<DiskId>,
+        sets: &mut BTreeSet<SetId>,
+    ) -> Result<()> {
         let called = self.volume.called(file);
         let view = self.volume.meta.view();
         let head = match view.manifest(file)? {
@@ -56,20 +100,23 @@ impl Check<'_> {
             Some(bytes) => match FileHead::decode(&bytes) {
                 Some(head) => head,
                 None => {
-                    self.report
-                        .broken(format!("{called}: its head has no meaning"));
+                    let what = format!("{called}: its head has no meaning");
+                    self.unread(what.as_str());
+                    self.report.broken(what);
                     return Ok(());
                 }
             },
         };
+        sets.extend(&head.sets);
         let numbers: Vec<u64> = view
             .deltas(file)?
             .into_iter()
             .map(|(number, _)| number)
             .collect();
         if numbers != (head.first_delta..head.next_delta).collect::<Vec<u64>>() {
-            self.report
-                .broken(format!("{called}: its deltas are not all there"));
+            let what = format!("{called}: its deltas are not all there");
+            self.unread(what.as_str());
+            self.report.broken(what);
         }
         let pieces: BTreeMap<u32, u64> = view
             .inlines(file)?
@@ -93,10 +140,21 @@ impl Check<'_> {
         if let Some(base) = head.base {
             self.copies(&called, base);
         }
-        let open = self.volume.use_file(file)?;
+        // Nobody has it in use, and one that has lost its last name is there until the next mount removes it.
+        let open = match self.volume.load(file) {
+            Ok(open) => open,
+            Err(error) => {
+                if let Some(base) = head.base.and_then(|base| self.volume.manifest(base).ok()) {
+                    sets.extend(base.sets().flatten().map(|found| found.set));
+                }
+                return Err(error);
+            }
+        };
+        // A base keeps its sets until the next one is written, also those that deltas have emptied.
+        let known: BTreeSet<SetId> = open.state.lock().sets.iter().copied().collect();
+        sets.extend(&known);
         let map = self.volume.frozen_view(&open);
         let mut windows: HashMap<u32, Arc<WindowRecord>> = HashMap::new();
-        let mut sets: BTreeSet<SetId> = BTreeSet::new();
         let mut ranges: Ranges = HashMap::new();
         map.each_window(|record| {
             self.window(&called, &head, &record, members, &mut ranges);
@@ -142,17 +200,10 @@ impl Check<'_> {
             }
             Ok(())
         })?;
-        self.overlaps(&called, &mut ranges);
-        // A base keeps its sets until the next one is written, also those that deltas have emptied.
-        let known = open.state.lock().sets.clone();
-        for set in &sets {
-            if !known.contains(set) {
-                self.report
-                    .broken(format!("{called}: it does not know of its set {set}"));
-            }
-        }
-        for set in known {
-            *self.uses.entry(set).or_default() += 1;
+        self.overlaps(&called, &mut ranges, &windows);
+        for set in sets.difference(&known) {
+            self.report
+                .broken(format!("{called}: it does not know of its set {set}"));
         }
         Ok(())
     }
@@ -199,30 +250,20 @@ impl Check<'_> {
                 "{called}: window {no} lies on disk {disk}, which is none of the volume"
             ));
         }
-        let k = usize::from(record.code.k);
-        for block in record
-            .blocks
-            .iter()
-            .filter(|block| block.stored > 0 && !block.lost)
-        {
-            if let Some(disk) = record.disk(block.column.into()) {
-                let place = ranges
-                    .entry((disk, ObjectName::Blocks(record.set)))
-                    .or_default();
-                place.push((block.offset, block.offset + u64::from(block.stored)));
-            }
-        }
-        for (disk, shard) in record.disks.iter().skip(k).zip(&record.parity) {
-            let place = ranges
-                .entry((*disk, ObjectName::Parity(record.parity_set)))
-                .or_default();
-            let start = shard.offset.saturating_sub(PARITY_HEADER as u64);
-            place.push((start, shard.offset + u64::from(record.parity_length)));
+        for (place, range) in places(record) {
+            ranges.entry(place).or_default().push(range);
         }
     }
 
     /// No two lie on each other, and the objects are long enough.
-    fn overlaps(&mut self, called: &str, ranges: &mut Ranges) {
+    fn overlaps(
+        &mut self,
+        called: &str,
+        ranges: &mut Ranges,
+        windows: &HashMap<u32, Arc<WindowRecord>>,
+    ) {
+        // How long those are that are too short, and what to say of them; nothing of a disk that is missing.
+        let mut short: HashMap<Place, (u64, Option<String>)> = HashMap::new();
         for ((disk, object), places) in ranges.iter_mut() {
             places.sort_unstable();
             let name = self.volume.disks.name(*disk);
@@ -235,29 +276,64 @@ impl Check<'_> {
                 ));
             }
             let end = places.iter().map(|(_, end)| *end).max().unwrap_or_default();
-            let Some(medium) = self.volume.disks.get(*disk) else {
-                continue;
+            let found = match self.volume.disks.get(*disk) {
+                None => (0, None),
+                Some(medium) => match medium.length(*object) {
+                    Ok(length) if length >= end => continue,
+                    Ok(length) => {
+                        let what = format!(
+                            "{called}: disk {name}: {object:?} is {length} bytes long and should be {end}"
+                        );
+                        (length, Some(what))
+                    }
+                    Err(error) => (0, Some(format!("{called}: {error}"))),
+                },
             };
-            match medium.length(*object) {
-                Ok(length) if length >= end => {}
-                Ok(length) => self.report.mendable(format!(
-                    "{called}: disk {name}: {object:?} is {length} bytes long and should be {end}; a scrub writes what it lacks"
-                )),
-                Err(error) => self.report.mendable(format!("{called}: {error}; a scrub writes it anew")),
+            short.insert((*disk, *object), found);
+        }
+        // Of which of them a window lacks more than its parity gives back.
+        let mut gone: HashSet<Place> = HashSet::new();
+        for record in windows.values() {
+            let lacking: HashSet<Place> = places(record)
+                .filter(|(place, (_, end))| {
+                    short.get(place).is_some_and(|(length, _)| end > length)
+                })
+                .map(|(place, _)| place)
+                .collect();
+            let blocks = lacking
+                .iter()
+                .any(|(_, object)| matches!(object, ObjectName::Blocks(_)));
+            if blocks && lacking.len() > record.parity.len() {
+                gone.extend(lacking);
+            }
+        }
+        for (place, (_, what)) in short {
+            let Some(what) = what else { continue };
+            if gone.contains(&place) {
+                self.report
+                    .broken(format!("{what}; more is gone of it than parity gives back"));
+            } else {
+                self.report
+                    .mendable(format!("{what}; a scrub writes what it lacks"));
             }
         }
     }
 
     /// Sets are counted right.
-    fn references(&mut self) -> Result<()> {
+    pub(super) fn references(&mut self) -> Result<()> {
         let known = self.volume.meta.view().sets()?;
         for (set, record) in &known {
             let uses = self.uses.get(set).copied().unwrap_or_default();
-            if uses != record.references {
-                self.report.mendable(format!(
+            let what = || {
+                format!(
                     "set {set} counts {} files and is needed by {uses}",
                     record.references
-                ));
+                )
+            };
+            if uses > record.references {
+                self.report.mendable(what());
+            } else if uses < record.references {
+                self.superfluous(what());
             }
         }
         let counted: BTreeSet<SetId> = known.into_iter().map(|(set, _)| set).collect();
@@ -278,11 +354,18 @@ impl Check<'_> {
     pub(super) fn objects(&mut self) -> Result<()> {
         let view = self.volume.meta.view();
         let mut manifests = BTreeSet::new();
-        for file in self.inodes.keys() {
-            let head = view
-                .manifest(*file)?
-                .and_then(|bytes| FileHead::decode(&bytes));
-            manifests.extend(head.and_then(|head| head.base).map(|base| base.id));
+        let mut understood = true;
+        // Of files too of which nothing else is known.
+        for found in view.scan(&Key::table_prefix(Table::Manifest)) {
+            match found.ok().and_then(|(_, bytes)| FileHead::decode(&bytes)) {
+                Some(head) => manifests.extend(head.base.map(|base| base.id)),
+                None => understood = false,
+            }
+        }
+        let mut sets: BTreeSet<SetId> = self.uses.keys().copied().collect();
+        if self.unread.is_some() {
+            // They are kept.
+            sets.extend(view.sets()?.into_iter().map(|(set, _)| set));
         }
         for disk in self.volume.disks.list() {
             let Some(medium) = self.volume.disks.get(disk.id) else {
@@ -292,10 +375,8 @@ impl Check<'_> {
             for (object, occupied) in medium.list()? {
                 self.report.objects += 1;
                 let needed = match object {
-                    ObjectName::Blocks(set) | ObjectName::Parity(set) => {
-                        self.uses.contains_key(&set)
-                    }
-                    ObjectName::Manifest(id) => manifests.contains(&id),
+                    ObjectName::Blocks(set) | ObjectName::Parity(set) => sets.contains(&set),
+                    ObjectName::Manifest(id) => !understood || manifests.contains(&id),
                     ObjectName::Label
                     | ObjectName::Database
                     | ObjectName::Journal(_)

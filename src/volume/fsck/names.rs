@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Check;
 use crate::ids::FileId;
-use crate::meta::{FileKind, Key, ROOT, Read, Records, Table};
+use crate::meta::{FileKind, Inode, Key, ROOT, Read, Records, Table};
 use crate::volume::error::Result;
 
 /// A file's number at the beginning of a key.
@@ -17,12 +17,25 @@ fn first(key: &Key) -> Option<FileId> {
 impl Check<'_> {
     pub(super) fn names(&mut self) -> Result<()> {
         let view = self.volume.meta.view();
-        for found in view.files() {
-            // What has no meaning is told of already.
-            if let Ok((file, inode)) = found {
-                self.inodes.insert(file, inode);
-            } else {
-                break;
+        // Files that are there and of which no more is known.
+        let mut unknown: BTreeSet<FileId> = BTreeSet::new();
+        for found in view.scan(&Key::table_prefix(Table::Inode)) {
+            let (key, value) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    self.unread(error.to_string());
+                    break;
+                }
+            };
+            match (first(&key), Inode::decode(&value)) {
+                (Some(file), Some(inode)) => {
+                    self.inodes.insert(file, inode);
+                }
+                // What has no meaning is told of already.
+                (file, _) => {
+                    unknown.extend(file);
+                    self.unread(format!("{key:?} has no meaning"));
+                }
             }
         }
         self.report.files = self.inodes.len() as u64;
@@ -34,9 +47,16 @@ impl Check<'_> {
         let mut names: BTreeMap<FileId, u32> = BTreeMap::new();
         let mut directories: BTreeMap<FileId, u32> = BTreeMap::new();
         for found in view.scan(&Key::table_prefix(Table::Entry)) {
-            let Ok((key, value)) = found else { break };
+            let (key, value) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    self.unread(error.to_string());
+                    break;
+                }
+            };
             let (Some(directory), Some(entry)) = (first(&key), crate::meta::Entry::decode(&value))
             else {
+                self.unread(format!("{key:?} has no meaning"));
                 continue;
             };
             let name = key.in_table().get(8..).unwrap_or_default();
@@ -48,6 +68,7 @@ impl Check<'_> {
                     .broken(format!("the name {} is in no directory", shown())),
             }
             match self.inodes.get(&entry.file).copied() {
+                None if unknown.contains(&entry.file) => continue,
                 None => {
                     self.report
                         .broken(format!("the name {} leads to no file", shown()));
@@ -91,13 +112,19 @@ impl Check<'_> {
                 continue;
             };
             let directory = FileId(u64::from_be_bytes(directory));
-            let leads = view.entry(directory, name);
-            if !matches!(leads, Ok(Some(entry)) if entry.file == file) {
-                self.report.mendable(format!(
+            let leads = match view.entry(directory, name) {
+                Ok(leads) => leads,
+                Err(error) => {
+                    self.unread(error.to_string());
+                    continue;
+                }
+            };
+            if leads.is_none_or(|entry| entry.file != file) {
+                let what = format!(
                     "file {file} claims the name {} in directory {directory}, which is not its",
                     name.escape_ascii()
-                ));
-                self.lost_links.push(key);
+                );
+                self.stray.push((key, what));
             }
         }
         let orphans: BTreeSet<FileId> = view.orphans()?.into_iter().collect();
@@ -109,10 +136,6 @@ impl Check<'_> {
                 count
             };
             if inode.links != right {
-                self.report.mendable(format!(
-                    "file {file} counts {} links and has {right}",
-                    inode.links
-                ));
                 self.links.insert(*file, right);
             }
             let named = count > 0 || *file == ROOT;
@@ -126,11 +149,11 @@ impl Check<'_> {
             if named && orphans.contains(file) {
                 self.report
                     .mendable(format!("file {file} has a name and is taken for removed"));
-                self.stray.push(Key::file(Table::Orphan, *file));
+                self.unfounded.push(Key::file(Table::Orphan, *file));
             }
         }
         self.hang_below_root();
-        self.belong_to_files()
+        self.belong_to_files(&unknown)
     }
 
     /// Every directory's way up ends at the root.
@@ -166,7 +189,7 @@ impl Check<'_> {
     }
 
     /// What belongs to a file has one, of the right kind.
-    fn belong_to_files(&mut self) -> Result<()> {
+    fn belong_to_files(&mut self, unknown: &BTreeSet<FileId>) -> Result<()> {
         let view = self.volume.meta.view();
         for (table, kind) in [
             (Table::Target, Some(FileKind::Symlink)),
@@ -177,16 +200,26 @@ impl Check<'_> {
             (Table::Orphan, None),
         ] {
             for found in view.scan(&Key::table_prefix(table)) {
-                let Ok((key, _)) = found else { break };
-                let inode = first(&key).and_then(|file| self.inodes.get(&file));
+                let (key, _) = match found {
+                    Ok(found) => found,
+                    Err(error) => {
+                        self.unread(error.to_string());
+                        break;
+                    }
+                };
+                let file = first(&key);
+                let inode = file.and_then(|file| self.inodes.get(&file));
                 match inode {
+                    None if file.is_some_and(|file| unknown.contains(&file)) => {}
                     None => {
-                        self.report.mendable(format!("{key:?} belongs to no file"));
-                        self.stray.push(key);
+                        let what = format!("{key:?} belongs to no file");
+                        self.stray.push((key, what));
                     }
                     Some(inode) if kind.is_some_and(|kind| kind != inode.kind) => {
-                        self.report
-                            .broken(format!("{key:?} belongs to a file of another kind"));
+                        let what = format!("{key:?} belongs to a file of another kind");
+                        // It stays, and nobody reads what it refers to.
+                        self.unread(what.as_str());
+                        self.report.broken(what);
                     }
                     Some(_) => {}
                 }

@@ -135,7 +135,12 @@ pub struct TaskStatus {
 }
 
 impl TaskStatus {
-    pub(super) fn new(kind: TaskKind, what: String, rate: Option<u64>, begun: i64) -> TaskStatus {
+    pub(in crate::volume) fn new(
+        kind: TaskKind,
+        what: String,
+        rate: Option<u64>,
+        begun: i64,
+    ) -> TaskStatus {
         TaskStatus {
             version: VERSION,
             kind,
@@ -166,7 +171,7 @@ impl TaskStatus {
         }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(in crate::volume) fn encode(&self) -> Vec<u8> {
         // Plain fields of plain types: it cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }

@@ -86,8 +86,10 @@ impl Reader {
         for bad in std::mem::take(&mut report.bad_blocks) {
             let mended = self.find(file, window, bad.index).and_then(|wanted| {
                 let cause = self.stored(wanted).err();
-                // It may have been mended by a reader meanwhile.
-                let Some(cause) = cause else { return Ok(true) };
+                // It may have been mended by a reader meanwhile. One that was left alone may be read all the same.
+                let Some(cause) = cause else {
+                    return Ok(self.disks.is_online(wanted.disk));
+                };
                 let stored = self.rebuild(wanted, &cause)?;
                 Ok(self.mend(wanted, &stored, &cause))
             });

@@ -262,3 +262,15 @@ proptest! {
         }
     }
 }
+
+/// Nobody writes to it, so nothing on it is made good, whatever it still gives.
+#[test]
+fn blocks_of_a_faulty_disk_that_can_be_read_are_not_repaired() {
+    let rig = Rig::new(Code { k: 2, m: 1 }, 20, 2000, 1);
+    let disk = rig.window.disks[0];
+    rig.disks.mark_faulty(disk, "for this test");
+    let report = rig.reader.repair_window(FILE, &rig.window);
+    assert_eq!((report.repaired, report.gone), (0, Vec::new()));
+    assert!(!report.bad_blocks.is_empty());
+    assert!(report.bad_blocks.iter().all(|bad| bad.disk == disk));
+}

@@ -35,6 +35,7 @@ struct Slot {
     patience: Option<Patience>,
     state: DiskState,
     note: String,
+    since: u64,
     leaving: bool,
     score: Mutex<Score>,
     /// It is suspect for failing or hanging, so it is asked after the others.
@@ -61,6 +62,8 @@ pub struct Disks {
     on_faulty: OnceLock<OnFaulty>,
     slots: RwLock<BTreeMap<DiskId, Slot>>,
     on_change: RwLock<Option<OnChange>>,
+    /// Counts how often any disk came to be in another state.
+    changes: AtomicU64,
     /// Counts reads by programs, so that work in the background can make way.
     reads: AtomicU64,
 }
@@ -91,6 +94,7 @@ impl Disks {
             patience: disk.clone().map(Patience::new),
             disk,
             note: String::new(),
+            since: self.next_change(),
             leaving: false,
             score: Mutex::new(Score::new(Instant::now())),
             avoid: AtomicBool::new(false),
@@ -113,6 +117,10 @@ impl Disks {
     /// Has `on_change` called whenever a disk's state changes.
     pub fn set_on_change(&self, on_change: OnChange) {
         *self.on_change.write() = Some(on_change);
+    }
+
+    fn next_change(&self) -> u64 {
+        self.changes.fetch_add(1, Ordering::Relaxed)
     }
 
     fn changed(&self) {
@@ -202,6 +210,7 @@ impl Disks {
             }
         }
         slot.state = state;
+        slot.since = self.next_change();
         slot.note = match state {
             DiskState::Online => String::new(),
             _ => why.to_owned(),
@@ -309,6 +318,7 @@ impl Disks {
             name: slot.name.clone(),
             state: slot.state,
             note: slot.note.clone(),
+            since: slot.since,
             leaving: slot.leaving,
             read_errors: slot.read_errors.load(Ordering::Relaxed),
             wrong_bytes: slot.wrong_bytes.load(Ordering::Relaxed),

@@ -8,6 +8,8 @@ mod record;
 mod relocate;
 mod scrub;
 mod squeeze;
+#[cfg(test)]
+mod tests;
 mod throttle;
 
 use std::sync::Arc;
@@ -39,6 +41,9 @@ const BATCH: usize = 256;
 /// How long files that are being written are left alone before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How long a disk that a rebuild left without something is left alone before the next one, unless the last one took longer.
+const AGAIN: Duration = Duration::from_secs(600);
+
 /// Problems that are told one by one.
 const PROBLEMS: usize = 100;
 
@@ -48,7 +53,18 @@ pub(super) struct Tasks {
     now: Mutex<Option<Arc<Running>>>,
     /// An administrator ended a rebuild: it is not begun again in this mount.
     no_rebuild: AtomicBool,
+    /// The last rebuild that came to its end.
+    tried: Mutex<Option<Tried>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A rebuild that came to its end, of use only where it left a disk without something.
+#[derive(Debug)]
+struct Tried {
+    /// Since when each disk was in its state when it began.
+    disks: Vec<(DiskId, u64)>,
+    /// While no disk has changed since, none is begun before.
+    until: Instant,
 }
 
 /// A task under way.
@@ -243,6 +259,7 @@ impl Volume {
             || self.bell.is_stopped()
             || self.tasks.no_rebuild.load(Ordering::Acquire)
             || self.check_writable().is_err()
+            || self.was_tried()
         {
             return;
         }
@@ -257,6 +274,18 @@ impl Volume {
         if let Err(error) = self.begin_task(TaskKind::Rebuild {}, what, None) {
             tracing::debug!(%error, "no rebuild is begun");
         }
+    }
+
+    fn disks_since(&self) -> Vec<(DiskId, u64)> {
+        let list = self.disks.list().into_iter();
+        list.map(|disk| (disk.id, disk.since)).collect()
+    }
+
+    /// Whether another rebuild would do no better than the last one yet.
+    fn was_tried(&self) -> bool {
+        let tried = self.tasks.tried.lock();
+        let again = tried.as_ref().filter(|tried| Instant::now() < tried.until);
+        again.is_some_and(|tried| tried.disks == self.disks_since())
     }
 
     /// Ends a rebuild for something more urgent; it is begun anew afterwards.
@@ -387,6 +416,7 @@ impl Volume {
     }
 
     fn run_task(self: Arc<Self>, running: &Arc<Running>) {
+        let disks = self.disks_since();
         let result = self.do_task(running);
         let ended_early = !matches!(result, Ok(true));
         let cancelled = running.cancelled.load(Ordering::Acquire);
@@ -397,6 +427,12 @@ impl Volume {
             }
             running.ended.notify_all();
             return;
+        }
+        let is_rebuild = running.status.lock().kind == (TaskKind::Rebuild {});
+        if is_rebuild && !cancelled {
+            // Known before anybody finds that it is over.
+            let until = Instant::now() + AGAIN.max(running.begun.elapsed());
+            *self.tasks.tried.lock() = Some(Tried { disks, until });
         }
         let seconds = running.status().seconds;
         running.note(|status| {
@@ -440,7 +476,10 @@ impl Volume {
     fn do_task(&self, running: &Arc<Running>) -> Result<bool> {
         let kind = running.status.lock().kind.clone();
         let mut work: Box<dyn Work> = match &kind {
-            TaskKind::Scrub {} => Box::new(scrub::Scrub::whole(self)),
+            TaskKind::Scrub {} => {
+                let partial = running.status.lock().cursor > 0;
+                Box::new(scrub::Scrub::whole(self, partial))
+            }
             TaskKind::Rebuild {} => Box::new(scrub::Scrub::of_rebuilding(self)),
             TaskKind::Remove {
                 disk,

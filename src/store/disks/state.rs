@@ -58,6 +58,8 @@ pub struct DiskStatus {
     pub state: DiskState,
     /// Why it is not online; empty when it is.
     pub note: String,
+    /// A number that another one takes the place of whenever the disk comes to be in another state, or comes back.
+    pub since: u64,
     /// Whether what it holds is being moved to others.
     pub leaving: bool,
     /// Reads that failed in this mount, those for want of an object excluded.

@@ -2,15 +2,17 @@
 //! the copies of the metadata, the manifests on every disk, all blocks and parity. A rebuild is the same for what
 //! certain disks lack, and reads only what it has to.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Running, Walked, Work};
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, FileId, SetId, WindowNo};
+use crate::store::disks::DiskStatus;
 use crate::store::manifest::{Manifest, ManifestCache, ManifestRef};
 use crate::store::parity::PARITY_HEADER;
+use crate::store::reader::{BadBlock, WindowReport};
 use crate::store::{DiskState, WindowRecord};
 use crate::volume::Volume;
 use crate::volume::error::Result;
@@ -24,27 +26,35 @@ const RUN: usize = 1 << 20;
 pub(super) struct Scrub {
     /// The disks that lack something; all disks are looked over without.
     only: Option<Vec<DiskId>>,
-    /// The disks that lacked something when it began.
-    rebuilding: Vec<DiskId>,
-    /// What counted against each disk when it began: read errors, wrong bytes, waits.
-    before: BTreeMap<DiskId, (u32, u32, u32)>,
+    /// How each disk fared when it began.
+    before: BTreeMap<DiskId, DiskStatus>,
+    /// Whether there is something that it did not look at, so that it tells of no disk that it is whole.
+    partial: bool,
+    /// Disks that lack something still: it could not be written to them, or not be had.
+    lacking: BTreeSet<DiskId>,
 }
 
 impl Scrub {
-    pub(super) fn whole(volume: &Volume) -> Scrub {
+    /// Of all disks; one that goes on where an earlier mount ended it is `partial`.
+    pub(super) fn whole(volume: &Volume, partial: bool) -> Scrub {
         Scrub {
             only: None,
-            rebuilding: rebuilding(volume),
-            before: counted(volume),
+            before: fares(volume),
+            partial,
+            lacking: BTreeSet::new(),
         }
     }
 
     pub(super) fn of_rebuilding(volume: &Volume) -> Scrub {
-        let rebuilding = rebuilding(volume);
+        let before = fares(volume);
+        let rebuilding = before
+            .values()
+            .filter(|disk| disk.state == DiskState::Rebuilding);
         Scrub {
-            only: Some(rebuilding.clone()),
-            rebuilding,
-            before: counted(volume),
+            only: Some(rebuilding.map(|disk| disk.id).collect()),
+            before,
+            partial: false,
+            lacking: BTreeSet::new(),
         }
     }
 
@@ -53,17 +63,15 @@ impl Scrub {
     }
 }
 
-fn rebuilding(volume: &Volume) -> Vec<DiskId> {
+fn fares(volume: &Volume) -> BTreeMap<DiskId, DiskStatus> {
     let list = volume.disks.list().into_iter();
-    list.filter(|disk| disk.state == DiskState::Rebuilding)
-        .map(|disk| disk.id)
-        .collect()
+    list.map(|disk| (disk.id, disk)).collect()
 }
 
-fn counted(volume: &Volume) -> BTreeMap<DiskId, (u32, u32, u32)> {
-    let list = volume.disks.list().into_iter();
-    list.map(|disk| (disk.id, (disk.read_errors, disk.wrong_bytes, disk.waits)))
-        .collect()
+/// Whether nothing has counted against a disk since.
+fn unblemished(before: &DiskStatus, after: &DiskStatus) -> bool {
+    let counted = |disk: &DiskStatus| (disk.read_errors, disk.wrong_bytes, disk.waits);
+    counted(before) == counted(after)
 }
 
 impl Work for Scrub {
@@ -93,6 +101,48 @@ impl Work for Scrub {
     }
 
     fn file(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked> {
+        let walked = self.look_over(volume, running, file);
+        // One that is gone needs nothing any more.
+        self.partial |= matches!(&walked, Err(error) if error.errno() != libc::ENOENT);
+        walked
+    }
+
+    fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
+        if self.only.is_none() {
+            volume.tidy()?;
+        }
+        for status in volume.disks.list() {
+            // One that failed and came back meanwhile may lack what was looked at before.
+            let before = self.before.get(&status.id);
+            let Some(before) = before.filter(|before| before.since == status.since) else {
+                continue;
+            };
+            let whole = !self.partial && !self.lacking.contains(&status.id);
+            let why = match status.state {
+                DiskState::Rebuilding if whole => "it has all that it should have",
+                DiskState::Suspect
+                    if whole && self.only.is_none() && unblemished(before, &status) =>
+                {
+                    "a scrub found nothing bad on it"
+                }
+                DiskState::Rebuilding if self.lacking.contains(&status.id) => {
+                    running.problem(format!(
+                        "disk {} still lacks something and stays rebuilding; it is tried again by itself, later and when \
+                         another disk comes back",
+                        status.name
+                    ));
+                    continue;
+                }
+                _ => continue,
+            };
+            volume.disks.mark_online(status.id, why);
+        }
+        Ok(true)
+    }
+}
+
+impl Scrub {
+    fn look_over(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked> {
         let open = volume.use_file(file)?;
         let base = open.state.lock().head.base;
         if let Some(base) = base {
@@ -130,6 +180,7 @@ impl Work for Scrub {
             }
             let report = volume.reader.repair_window(file, &record);
             let bytes = report.bytes;
+            self.lacking.extend(lacking(&record, &report));
             volume.tell_of_window(file, &record, report, running);
             running.note(|status| status.bytes_done += bytes);
             drop(_reading);
@@ -137,30 +188,20 @@ impl Work for Scrub {
         }
         Ok(Walked::Done)
     }
+}
 
-    fn finish(&mut self, volume: &Volume, _running: &Running) -> Result<bool> {
-        if self.only.is_none() {
-            volume.tidy()?;
-        }
-        let after = counted(volume);
-        for status in volume.disks.list() {
-            let unblemished = self.before.get(&status.id) == after.get(&status.id);
-            match status.state {
-                DiskState::Rebuilding if self.rebuilding.contains(&status.id) => {
-                    volume
-                        .disks
-                        .mark_online(status.id, "it has all that it should have");
-                }
-                DiskState::Suspect if self.only.is_none() && unblemished => {
-                    volume
-                        .disks
-                        .mark_online(status.id, "a scrub found nothing bad on it");
-                }
-                _ => {}
-            }
-        }
-        Ok(true)
-    }
+/// The disks that lack something of a window after its repair. A block that was stored once is not among it: whoever lacks
+/// it will not get it from anybody.
+fn lacking(record: &WindowRecord, report: &WindowReport) -> BTreeSet<DiskId> {
+    let protected = |bad: &&BadBlock| bad.protected && !record.parity.is_empty();
+    let blocks = report
+        .bad_blocks
+        .iter()
+        .filter(protected)
+        .map(|bad| bad.disk);
+    blocks
+        .chain(report.bad_shards.iter().map(|bad| bad.disk))
+        .collect()
 }
 
 /// Where a window lies.
@@ -255,7 +296,7 @@ impl Volume {
         &self,
         file: FileId,
         record: &WindowRecord,
-        report: crate::store::reader::WindowReport,
+        report: WindowReport,
         running: &Running,
     ) {
         let seen = |disk: DiskId| self.disks.is_online(disk);

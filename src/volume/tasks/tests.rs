@@ -1,0 +1,178 @@
+//! When a disk counts as having all that it should have.
+
+use std::time::{Duration, Instant};
+
+use super::scrub::Scrub;
+use super::*;
+use crate::disk::{
+    DirectoryDisk, Fault, FaultPlan, FaultyDisk, ObjectName, Operation, Operations, Rule, When,
+};
+use crate::store::WindowRecord;
+use crate::volume::tests::{Rig, noise, write_file};
+
+/// A volume with a file, in which no rebuild begins by itself.
+struct Lacking {
+    rig: Rig,
+    volume: Arc<Volume>,
+    file: FileId,
+    plans: Vec<Arc<FaultPlan>>,
+}
+
+impl Lacking {
+    fn new(disks: usize, critical: &str) -> Lacking {
+        let policy = format!("critical = \"{critical}\"\ncompression = \"none\"");
+        let rig = Rig::new(disks, &policy);
+        let plans: Vec<_> = (0..disks as u64).map(FaultPlan::new).collect();
+        let volume = rig.open_failing(&plans);
+        let file = write_file(&volume, "f", &noise(1, 6 << 20));
+        volume.tasks.no_rebuild.store(true, Ordering::Release);
+        Lacking {
+            rig,
+            volume,
+            file,
+            plans,
+        }
+    }
+
+    fn records(&self) -> Vec<Arc<WindowRecord>> {
+        let open = self.volume.use_file(self.file).expect("in use");
+        let numbers = self.volume.committed_windows(&open).expect("windows");
+        let record = |no| self.volume.committed_window(&open, no).expect("read");
+        numbers.into_iter().filter_map(record).collect()
+    }
+
+    /// A disk that holds blocks.
+    fn disk(&self) -> DiskId {
+        self.records()[0].disks[0]
+    }
+
+    fn state(&self, disk: DiskId) -> DiskState {
+        self.volume.disks.state(disk)
+    }
+
+    /// The disk fails, and comes back.
+    fn comes_back(&self, disk: DiskId) {
+        self.volume.disks.mark_faulty(disk, "for this test");
+        let name = self.volume.disks.name(disk);
+        let number = usize::from(disk.0);
+        let medium = DirectoryDisk::open(&name, &self.rig.disk(number)).expect("a disk");
+        let medium = FaultyDisk::new(Arc::new(medium), Arc::clone(&self.plans[number]));
+        self.volume
+            .bring_disk_online_on(&name, Arc::new(medium))
+            .expect("it comes back");
+        assert_eq!(self.state(disk), DiskState::Rebuilding);
+    }
+
+    /// The same, and it has lost its segments.
+    fn comes_back_without_segments(&self, disk: DiskId) {
+        let segments = self.rig.disk(usize::from(disk.0)).join("segments");
+        std::fs::remove_dir_all(segments).expect("removed");
+        self.comes_back(disk);
+    }
+
+    fn let_it_be_rebuilt(&self) {
+        self.volume.tasks.no_rebuild.store(false, Ordering::Release);
+        self.volume.bell.ring();
+    }
+
+    fn wait(&self, what: &str, is_so: impl Fn() -> bool) {
+        let since = Instant::now();
+        while !is_so() {
+            assert!(since.elapsed() < Duration::from_secs(60), "never {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the end of a task, and gives it.
+    fn ended(&self) -> TaskStatus {
+        let task = || self.volume.task().expect("told");
+        let done = || task().is_some_and(|task| task.state == TaskState::Done);
+        self.wait("done", done);
+        task().expect("a task")
+    }
+
+    fn is_good(&self) -> bool {
+        let reader = &self.volume.reader;
+        let mut records = self.records().into_iter();
+        records.all(|record| reader.verify_window(self.file, &record).is_good())
+    }
+
+    fn is_rebuilt(&self, disks: &[DiskId]) {
+        let online = |disk: &DiskId| self.state(*disk) == DiskState::Online;
+        self.wait("online", || disks.iter().all(online));
+        assert!(self.is_good());
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_take_what_it_lacks_is_tried_again_later() {
+    let lacking = Lacking::new(4, "2+2");
+    let disk = lacking.disk();
+    lacking.comes_back_without_segments(disk);
+    let once = When::Count { skip: 0, times: 1 };
+    let rule = Rule::new(Operations::of(&[Operation::Restore]), once, Fault::Full);
+    lacking.plans[usize::from(disk.0)]
+        .add(rule.only(|object| matches!(object, ObjectName::Blocks(_))));
+    lacking.let_it_be_rebuilt();
+    lacking.wait("tried", || {
+        lacking.plans[usize::from(disk.0)].injected() > 0
+    });
+    let first = lacking.ended();
+    assert_eq!(lacking.state(disk), DiskState::Rebuilding);
+    assert!(first.problem_count > 0);
+    // Not at once.
+    for _ in 0..50 {
+        lacking.volume.bell.ring();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(lacking.ended(), first);
+}
+
+#[test]
+fn a_disk_whose_bytes_cannot_be_had_is_rebuilt_when_another_comes_back() {
+    let lacking = Lacking::new(4, "2+1");
+    let record = lacking.records()[0].clone();
+    let (disk, other) = (record.disks[0], record.disks[1]);
+    lacking.plans[usize::from(other.0)].die();
+    lacking.volume.disks.mark_faulty(other, "for this test");
+    lacking.comes_back_without_segments(disk);
+    lacking.let_it_be_rebuilt();
+    lacking.wait("begun", || lacking.volume.task().expect("told").is_some());
+    lacking.ended();
+    assert_eq!(lacking.state(disk), DiskState::Rebuilding);
+    lacking.plans[usize::from(other.0)].revive();
+    lacking.comes_back(other);
+    lacking.is_rebuilt(&[disk, other]);
+}
+
+#[test]
+fn a_scrub_that_goes_on_does_not_tell_of_what_an_earlier_mount_looked_at() {
+    let lacking = Lacking::new(5, "2+2");
+    let disk = lacking.disk();
+    let doubtful = (0..5).map(DiskId).find(|other| *other != disk);
+    let doubtful = doubtful.expect("another disk");
+    lacking.comes_back_without_segments(disk);
+    lacking.volume.disks.mark_suspect(doubtful, "for this test");
+    let mut status = TaskStatus::new(TaskKind::Scrub {}, "the scrub".into(), None, 0);
+    status.cursor = lacking.file.0;
+    lacking.volume.launch(status).expect("it goes on");
+    lacking.ended();
+    assert_eq!(lacking.state(disk), DiskState::Rebuilding);
+    assert_eq!(lacking.state(doubtful), DiskState::Suspect);
+    lacking.volume.scrub(None).expect("a scrub");
+    lacking.is_rebuilt(&[disk, doubtful]);
+}
+
+#[test]
+fn a_disk_that_fails_and_comes_back_while_it_is_rebuilt_is_rebuilt_again() {
+    let lacking = Lacking::new(4, "2+2");
+    let disk = lacking.disk();
+    lacking.comes_back(disk);
+    let mut work = Scrub::of_rebuilding(&lacking.volume);
+    lacking.comes_back_without_segments(disk);
+    let running = Running::of_no_task("a test");
+    assert!(work.finish(&lacking.volume, &running).expect("it ends"));
+    assert_eq!(lacking.state(disk), DiskState::Rebuilding);
+    lacking.let_it_be_rebuilt();
+    lacking.is_rebuilt(&[disk]);
+}

@@ -3,6 +3,7 @@
 //! where a crash ended it. It makes way for programs that read, and keeps to a rate.
 
 mod evacuate;
+mod hollow;
 mod rebalance;
 mod record;
 mod relocate;

@@ -63,9 +63,25 @@ impl Reader {
     /// Reads every block and parity shard of a window off its disk, all disks side by side, and compares
     /// checksums. Changes nothing.
     pub fn verify_window(&self, file: FileId, window: &WindowRecord) -> WindowReport {
+        let shards = usize::from(window.code.k) + window.parity.len();
+        self.verify_shards(file, window, &(0..shards).collect::<Vec<_>>())
+    }
+
+    /// The same of what these disks should have of it.
+    pub fn verify_disks(
+        &self,
+        file: FileId,
+        window: &WindowRecord,
+        disks: &[DiskId],
+    ) -> WindowReport {
+        let shards = 0..usize::from(window.code.k) + window.parity.len();
+        let theirs = |shard: &usize| window.disk(*shard).is_some_and(|of| disks.contains(&of));
+        self.verify_shards(file, window, &shards.filter(theirs).collect::<Vec<_>>())
+    }
+
+    fn verify_shards(&self, file: FileId, window: &WindowRecord, shards: &[usize]) -> WindowReport {
         let k = usize::from(window.code.k);
-        let shards: Vec<usize> = (0..k + window.parity.len()).collect();
-        let parts = self.side_by_side(&shards, |&shard| match shard.checked_sub(k) {
+        let parts = self.side_by_side(shards, |&shard| match shard.checked_sub(k) {
             None => self.verify_column(file, window, shard),
             Some(parity) => self.verify_shard(file, window, parity),
         });
@@ -91,7 +107,7 @@ impl Reader {
                     return Ok(self.disks.is_online(wanted.disk));
                 };
                 let stored = self.rebuild(wanted, &cause)?;
-                Ok(self.mend(wanted, &stored, &cause))
+                Ok(self.put_back(wanted, &stored, &cause))
             });
             match mended {
                 Ok(true) => report.repaired += 1,

@@ -23,7 +23,7 @@ pub use check::{BadBlock, BadShard, WindowReport};
 
 use super::block::{BLOCK_HEADER, BlockError, BlockIds, open, open_into};
 use super::cache::BlockCache;
-use super::disks::{Disks, ReadFailure};
+use super::disks::{DiskState, Disks, ReadFailure};
 use super::records::{BLOCK_MAX, BlockRecord, WindowRecord};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, VolumeId};
@@ -416,10 +416,19 @@ impl Reader {
         Ok(block)
     }
 
-    /// Writes a block's good bytes over its bad ones; says whether it did.
-    fn mend(&self, wanted: Wanted<'_>, stored: &[u8], cause: &Cause) -> bool {
-        // A disk that hangs would hold up whoever repairs it.
-        if !self.disks.is_online(wanted.disk) || self.disks.reads_fail(wanted.disk) {
+    /// Writes a block's good bytes over its bad ones for somebody who reads it.
+    fn mend(&self, wanted: Wanted<'_>, stored: &[u8], cause: &Cause) {
+        // A disk that hangs would hold up whoever repairs it. One that is being rebuilt is given what it lacks by the
+        // rebuild, which tells by the lengths of its objects what that is.
+        let rebuilding = self.disks.state(wanted.disk) == DiskState::Rebuilding;
+        if !rebuilding && !self.disks.reads_fail(wanted.disk) {
+            self.put_back(wanted, stored, cause);
+        }
+    }
+
+    /// Writes a block's good bytes over its bad ones where its disk is online; says whether it did.
+    fn put_back(&self, wanted: Wanted<'_>, stored: &[u8], cause: &Cause) -> bool {
+        if !self.disks.is_online(wanted.disk) {
             return false;
         }
         tracing::warn!(

@@ -79,7 +79,7 @@ enum Stuck {
 }
 
 /// Ends of what is referred to, by disk and object.
-type Ends = HashMap<(DiskId, ObjectName), u64>;
+pub(super) type Ends = HashMap<(DiskId, ObjectName), u64>;
 
 fn object_of(record: &WindowRecord, shard: usize) -> ObjectName {
     if shard < usize::from(record.code.k) {
@@ -305,7 +305,7 @@ impl Volume {
     }
 
     /// Puts bytes behind everything that a disk has, or should have, of an object, durably; tells where they begin.
-    fn append_to(
+    pub(super) fn append_to(
         &self,
         disk: DiskId,
         object: ObjectName,
@@ -328,6 +328,7 @@ impl Volume {
             Err(error) => return Err(error.into()),
         };
         let start = there.max(*end);
+        self.note_hollow(&[disk])?;
         if let Err(error) = medium.restore(object, start, bytes) {
             if error.is_full() {
                 self.pipeline.room.mark_full(disk);

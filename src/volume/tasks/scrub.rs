@@ -111,6 +111,7 @@ impl Work for Scrub {
         if self.only.is_none() {
             volume.tidy()?;
         }
+        let mut online = Vec::new();
         for status in volume.disks.list() {
             // One that failed and came back meanwhile may lack what was looked at before.
             let before = self.before.get(&status.id);
@@ -136,7 +137,9 @@ impl Work for Scrub {
                 _ => continue,
             };
             volume.disks.mark_online(status.id, why);
+            online.push(status.id);
         }
+        volume.forget_hollow(&online)?;
         Ok(true)
     }
 }
@@ -165,7 +168,7 @@ impl Scrub {
                 continue;
             };
             let whole = match &self.only {
-                Some(only) => volume.holds_all(&record, only, &mut lengths),
+                Some(only) => volume.holds_all(file, &record, only, &mut lengths, running)?,
                 None => false,
             };
             if whole {
@@ -178,6 +181,7 @@ impl Scrub {
                     medium.forget(object);
                 }
             }
+            volume.note_hollow(&record.disks)?;
             let report = volume.reader.repair_window(file, &record);
             let bytes = report.bytes;
             self.lacking.extend(lacking(&record, &report));
@@ -272,15 +276,23 @@ impl Volume {
         Ok(record.filter(|record| !pending(record.set) && !pending(record.parity_set)))
     }
 
-    /// Whether these disks have all of the window that they should have, by the lengths of their objects.
+    /// Whether these disks have all of the window that they should have: by the lengths of their objects, and where those
+    /// do not tell, by reading it.
     fn holds_all(
         &self,
+        file: FileId,
         record: &WindowRecord,
         disks: &[DiskId],
         lengths: &mut HashMap<(DiskId, ObjectName), u64>,
-    ) -> bool {
-        ends(record).into_iter().all(|(disk, object, end)| {
-            if !disks.contains(&disk) {
+        running: &Running,
+    ) -> Result<bool> {
+        let hollow = self.hollow()?;
+        let (hollow, others): (Vec<DiskId>, Vec<DiskId>) = disks
+            .iter()
+            .copied()
+            .partition(|disk| hollow.contains(disk));
+        let long = ends(record).into_iter().all(|(disk, object, end)| {
+            if !others.contains(&disk) {
                 return true;
             }
             let length = lengths.entry((disk, object)).or_insert_with(|| {
@@ -288,7 +300,18 @@ impl Volume {
                 medium.map_or(0, |medium| medium.length(object).unwrap_or(0))
             });
             *length >= end
-        })
+        });
+        if !long || hollow.is_empty() {
+            return Ok(long);
+        }
+        let begun = Instant::now();
+        let report = self.reader.verify_disks(file, record, &hollow);
+        running.note(|status| {
+            status.verified += report.bytes;
+            status.bytes_done += report.bytes;
+        });
+        running.pace(self, report.bytes, begun.elapsed());
+        Ok(report.is_good())
     }
 
     /// Notes what was found in a window.

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::scrub::Scrub;
+use super::relocate::Ends;
+use super::scrub::{Scrub, ends};
 use super::*;
 use crate::disk::{
     DirectoryDisk, Fault, FaultPlan, FaultyDisk, ObjectName, Operation, Operations, Rule, When,
 };
-use crate::store::WindowRecord;
+use crate::store::{BlockCache, Reader, WindowRecord};
 use crate::volume::tests::{Rig, noise, write_file};
 
 /// A volume with a file, in which no rebuild begins by itself.
@@ -104,6 +105,48 @@ impl Lacking {
     }
 }
 
+/// What a program reads at the end of an object makes it no longer than it was.
+#[test]
+fn a_disk_that_was_read_from_meanwhile_is_rebuilt() {
+    let lacking = Lacking::new(4, "2+2");
+    let disk = lacking.disk();
+    lacking.comes_back_without_segments(disk);
+    let record = lacking.records()[0].clone();
+    let own = |index: &u16| record.block(*index).is_some_and(|block| block.column == 0);
+    let blocks = (0..record.blocks.len() as u16).filter(own);
+    let last = blocks.max_by_key(|index| record.block(*index).map(|block| block.offset));
+    // One that has read nothing yet.
+    let (disks, cache) = (&lacking.volume.disks, BlockCache::new(0));
+    let reader = Reader::new(lacking.volume.id, Arc::clone(disks), Arc::new(cache));
+    reader
+        .expect("a reader")
+        .read_block(lacking.file, &record, last.expect("a block"))
+        .expect("reconstructed");
+    lacking.let_it_be_rebuilt();
+    lacking.is_rebuilt(&[disk]);
+}
+
+#[test]
+fn a_disk_that_was_moved_to_meanwhile_is_rebuilt() {
+    let lacking = Lacking::new(4, "2+2");
+    let disk = lacking.disk();
+    lacking.comes_back_without_segments(disk);
+    let mut behind = Ends::new();
+    for record in lacking.records() {
+        for (disk, object, end) in ends(&record) {
+            let known = behind.entry((disk, object)).or_default();
+            *known = end.max(*known);
+        }
+    }
+    let object = ObjectName::Blocks(lacking.records()[0].set);
+    lacking
+        .volume
+        .append_to(disk, object, &[7; 100], &mut behind)
+        .expect("appended");
+    lacking.let_it_be_rebuilt();
+    lacking.is_rebuilt(&[disk]);
+}
+
 #[test]
 fn a_disk_that_does_not_take_what_it_lacks_is_tried_again_later() {
     let lacking = Lacking::new(4, "2+2");
@@ -126,6 +169,9 @@ fn a_disk_that_does_not_take_what_it_lacks_is_tried_again_later() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(lacking.ended(), first);
+    lacking.volume.tasks.tried.lock().take();
+    lacking.volume.bell.ring();
+    lacking.is_rebuilt(&[disk]);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use super::overlay::Overlay;
 use super::sweep::Sweep;
 use super::tally::sums;
 use crate::ids::{DiskId, SetId, WindowNo};
-use crate::meta::{Key, Records, WriteRecords};
+use crate::meta::{Key, PunchKey, Records, WriteRecords};
 use crate::store::manifest::encode_delta;
 use crate::store::{Delta, Hurry, SetWriter, Source, WindowRecord};
 use parking_lot::MutexGuard;
@@ -348,6 +348,10 @@ impl Volume {
                 head.dead = folded.dead;
                 head.base_dead = folded.dead;
                 head.dropped = folded.given_up;
+                // The other sets are removed as a whole.
+                let kept = |(key, _): &&(PunchKey, u64)| folded.sets.contains(&key.set);
+                let emptied = state.emptied.iter().filter(kept);
+                frozen.sweep.punches.extend(emptied.copied());
                 frozen.dead_pieces.extend(&folded.dead_pieces);
             }
             None => {
@@ -531,6 +535,14 @@ impl Volume {
             .flatten();
         state.map.rebase(folded.manifest);
         state.spilled = true;
+        // A crash brings back what is committed, to the last byte.
+        let mut emptied = Sweep {
+            punches: std::mem::take(&mut state.emptied),
+            ..Sweep::default()
+        };
+        emptied.punches.append(&mut frozen.sweep.punches);
+        emptied.join();
+        state.emptied = emptied.punches;
         state.uncommitted.clear();
         state.times = state
             .times
@@ -565,6 +577,7 @@ impl Volume {
             }
         }
         state.spilled = false;
+        state.emptied.clear();
         *file.frozen_times.lock() = Times::default();
         state.uncommitted.clear();
         state.committed_size = frozen.size;

@@ -13,7 +13,7 @@ use super::gather::Gatherer;
 use super::head::FileHead;
 use super::mended::Mended;
 use crate::ids::{FileId, SetId, WindowNo};
-use crate::meta::Timestamp;
+use crate::meta::{PunchKey, Timestamp};
 use crate::store::SetWriter;
 
 /// What a file's committed bytes are worth, for `user.parsfs.state` and `status`.
@@ -123,6 +123,9 @@ pub struct FileState {
     pub head: FileHead,
     /// Whether `map.base` is not the head's: it was written to keep memory small, and not committed.
     pub spilled: bool,
+    /// Room of windows that spilled bases left out as nothing lived in them any more: the committed file may still need
+    /// it, and the next commit gives it back.
+    pub emptied: Vec<(PunchKey, u64)>,
     /// Sets that are written and not committed.
     pub pending: Vec<Arc<SetWriter>>,
     /// Windows whose record differs from the committed one.

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::annex::ANNEX;
-use super::commit::Frozen;
+use super::commit::{Frozen, Purpose};
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::{FileMap, Window};
@@ -117,8 +117,12 @@ impl Volume {
         let reference = writer.finish(totals, &description)?;
         self.sync_copies(file, copies)?;
 
+        // Which sets a commit will keep, a spill cannot know.
+        let spill = frozen.purpose == Purpose::Spill;
         for record in &empty {
-            if folded_sets.contains(&record.set) || folded_sets.contains(&record.parity_set) {
+            let kept =
+                folded_sets.contains(&record.set) || folded_sets.contains(&record.parity_set);
+            if spill || kept {
                 punches_of(record, &mut frozen.sweep);
             }
         }

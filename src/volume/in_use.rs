@@ -334,6 +334,7 @@ impl Volume {
             size: inode.size,
             committed_size: inode.size,
             spilled: false,
+            emptied: Vec::new(),
             pending: Vec::new(),
             uncommitted: BTreeSet::new(),
             sets: sets.into_iter().collect(),

@@ -1,6 +1,7 @@
 //! The volume without a kernel: files are written, committed, read, lost and found again through its own calls,
 //! on directories or behind disks that fail.
 
+mod commits;
 mod files;
 mod fsck;
 mod losses;

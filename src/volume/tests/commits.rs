@@ -1,0 +1,73 @@
+//! Commits that are disturbed: by spills before them, by changes while they run, and by errors in their middle.
+
+use super::super::commit::Purpose;
+use super::*;
+
+/// Small windows, of bytes that are stored as they are.
+const POLICY: &str = "critical = \"2+1\"\nblock_size = \"4K\"\ncompression = \"none\"";
+
+fn spill(volume: &Volume, file: FileId) {
+    let file = volume.use_file(file).expect("in use");
+    volume.commit(&file, Purpose::Spill).expect("spilled");
+    volume.sweeper.wait();
+}
+
+fn open_to_write(volume: &Volume, file: FileId) -> Handle {
+    volume.open_file(file, libc::O_RDWR).expect("open").handle
+}
+
+fn check_nothing_is_wrong(rig: &Rig) {
+    let (report, _) = Volume::fsck(&rig.config, false).expect("checked");
+    assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+}
+
+#[test]
+fn a_spill_takes_nothing_from_the_committed_file() {
+    let rig = Rig::new(3, POLICY);
+    let volume = rig.open();
+    let old = noise(1, 4 << 20);
+    let file = write_file(&volume, "f", &old);
+    let handle = open_to_write(&volume, file);
+    volume
+        .write(handle, 0, &noise(2, 2 << 20))
+        .expect("written");
+    spill(&volume, file);
+    // The process dies: nothing is closed.
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "f").expect("readable") == old);
+}
+
+#[test]
+fn what_spills_found_empty_is_given_back_by_the_next_commit() {
+    const MIB: u64 = 1 << 20;
+    let rig = Rig::new(3, POLICY);
+    let volume = rig.open();
+    let mut bytes = noise(1, 4 << 20);
+    let file = write_file(&volume, "f", &bytes);
+    volume.sweeper.wait();
+    let before = rig.occupied();
+    let handle = open_to_write(&volume, file);
+    for part in 0..3u64 {
+        let new = noise(part + 2, MIB as usize);
+        volume.write(handle, part * MIB, &new).expect("written");
+        let at = (part * MIB) as usize;
+        bytes[at..at + MIB as usize].copy_from_slice(&new);
+        spill(&volume, file);
+    }
+    volume.fsync(handle).expect("synced");
+    volume.sweeper.wait();
+    let after = rig.occupied();
+    assert!(
+        after < before + MIB,
+        "{before} bytes were occupied, and {after} are"
+    );
+    close(&volume, handle);
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "f").expect("readable") == bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    check_nothing_is_wrong(&rig);
+}

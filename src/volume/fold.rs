@@ -207,14 +207,16 @@ impl Volume {
             .windows
             .iter()
             .filter(|(no, _)| !is_newer(&state.map, **no));
+        // A truncate meanwhile says nothing of what was frozen, and a spilled base has more than what is committed.
+        let base = state.map.base.as_ref();
+        let frozen = state.map.frozen.as_ref();
+        let end = state
+            .committed_size
+            .max(base.map_or(0, |base| base.totals().file_size))
+            .max(state.map.settled.end_below(BEYOND))
+            .max(frozen.map_or(0, |frozen| frozen.end_below(BEYOND)));
         FrozenMap {
-            end: state.size.max(state.committed_size).max(
-                state
-                    .map
-                    .frozen
-                    .as_ref()
-                    .map_or(0, |frozen| frozen.end_below(BEYOND)),
-            ),
+            end,
             map: FileMap {
                 base: state.map.base.clone(),
                 settled: state.map.settled.clone(),
@@ -260,7 +262,8 @@ impl FrozenMap {
             }
             at = step;
         }
-        for found in self.map.resolve_frozen(ANNEX)? {
+        // What lies behind the end, against the rules, is not lost by that.
+        for found in self.map.resolve_frozen(self.end..ANNEX.end)? {
             if found.source != Source::Hole {
                 extent(found)?;
             }

@@ -54,21 +54,30 @@ impl FrozenBytes for View<'_> {
 
     fn holes(&self, hole: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         let mut open: Option<Range<u64>> = None;
+        let mut add = |range: Range<u64>| match &mut open {
+            Some(before) if before.end == range.start => before.end = range.end,
+            _ => {
+                if let Some(before) = open.replace(range) {
+                    hole(before);
+                }
+            }
+        };
+        let mut end = 0;
         self.volume.frozen_view(self.file).each(|extent| {
             let range = extent.range.start.min(self.size)..extent.range.end.min(self.size);
-            if extent.source != Source::Hole || range.is_empty() {
+            if range.is_empty() {
                 return Ok(());
             }
-            match &mut open {
-                Some(before) if before.end == range.start => before.end = range.end,
-                _ => {
-                    if let Some(before) = open.replace(range) {
-                        hole(before);
-                    }
-                }
+            end = range.end;
+            if extent.source == Source::Hole {
+                add(range);
             }
             Ok(())
         })?;
+        // The map need not say anything of what the file grew by without a write.
+        if end < self.size {
+            add(end..self.size);
+        }
         if let Some(last) = open {
             hole(last);
         }

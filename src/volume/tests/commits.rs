@@ -1,10 +1,49 @@
 //! Commits that are disturbed: by spills before them, by changes while they run, and by errors in their middle.
 
+use std::fmt;
+use std::ops::Range;
+
+use parking_lot::Mutex;
+
 use super::super::commit::Purpose;
 use super::*;
+use crate::store::Lane;
 
 /// Small windows, of bytes that are stored as they are.
 const POLICY: &str = "critical = \"2+1\"\nblock_size = \"4K\"\ncompression = \"none\"";
+
+type OnWriting = dyn FnMut() -> Lane + Send;
+type OnCommit = dyn FnOnce() + Send;
+
+/// Tiers that say nothing, and do something where they are asked.
+#[derive(Default)]
+struct Hooked {
+    writing: Mutex<Option<Box<OnWriting>>>,
+    commit: Mutex<Option<Box<OnCommit>>>,
+}
+
+impl fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl TierSource for Hooked {
+    fn while_writing(&self, _: FileId, _: &Range<u64>, _: &[u8]) -> Lane {
+        let mut writing = self.writing.lock();
+        writing.as_mut().map_or(Lane::Undecided, |go| go())
+    }
+
+    fn at_commit(&self, _: &Finished<'_>) -> Judged {
+        if let Some(go) = self.commit.lock().take() {
+            go();
+        }
+        Judged {
+            tiers: None,
+            kept: Kept::Same,
+        }
+    }
+}
 
 fn spill(volume: &Volume, file: FileId) {
     let file = volume.use_file(file).expect("in use");
@@ -64,6 +103,36 @@ fn what_spills_found_empty_is_given_back_by_the_next_commit() {
     );
     close(&volume, handle);
     volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "f").expect("readable") == bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    check_nothing_is_wrong(&rig);
+}
+
+#[test]
+fn a_truncate_while_a_spilled_file_is_committed_belongs_to_the_next_commit() {
+    let rig = Rig::new(3, POLICY);
+    let tiers = Arc::new(Hooked::default());
+    let volume = rig.open_with(tiers.clone());
+    let bytes = noise(1, 3 << 20);
+    let (file, handle) = create(&volume, "f");
+    write_all(&volume, handle, &bytes);
+    spill(&volume, file);
+    let weak = Arc::downgrade(&volume);
+    *tiers.commit.lock() = Some(Box::new(move || {
+        let volume = weak.upgrade().expect("it is open");
+        let changes = Changes {
+            size: Some(0),
+            ..Changes::default()
+        };
+        volume
+            .set_attributes(file, Some(handle), &changes)
+            .expect("cut");
+    }));
+    volume.fsync(handle).expect("synced");
+    assert!(tiers.commit.lock().is_none());
     drop(volume);
     let volume = rig.open();
     assert!(read_file(&volume, "f").expect("readable") == bytes);

@@ -227,7 +227,7 @@ impl Volume {
         let view = self.frozen_view(file);
         let mut ended = false;
         let mut moved: Vec<Extent> = Vec::new();
-        view.each(|extent| {
+        let result = view.each(|extent| {
             if ended || !selected(&extent.source) {
                 return Ok(());
             }
@@ -277,13 +277,14 @@ impl Volume {
                 enter(file, &mut gatherer.borrow_mut(), &mut moved);
             }
             Ok(())
-        })?;
+        });
+        // After an error too: the map leads to what was moved before it, and the next commit needs its windows.
         let mut gatherer = gatherer.into_inner();
         enter(file, &mut gatherer, &mut moved);
         if let Some(writer) = gatherer.take_writer() {
             self.finish_set(file, writer);
         }
-        Ok(())
+        result
     }
 }
 

@@ -269,8 +269,9 @@ impl Volume {
         let set = self.next_set().map_err(VolumeError::from)?;
         let writer = SetWriter::new(Arc::clone(&self.pipeline), file.id, set);
         let mut refused: HashSet<WindowNo> = HashSet::new();
+        let mut result = Ok(());
         let mut changing = changing.into_iter().peekable();
-        while changing.peek().is_some() {
+        while result.is_ok() && changing.peek().is_some() {
             let mut bytes = 0;
             let at_once = std::iter::from_fn(|| {
                 let next =
@@ -286,11 +287,13 @@ impl Volume {
                         tracing::warn!(file = %file.id, window = %no, %error, "no new parity here; its bytes are moved");
                         refused.insert(no);
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => result = Err(error),
                 }
             }
         }
+        // After an error too: the windows that got new parity need it in the next commit.
         self.finish_set(file, writer);
+        result?;
         if !refused.is_empty() {
             self.repack(
                 file,

@@ -6,11 +6,27 @@ use std::ops::Range;
 use parking_lot::Mutex;
 
 use super::super::commit::Purpose;
+use super::super::filemap::Window;
+use super::super::overlay::Overlay;
+use super::super::repack::Pace;
+use super::tiers::MadeUp;
 use super::*;
-use crate::store::Lane;
+use crate::ids::{BlockId, WindowNo};
+use crate::store::{Extent, Lane, Source};
 
 /// Small windows, of bytes that are stored as they are.
 const POLICY: &str = "critical = \"2+1\"\nblock_size = \"4K\"\ncompression = \"none\"";
+
+const PAGE: u64 = 4096;
+
+/// An extent that leads to a window which there is none of.
+const ASTRAY: Source = Source::Block {
+    block: BlockId {
+        window: WindowNo(9999),
+        index: 0,
+    },
+    offset: 0,
+};
 
 type OnWriting = dyn FnMut() -> Lane + Send;
 type OnCommit = dyn FnOnce() + Send;
@@ -139,4 +155,96 @@ fn a_truncate_while_a_spilled_file_is_committed_belongs_to_the_next_commit() {
     volume.close().expect("closed");
     drop(volume);
     check_nothing_is_wrong(&rig);
+}
+
+#[test]
+fn what_was_moved_before_an_error_is_kept_by_the_next_commit() {
+    const SIZE: u64 = 14 << 20;
+    const PIECE: u64 = 256;
+    let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
+    let volume = rig.open();
+    let mut bytes = noise(1, SIZE as usize);
+    let file = write_file(&volume, "f", &bytes);
+    let handle = open_to_write(&volume, file);
+    {
+        let open = volume.use_file(file).expect("in use");
+        {
+            let mut state = open.state.lock();
+            let mut astray = Overlay::default();
+            astray.insert(SIZE..SIZE + PAGE, ASTRAY);
+            state.map.frozen = Some(astray);
+            state.size = SIZE + PAGE;
+        }
+        let all = |source: &Source| matches!(source, Source::Block { .. });
+        // So many that some are entered before the last of them.
+        let lanes = |extent: &Extent, piece: &mut dyn FnMut(Range<u64>, Lane)| {
+            let range = extent.range.clone();
+            for at in range.clone().step_by(PIECE as usize) {
+                piece(at..(at + PIECE).min(range.end), Lane::Critical);
+            }
+        };
+        volume
+            .repack_with(&open, &all, &lanes, Pace::Now)
+            .expect_err("the last cannot be read");
+        let mut state = open.state.lock();
+        state.map.thaw();
+        assert!(state.map.top.data() > PAGE, "nothing was moved");
+    }
+    let page = noise(2, PAGE as usize);
+    volume.write(handle, SIZE, &page).expect("written");
+    bytes.extend(page);
+    volume.fsync(handle).expect("synced");
+    volume.sweeper.wait();
+    drop(volume);
+    let volume = rig.open();
+    volume.commit_all().expect("tidy is done");
+    assert!(read_file(&volume, "f").expect("readable") == bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    check_nothing_is_wrong(&rig);
+}
+
+#[test]
+fn new_parity_is_synced_although_a_window_after_it_could_not_be_read() {
+    const SIZE: u64 = 4 << 20;
+    let rig = Rig::new(3, POLICY);
+    let tiers = Arc::new(MadeUp::default());
+    let volume = rig.open_with(tiers.clone());
+    let file = write_file(&volume, "f", &noise(1, SIZE as usize));
+    volume.close().expect("closed");
+    drop(volume);
+    // The last windows lie at the end of every segment, two disks of which are wrong there.
+    for number in 0..2 {
+        for place in rig.objects(number, "segments") {
+            let mut bytes = std::fs::read(&place).expect("read");
+            let from = bytes.len() / 2;
+            bytes[from..].iter_mut().for_each(|byte| *byte ^= 4);
+            std::fs::write(place, bytes).expect("written");
+        }
+    }
+    *tiers.runs.lock() = super::tiers::runs(SIZE, 2, 1);
+    let volume = rig.open_with(tiers);
+    let handle = open_to_write(&volume, file);
+    volume
+        .write(handle, 0, &noise(2, PAGE as usize))
+        .expect("written");
+    volume.fsync(handle).expect_err("half of it is lost");
+    let open = volume.use_file(file).expect("in use");
+    let state = open.state.lock();
+    let mut new = 0;
+    for window in state.map.windows.values() {
+        if let Window::Made(record) = window
+            && !record.parity.is_empty()
+            && !state.sets.contains(&record.parity_set)
+        {
+            new += 1;
+            let mut pending = state.pending.iter();
+            assert!(
+                pending.any(|writer| writer.set() == record.parity_set),
+                "nobody syncs the parity of window {}",
+                record.no
+            );
+        }
+    }
+    assert!(new > 0, "no window got new parity");
 }

@@ -13,8 +13,9 @@ use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::Window;
 use super::gather::{Gatherer, Told};
+use super::settle::given_up;
 use crate::ids::{BlockId, DiskId, SetId, WindowNo};
-use crate::store::{Extent, Lane, Source, WindowRecord};
+use crate::store::{Extent, Lane, OpenWindow, Source, WindowRecord};
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ impl Volume {
                 .any(|(bad, disk)| *bad == set && disks.contains(disk))
         };
         let mut windows: HashMap<WindowNo, bool> = HashMap::new();
+        let mut making: HashMap<WindowNo, Arc<OpenWindow>> = HashMap::new();
         self.frozen_view(file).each_window(|record| {
             if touched(record.set, &record.disks) || touched(record.parity_set, &record.disks) {
                 let protected = record.blocks.iter().any(|block| block.protected);
@@ -69,6 +71,7 @@ impl Volume {
                     && touched(window.set, &window.disks)
                 {
                     windows.insert(*no, window.lane != Lane::Expendable);
+                    making.insert(*no, Arc::clone(window));
                 }
             }
         }
@@ -81,28 +84,47 @@ impl Volume {
             let lane = lane_kept(extent, |block| windows.get(&block.window).copied());
             piece(extent.range.clone(), lane);
         })?;
-        let mut left: BTreeSet<WindowNo> = BTreeSet::new();
+        let mut left: HashMap<WindowNo, BTreeSet<u16>> = HashMap::new();
         self.frozen_view(file).each(|extent| {
             if let Source::Block { block, .. } = extent.source
                 && windows.contains_key(&block.window)
             {
-                left.insert(block.window);
+                left.entry(block.window).or_default().insert(block.index);
             }
             Ok(())
         })?;
+        // What was pending is complete, whatever its disks took of it.
+        making.retain(|no, _| left.contains_key(no));
+        let made: HashMap<WindowNo, Arc<WindowRecord>> = making
+            .into_iter()
+            .map(|(no, window)| (no, window.wait().0))
+            .collect();
         let mut state = file.state.lock();
         for no in windows.keys() {
-            if !left.contains(no) {
+            let Some(alive) = left.get(no) else {
                 state.map.windows.remove(no);
                 state.uncommitted.remove(no);
-            } else if let Some(record) = state.map.record(*no)? {
+                continue;
+            };
+            let new = made.get(no);
+            let known = match new {
+                Some(record) => Some(Arc::clone(record)),
+                None => state.map.record(*no)?,
+            };
+            if let Some(record) = known {
                 // Only what was stored once, and is lost, was not moved. No parity holds it.
                 let mut bare = WindowRecord::clone(&record);
                 bare.parity.clear();
                 bare.parity_length = 0;
                 bare.parity_set = bare.set;
-                for block in &mut bare.blocks {
+                for (index, block) in (0u16..).zip(&mut bare.blocks) {
                     block.protected = false;
+                    let disk = record.disk(block.column.into());
+                    let refused = disk.is_some_and(|disk| touched(record.set, &[disk]));
+                    if new.is_some() && refused && !alive.contains(&index) {
+                        // It was moved, and may have no place here.
+                        *block = given_up();
+                    }
                 }
                 state.uncommitted.insert(*no);
                 let bare = Window::Made(Arc::new(bare));

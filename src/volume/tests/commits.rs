@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -11,8 +12,9 @@ use super::super::overlay::Overlay;
 use super::super::repack::Pace;
 use super::tiers::MadeUp;
 use super::*;
+use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk};
 use crate::ids::{BlockId, WindowNo};
-use crate::store::{Extent, Lane, Source};
+use crate::store::{Extent, Lane, Source, Tier};
 
 /// Small windows, of bytes that are stored as they are.
 const POLICY: &str = "critical = \"2+1\"\nblock_size = \"4K\"\ncompression = \"none\"";
@@ -247,4 +249,57 @@ fn new_parity_is_synced_although_a_window_after_it_could_not_be_read() {
         }
     }
     assert!(new > 0, "no window got new parity");
+}
+
+#[test]
+fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_back() {
+    const SIZE: usize = 12 << 20;
+    let bytes = noise(1, SIZE);
+    let mut lost = 0;
+    for dies in 0..3 {
+        let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
+        let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+        let tiers = Arc::new(MadeUp::default());
+        let disks = rig.config.disks.iter().zip(&plans).map(|(disk, plan)| {
+            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
+            Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(plan))) as Arc<dyn Disk>)
+        });
+        let options = VolumeOptions {
+            tiers: tiers.clone(),
+            ..VolumeOptions::default()
+        };
+        let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
+        let volume = volume.expect("the volume opens");
+        let (_, handle) = create(&volume, "f");
+        *tiers.guess.lock() = Some(Lane::Critical);
+        volume.write(handle, 0, &bytes[..1 << 20]).expect("written");
+        *tiers.guess.lock() = Some(Lane::Expendable);
+        *tiers.runs.lock() = vec![(1 << 20..SIZE as u64, Tier::Expendable)];
+        for at in (1 << 20..SIZE).step_by(1 << 20) {
+            volume
+                .write(handle, at as u64, &bytes[at..at + (1 << 20)])
+                .expect("written");
+        }
+        let since = Instant::now();
+        while volume.pipeline.budget.held() > SIZE as u64 / 2 {
+            assert!(since.elapsed() < Duration::from_secs(60), "all is kept");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        plans[dies].die();
+        volume.fsync(handle).expect("synced");
+        let pages = (0..SIZE).step_by(PAGE as usize);
+        lost += pages
+            .filter(|&at| volume.read(handle, at as u64, PAGE as usize).is_err())
+            .count();
+        drop(volume);
+        let volume = rig.open();
+        assert!(
+            read_file(&volume, "f").expect("readable") == bytes,
+            "{dies}"
+        );
+        volume.close().expect("closed");
+        drop(volume);
+        check_nothing_is_wrong(&rig);
+    }
+    assert!(lost > 0, "nothing was stored once on a disk that died");
 }

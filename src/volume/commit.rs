@@ -274,6 +274,9 @@ impl Volume {
             let state = file.state.lock();
             let overlay = state.map.frozen.clone().unwrap_or_default();
             let delta = self.delta(file, &overlay, &state)?;
+            if !spill {
+                check_windows(file, &overlay, &state)?;
+            }
             let head = &state.head;
             (
                 delta,
@@ -506,10 +509,8 @@ impl Volume {
     fn delta(&self, file: &OpenFile, overlay: &Overlay, state: &FileState) -> Result<Delta> {
         let mut windows = Vec::new();
         for no in &state.uncommitted {
-            let record = state.map.record(*no)?.ok_or_else(|| {
-                let message = format!("window {no} of file {} could not be placed whole", file.id);
-                VolumeError::new(libc::EIO, message)
-            })?;
+            let record = state.map.record(*no)?;
+            let record = record.ok_or_else(|| not_whole(file, *no))?;
             windows.push(WindowRecord::clone(&record));
         }
         Ok(Delta {
@@ -617,4 +618,30 @@ impl Volume {
             );
         }
     }
+}
+
+/// Whether all that a commit refers to is recorded with it, or was before. Better it fails than that it makes true what
+/// cannot be read.
+fn check_windows(file: &OpenFile, overlay: &Overlay, state: &FileState) -> Result<()> {
+    let base = state.map.base.as_ref();
+    let next = base.map_or(0, |base| base.totals().next_window);
+    for extent in overlay.iter() {
+        if let Source::Block { block, .. } = extent.source {
+            let no = block.window;
+            match state.map.windows.get(&no) {
+                Some(Window::Made(_)) => {}
+                None if no.0 < next => {}
+                None | Some(Window::Making(_)) => return Err(not_whole(file, no)),
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn not_whole(file: &OpenFile, no: WindowNo) -> VolumeError {
+    let message = format!(
+        "window {no} of file {} could not be placed whole; sync the file again, or write it anew",
+        file.id
+    );
+    VolumeError::new(libc::EIO, message)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::annex::ANNEX;
-use super::commit::{Frozen, Purpose};
+use super::commit::{Frozen, Purpose, not_whole};
 use super::error::{Result, VolumeError};
 use super::file::OpenFile;
 use super::filemap::{FileMap, Window};
@@ -39,6 +39,7 @@ pub(super) struct Folded {
 impl Volume {
     /// Writes a new base out of everything the running commit sees.
     pub(super) fn fold(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<Folded> {
+        let spill = frozen.purpose == Purpose::Spill;
         let view = self.frozen_view(file);
         let description = self.describe(file.id, frozen.size)?;
         let id = self.next_manifest()?;
@@ -107,6 +108,12 @@ impl Volume {
         })?;
         let totals = {
             let state = file.state.lock();
+            // In a spilled base a window may still wait to be put elsewhere. One that was lost from a committed base stays lost.
+            let next = state.head.next_window;
+            let is_new = |no: &WindowNo| is_newer(&state.map, *no) || no.0 >= next;
+            if !spill && let Some(no) = tally.uncounted().find(is_new) {
+                return Err(not_whole(file, no));
+            }
             Totals {
                 file_size: frozen.size,
                 next_window: state.next_window.load(Ordering::Relaxed),
@@ -118,7 +125,6 @@ impl Volume {
         self.sync_copies(file, copies)?;
 
         // Which sets a commit will keep, a spill cannot know.
-        let spill = frozen.purpose == Purpose::Spill;
         for record in &empty {
             let kept =
                 folded_sets.contains(&record.set) || folded_sets.contains(&record.parity_set);

@@ -47,6 +47,7 @@ pub(super) fn sums<'a>(windows: impl IntoIterator<Item = &'a WindowRecord>) -> S
 /// The sums of a whole file. All its extents are counted first, then its windows.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    /// What lives in the windows that are yet to be counted.
     live: HashMap<WindowNo, u64>,
     /// Of the windows in which something lives.
     pub sums: Sums,
@@ -67,9 +68,14 @@ impl Tally {
         }
     }
 
+    /// The windows that extents lead to and that were not counted.
+    pub fn uncounted(&self) -> impl Iterator<Item = WindowNo> + '_ {
+        self.live.keys().copied()
+    }
+
     /// Counts a window; says whether anything in it lives. One in which nothing does counts for nothing.
     pub fn window(&mut self, record: &WindowRecord) -> bool {
-        let Some(&alive) = self.live.get(&record.no) else {
+        let Some(alive) = self.live.remove(&record.no) else {
             return false;
         };
         self.sums += sums([record]);

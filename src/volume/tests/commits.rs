@@ -252,6 +252,40 @@ fn new_parity_is_synced_although_a_window_after_it_could_not_be_read() {
 }
 
 #[test]
+fn no_commit_makes_an_extent_true_that_leads_to_no_window() {
+    for spilled in [false, true] {
+        let rig = Rig::new(3, POLICY);
+        let volume = rig.open();
+        let mut bytes = noise(1, 1 << 20);
+        let file = write_file(&volume, "f", &bytes);
+        let handle = open_to_write(&volume, file);
+        volume
+            .write(handle, 0, &bytes[..300 << 10])
+            .expect("written");
+        {
+            let open = volume.use_file(file).expect("in use");
+            let mut state = open.state.lock();
+            state.map.top.insert(0..PAGE, ASTRAY);
+        }
+        if spilled {
+            spill(&volume, file);
+        }
+        let error = volume.fsync(handle).expect_err("refused");
+        assert_eq!(error.errno(), libc::EIO, "{error}");
+        let page = noise(2, PAGE as usize);
+        volume.write(handle, 0, &page).expect("written");
+        bytes[..PAGE as usize].copy_from_slice(&page);
+        volume.fsync(handle).expect("synced");
+        drop(volume);
+        let volume = rig.open();
+        assert!(read_file(&volume, "f").expect("readable") == bytes);
+        volume.close().expect("closed");
+        drop(volume);
+        check_nothing_is_wrong(&rig);
+    }
+}
+
+#[test]
 fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_back() {
     const SIZE: usize = 12 << 20;
     let bytes = noise(1, SIZE);

@@ -157,8 +157,28 @@ impl Volume {
         };
     }
 
-    /// Copies bytes into open blocks and points the map at them.
+    /// Copies bytes into open blocks and points the map at them. After an error they may be there in part, and none of
+    /// them behind the end.
     pub(super) fn put(
+        &self,
+        file: &OpenFile,
+        state: &mut FileState,
+        offset: u64,
+        data: &[u8],
+        permit: &mut Permit,
+    ) -> Result<()> {
+        let result = self.put_parts(file, state, offset, data, permit);
+        if result.is_err() {
+            take_back(state, offset.max(state.size)..offset + data.len() as u64);
+            return result;
+        }
+        state.follow.wrote(offset, data);
+        state.follow.ended_in_zeros(zeros::trailing(data));
+        state.size = state.size.max(offset + data.len() as u64);
+        Ok(())
+    }
+
+    fn put_parts(
         &self,
         file: &OpenFile,
         state: &mut FileState,
@@ -186,11 +206,7 @@ impl Volume {
             } else {
                 self.put_data(file, state, range, &data[piece], permit)
             }
-        })?;
-        state.follow.wrote(offset, data);
-        state.follow.ended_in_zeros(zeros::trailing(data));
-        state.size = state.size.max(offset + data.len() as u64);
-        Ok(())
+        })
     }
 
     fn put_data(
@@ -367,5 +383,23 @@ impl Volume {
         let mut room = self.room.lock();
         *room = RoomLeft::new(self.data_room(), self.pipeline.unwritten() + open);
         room.take(length)
+    }
+}
+
+/// Makes a range behind the end a hole again, as it is when the file grows.
+fn take_back(state: &mut FileState, range: Range<u64>) {
+    if range.is_empty() {
+        return;
+    }
+    let mut placed = 0;
+    let mut said = |extent: Extent| {
+        if extent.source != Source::Hole {
+            placed += extent.range.end - extent.range.start;
+        }
+    };
+    state.map.top.walk(range.clone(), &mut said, &mut |_| {});
+    if placed > 0 {
+        state.dead += placed;
+        state.map.top.insert(range, Source::Hole);
     }
 }

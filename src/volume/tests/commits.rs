@@ -286,6 +286,47 @@ fn no_commit_makes_an_extent_true_that_leads_to_no_window() {
 }
 
 #[test]
+fn nothing_of_a_write_that_was_refused_lies_behind_the_end() {
+    const PART: usize = 64 << 10;
+    let rig = Rig::new(3, POLICY);
+    let tiers = Arc::new(Hooked::default());
+    let volume = rig.open_with(tiers.clone());
+    let (file, handle) = create(&volume, "f");
+    let first = noise(1, PART);
+    volume.write(handle, 0, &first).expect("written");
+    let disks = Arc::clone(&volume.disks);
+    let mut asked = 0;
+    *tiers.writing.lock() = Some(Box::new(move || {
+        asked += 1;
+        if asked == 1 {
+            return Lane::Undecided;
+        }
+        for id in disks.usable_for_writing() {
+            disks.mark_faulty(id, "for this test");
+        }
+        Lane::Critical
+    }));
+    // The second half of it needs another window, for which there are no disks.
+    let refused = [noise(2, PART), vec![0; PART], noise(3, PART)].concat();
+    let half = PART / 2;
+    volume
+        .write(handle, half as u64, &refused)
+        .expect_err("refused");
+    let changes = Changes {
+        size: Some(4 * PART as u64),
+        ..Changes::default()
+    };
+    assert_eq!(volume.attributes(file).expect("told").size, PART as u64);
+    volume
+        .set_attributes(file, Some(handle), &changes)
+        .expect("grown");
+    let found = volume.read(handle, 0, 4 * PART).expect("readable");
+    assert!(found[..half] == first[..half]);
+    // Bytes in its middle may be either, as after any write that fails.
+    assert!(found[PART..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
 fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_back() {
     const SIZE: usize = 12 << 20;
     let bytes = noise(1, SIZE);

@@ -82,8 +82,8 @@ pub(super) struct Frozen {
     /// What may be given back once this is true.
     pub sweep: Sweep,
     pub purpose: Purpose,
-    /// Pieces that went into blocks.
-    pub dead_pieces: Vec<u32>,
+    /// Pieces that nothing refers to any more; those that went into blocks a fold finds again.
+    pub dead_pieces: BTreeSet<u32>,
     /// Bytes that are to be written anew later, besides those whose blocks are marked.
     pub besides: u64,
 }
@@ -195,7 +195,7 @@ impl Volume {
             must_fold: false,
             sweep: Sweep::default(),
             purpose,
-            dead_pieces: Vec::new(),
+            dead_pieces: BTreeSet::new(),
             besides: 0,
         })
     }
@@ -407,7 +407,7 @@ impl Volume {
         let pieces: Vec<(u32, Arc<[u8]>)> = frozen
             .pieces
             .iter()
-            .filter(|piece| !frozen.dead_pieces.contains(piece))
+            .filter(|piece| !frozen.dead_pieces.contains(*piece))
             .filter_map(|piece| Some((*piece, Arc::clone(state.pieces.get(piece)?))))
             .collect();
         let spilled = state

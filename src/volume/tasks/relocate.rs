@@ -406,7 +406,7 @@ impl Volume {
             must_fold: !anew.is_empty(),
             sweep,
             purpose: Purpose::Relocate,
-            dead_pieces: Vec::new(),
+            dead_pieces: BTreeSet::new(),
             followed: None,
             besides: plan.besides,
         };

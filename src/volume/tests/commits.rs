@@ -378,3 +378,36 @@ fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_ba
     }
     assert!(lost > 0, "nothing was stored once on a disk that died");
 }
+
+#[test]
+fn pieces_that_go_into_blocks_are_taken_off_the_sum_once() {
+    const PIECE: usize = 30_000;
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (file, handle) = create(&volume, "f");
+    for number in 0..2 {
+        let piece = noise(number as u64, PIECE);
+        let at = (number * PIECE) as u64;
+        volume.write(handle, at, &piece).expect("written");
+        volume.fsync(handle).expect("synced");
+    }
+    close(&volume, handle);
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    let handle = open_to_write(&volume, file);
+    // The second piece dies without having been read.
+    let (at, length) = (PIECE as u64, PIECE as u64);
+    volume
+        .allocate(handle, at, length, Allocate::Punch)
+        .expect("punched");
+    spill(&volume, file);
+    volume
+        .write(handle, 2 * at, &noise(3, 4 * PIECE))
+        .expect("written");
+    volume.fsync(handle).expect("synced");
+    close(&volume, handle);
+    volume.close().expect("closed");
+    drop(volume);
+    check_nothing_is_wrong(&rig);
+}

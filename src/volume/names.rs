@@ -386,6 +386,17 @@ impl Volume {
             .collect())
     }
 
+    /// The attributes of a listed file, if its name still leads to it: a listing is older than what was renamed, removed or
+    /// replaced while it was read.
+    pub fn listed(&self, directory: FileId, entry: &Entry) -> Result<Option<Attributes>> {
+        let (file, _) = self.meta.view().lookup(directory, &entry.name)?;
+        if file == entry.file {
+            self.attributes(file).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Ends a listing.
     pub fn close_directory(&self, handle: Handle) {
         self.handles.remove_directory(handle);

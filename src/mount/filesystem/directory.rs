@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use fuser::{FileHandle, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::Adapter;
-use super::answers::GENERATION;
+use super::answers::{GENERATION, id};
 use crate::ids::FileId;
 use crate::mount::attributes::{NAME_TTL, kind_to_fuse, nothing, to_fuse, ttl};
 use crate::mount::errno::errno;
@@ -68,10 +68,14 @@ impl Adapter {
                 position = last.next;
                 for entry in &entries {
                     let name = OsStr::from_bytes(&entry.name);
-                    // Number 0 names the entry without saying anything of the file: for one that went meanwhile.
-                    let (number, ttl, attributes) = match self.volume.attributes(entry.file) {
-                        Ok(attributes) => (entry.file.0, ttl(&attributes), to_fuse(&attributes)),
-                        Err(_) => {
+                    // Number 0 names the entry without saying anything of the file: for a name that leads elsewhere or nowhere
+                    // by now, which the kernel would go by for an hour. It holds renames off until it has our answer.
+                    let listed = self.volume.listed(id(ino), entry);
+                    let (number, ttl, attributes) = match listed {
+                        Ok(Some(attributes)) => {
+                            (entry.file.0, ttl(&attributes), to_fuse(&attributes))
+                        }
+                        Ok(None) | Err(_) => {
                             let mut attributes = nothing();
                             attributes.ino = INodeNo(entry.file.0);
                             attributes.kind = kind_to_fuse(entry.kind);

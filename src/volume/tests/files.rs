@@ -509,3 +509,43 @@ fn where_holes_are_is_told_as_it_was_written_while_a_commit_makes_it_true() {
     });
     assert_eq!(volume.seek(reads, 0, true).expect("told"), 0);
 }
+
+#[test]
+fn a_name_that_was_renamed_while_it_was_listed_is_told_of_no_file() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    for name in ["a", "gone", "kept", "old", "renamed"] {
+        write_file(&volume, name, name.as_bytes());
+    }
+    let listing = volume.open_directory(ROOT).expect("opened");
+    // `.`, `..` and the first name.
+    let first = volume.read_directory(listing, 0, 3).expect("listed");
+    let rename = |from: &[u8], to: &[u8]| volume.rename(ROOT, from, ROOT, to, 0);
+    rename(b"renamed", b"elsewhere").expect("renamed");
+    rename(b"a", b"old").expect("replaced");
+    volume.remove(ROOT, b"gone").expect("removed");
+
+    let rest = volume.read_directory(listing, 3, 10).expect("listed");
+    let told: Vec<(String, Option<u64>)> = first
+        .iter()
+        .chain(&rest)
+        .map(|entry| {
+            let listed = volume.listed(ROOT, entry).ok().flatten();
+            let name = String::from_utf8_lossy(&entry.name).into_owned();
+            (name, listed.map(|attributes| attributes.file.0))
+        })
+        .collect();
+    let kept = volume.lookup(ROOT, b"kept").expect("there").file.0;
+    let expected = [
+        (".", Some(ROOT.0)),
+        ("..", Some(ROOT.0)),
+        ("a", None),
+        ("gone", None),
+        ("kept", Some(kept)),
+        ("old", None),
+        ("renamed", None),
+    ];
+    let expected = expected.map(|(name, file)| (name.to_owned(), file));
+    assert_eq!(told, expected);
+    volume.close_directory(listing);
+}

@@ -91,7 +91,7 @@ pub enum Request {
         /// Its name or path.
         disk: String,
     },
-    /// Answer when the mount has ended and everything is committed.
+    /// Answer when the mount has ended and everything is committed. Who closes its end of the connection is not told.
     AwaitEnd {},
 }
 

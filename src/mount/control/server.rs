@@ -11,6 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tracing::{debug, warn};
 
 use super::{Identity, REQUEST_MAX, Request, Response, ending, make_runtime_directory, user};
@@ -26,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the end of the process waits for those who asked for it to hear.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How soon it is seen that who awaits the end is gone.
+const STEP: Duration = Duration::from_millis(200);
 
 /// A listening socket. Removed when dropped.
 pub(crate) struct Server {
@@ -206,22 +211,43 @@ impl Shared {
     fn await_end(&self, stream: &UnixStream) -> io::Result<()> {
         self.state.lock().awaiting += 1;
         // Who asks must know that it will be told before it brings the end about.
-        let sent = send(stream, &Response::Awaited {}).and_then(|()| {
-            let mut state = self.state.lock();
-            while state.ended.is_none() {
-                self.changed.wait(&mut state);
-            }
-            let error = state.ended.clone().flatten();
-            drop(state);
-            send(stream, &Response::Ended { error })
-        });
+        let told = send(stream, &Response::Awaited {})
+            .and_then(|()| self.end(stream))
+            .and_then(|error| send(stream, &Response::Ended { error }));
         self.state.lock().awaiting -= 1;
         self.changed.notify_all();
         // The connection stays open until the process ends, which tells the other side that it did.
-        if sent.is_ok() {
+        if told.is_ok() {
             thread::sleep(FAREWELL * 2);
         }
-        sent
+        told
+    }
+
+    /// Waits for the end; with the last commit's error, if it failed. An unmount that finds the mount in use goes away
+    /// again: its connection is given up, or a few such would use up all there are.
+    fn end(&self, stream: &UnixStream) -> io::Result<Option<String>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(error) = &state.ended {
+                return Ok(error.clone());
+            }
+            if self.changed.wait_for(&mut state, STEP).timed_out()
+                && state.ended.is_none()
+                && hung_up(stream)?
+            {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+        }
+    }
+}
+
+/// Whether the other side has nothing more to say. What it still says is passed over.
+fn hung_up(stream: &UnixStream) -> io::Result<bool> {
+    let mut said = [0; 1024];
+    match recv(stream, &mut said[..], RecvFlags::DONTWAIT) {
+        Ok((_, length)) => Ok(length == 0),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -315,6 +341,38 @@ mod tests {
             say(&path, b"{\"commit\":{}}\n").contains("committed")
         });
         assert!(committed);
+    }
+
+    #[test]
+    fn who_awaits_the_end_and_goes_gives_its_connection_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (server, path) = server(directory.path());
+        let awaited = || {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            // One that is turned away finds its connection closed.
+            let _ = stream.write_all(b"{\"await_end\":{}}\n");
+            let mut line = String::new();
+            let _ = BufReader::new(&stream).read_line(&mut line);
+            line == "{\"awaited\":{}}\n"
+        };
+        let soon = |done: &dyn Fn() -> bool| {
+            (0..200).any(|_| {
+                let is_done = done();
+                if !is_done {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                is_done
+            })
+        };
+        for _ in 0..CONNECTIONS + 8 {
+            assert!(soon(&awaited));
+        }
+        assert!(soon(
+            &|| say(&path, b"{\"commit\":{}}\n").contains("committed")
+        ));
+        // Nobody who went is waited for.
+        let all_went = || server.shared.state.lock().awaiting == 0;
+        assert!(soon(&all_went));
     }
 
     #[test]

@@ -9,7 +9,8 @@ const CHUNK: usize = 1 << 20;
 
 impl Volume {
     /// Copies bytes between two open files, as many as there are up to `length`; says how many. Holes stay
-    /// holes.
+    /// holes. What fails after the first bytes is left for the next call to meet: the kernel forgets what it cached
+    /// of the target only as far as it is told that bytes were copied.
     pub fn copy_range(
         &self,
         from: Handle,
@@ -37,12 +38,23 @@ impl Volume {
         let mut done = 0;
         while done < length {
             let now = (length - done).min(CHUNK as u64) as usize;
-            let bytes = self.read_file(&source.file, from_offset + done, now)?;
-            if bytes.is_empty() {
-                break;
+            let copied = self
+                .read_file(&source.file, from_offset + done, now)
+                .and_then(|bytes| {
+                    if !bytes.is_empty() {
+                        self.write(to, to_offset + done, &bytes)?;
+                    }
+                    Ok(bytes.len() as u64)
+                });
+            match copied {
+                Ok(0) => break,
+                Ok(copied) => done += copied,
+                Err(error) if done == 0 => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, "a copy ends early");
+                    break;
+                }
             }
-            self.write(to, to_offset + done, &bytes)?;
-            done += bytes.len() as u64;
         }
         Ok(done)
     }

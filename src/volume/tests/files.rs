@@ -549,3 +549,21 @@ fn a_name_that_was_renamed_while_it_was_listed_is_told_of_no_file() {
     assert_eq!(told, expected);
     volume.close_directory(listing);
 }
+
+#[test]
+fn a_copy_that_fails_on_its_way_says_how_far_it_came() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (_, from) = create(&volume, "from");
+    write_all(&volume, from, &noise(7, 3 << 20));
+    let (_, to) = create(&volume, "to");
+    // The second MiB would lie behind the end of the largest file.
+    let end = super::super::write::SIZE_MAX - (1 << 20);
+    let copied = volume.copy_range(from, 0, to, end, 3 << 20);
+    assert_eq!(copied.expect("copied"), 1 << 20);
+    let next = volume.copy_range(from, 1 << 20, to, end + (1 << 20), 2 << 20);
+    assert_eq!(next.expect_err("too large").errno(), libc::EFBIG);
+    volume.release(from);
+    volume.remove(ROOT, b"to").expect("removed");
+    volume.release(to);
+}

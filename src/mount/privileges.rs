@@ -1,13 +1,16 @@
-//! Set-user-id and set-group-id bits, which a write by anyone but root takes away. With `default_permissions` and
-//! without HANDLE_KILLPRIV the kernel does so itself, by a chmod before chown, truncate, fallocate and buffered writes,
-//! and together with the cut of an open with O_TRUNC. One way is left to the file system: a direct write, which only
-//! carries a flag.
+//! Set-user-id and set-group-id bits, and the capabilities of a program, which a write by anyone but root takes away.
+//! With `default_permissions` and without HANDLE_KILLPRIV the kernel does so itself, by requests of its own before chown,
+//! truncate, fallocate and buffered writes, and together with the cut of an open with O_TRUNC. One way is left to the
+//! file system: a direct write, which only carries a flag.
 
 use fuser::INodeNo;
 
 use super::kernel::Kernel;
 use crate::ids::FileId;
 use crate::volume::{Changes, FileKind, Result, Volume};
+
+/// The attribute in which the kernel keeps them, see capabilities(7).
+const CAPABILITIES: &[u8] = b"security.capability";
 
 /// The mode after such a write; `None` if it stays.
 fn without_privileges(mode: u16) -> Option<u16> {
@@ -19,26 +22,48 @@ fn without_privileges(mode: u16) -> Option<u16> {
     (left != mode).then_some(left)
 }
 
-/// Takes the bits away from a regular file, and from what the kernel remembers of it: it runs programs by that.
+/// Takes them away from a regular file, and from what the kernel remembers of it: it runs programs by that.
 pub(super) fn drop_privileges(volume: &Volume, kernel: &Kernel, file: INodeNo) -> Result<()> {
     let attributes = volume.attributes(FileId(file.0))?;
     if attributes.kind != FileKind::Regular {
         return Ok(());
     }
-    if let Some(mode) = without_privileges(attributes.mode) {
+    let mode = without_privileges(attributes.mode);
+    if let Some(mode) = mode {
         let changes = Changes {
             mode: Some(mode),
             ..Changes::default()
         };
         volume.set_attributes(FileId(file.0), None, &changes)?;
+    }
+    // With either gone and the other not, the kernel must not go by what was.
+    let capabilities = drop_capabilities(volume, attributes.file);
+    if mode.is_some() || !matches!(capabilities, Ok(false)) {
         kernel.forget_attributes(file);
     }
-    Ok(())
+    capabilities.map(drop)
+}
+
+/// Whether there were any. Most files have none: that is only read.
+fn drop_capabilities(volume: &Volume, file: FileId) -> Result<bool> {
+    let removed = volume
+        .get_xattr(file, CAPABILITIES)
+        .and_then(|_| volume.remove_xattr(file, CAPABILITIES));
+    match removed {
+        Ok(()) => Ok(true),
+        // None, or another write took them first.
+        Err(error) if error.errno() == libc::ENODATA => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::Config;
+    use crate::volume::{Caller, Mode, ROOT};
 
     #[test]
     fn privileges_go_and_the_rest_stays() {
@@ -48,5 +73,41 @@ mod tests {
         assert_eq!(without_privileges(0o2745), None);
         assert_eq!(without_privileges(0o6745), Some(0o2745));
         assert_eq!(without_privileges(0o7777), Some(0o1777));
+    }
+
+    #[test]
+    fn capabilities_go_and_other_attributes_stay() {
+        let place = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[volume]\nname = \"test\"\n[[disk]]\npath = {:?}\n[policy]\ncritical = \"1+0\"\n",
+            place.path()
+        );
+        let config = Config::parse(&text, Path::new("/test.toml")).unwrap();
+        Volume::create(&config).unwrap();
+        let volume = Volume::open(&config, Mode::ReadWrite).unwrap();
+        let caller = Caller { uid: 0, gid: 0 };
+        let made = volume.make_node(ROOT, b"program", FileKind::Regular, 0o4755, 0, caller);
+        let file = made.unwrap().file;
+        for name in [&b"security.capability"[..], b"security.other", b"user.name"] {
+            volume.set_xattr(file, name, b"value", 0).unwrap();
+        }
+        let drop = || drop_privileges(&volume, &Kernel::default(), INodeNo(file.0)).unwrap();
+        drop();
+        let gone = volume.get_xattr(file, b"security.capability");
+        assert_eq!(gone.unwrap_err().errno(), libc::ENODATA);
+        let changed = volume.attributes(file).unwrap();
+        assert_eq!(changed.mode, 0o755);
+        for name in [&b"security.other"[..], b"user.name"] {
+            assert_eq!(volume.get_xattr(file, name).unwrap(), b"value");
+        }
+        // The next write finds nothing to take, and changes nothing.
+        drop();
+        assert_eq!(volume.attributes(file).unwrap().ctime, changed.ctime);
+        // Capabilities alone, on a program without the bits.
+        volume
+            .set_xattr(file, b"security.capability", b"value", 0)
+            .unwrap();
+        drop();
+        assert!(volume.get_xattr(file, b"security.capability").is_err());
     }
 }

@@ -47,6 +47,9 @@ pub(super) struct Adapter {
     kernel: Kernel,
     readers: Workers,
     waiters: Workers,
+    /// What the kernel cached of a file holds from one open to the next. Not where a private mapping of a file that is
+    /// written can leave stale pages: there each open through the cache begins with none.
+    may_keep_cache: bool,
     /// Dropped when the session has ended, which wakes who waits at the other end.
     session: Option<Sender<()>>,
 }
@@ -74,6 +77,7 @@ impl Adapter {
             kernel,
             readers: Workers::new("read", READERS),
             waiters: Workers::new("wait", usize::MAX),
+            may_keep_cache: false,
             session: Some(session),
         }
     }
@@ -89,7 +93,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        negotiate(config);
+        self.may_keep_cache = negotiate(config);
         Ok(())
     }
 
@@ -304,7 +308,7 @@ impl Filesystem for Adapter {
             );
             match result {
                 Ok((attributes, opened)) => {
-                    let (fh, flags) = open_answer(opened);
+                    let (fh, flags) = open_answer(opened, self.may_keep_cache);
                     reply.created(
                         &ttl(&attributes),
                         &to_fuse(&attributes),

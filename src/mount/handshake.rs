@@ -30,8 +30,9 @@ const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_MAX_PAGES,
 ];
 
-/// Settles the terms of a session.
-pub(super) fn negotiate(config: &mut KernelConfig) {
+/// Settles the terms of a session. Tells whether the kernel itself drops cached pages that a write past the cache makes
+/// stale: it does since 6.6, which is also the first that has DIRECT_IO_ALLOW_MMAP.
+pub(super) fn negotiate(config: &mut KernelConfig) -> bool {
     for flag in WANTED {
         if config.add_capabilities(flag).is_err() {
             debug!("this kernel has no {flag:?}; going on without");
@@ -46,4 +47,7 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
     }
     let _ = config.set_max_background(BACKGROUND);
     let _ = config.set_congestion_threshold(BACKGROUND);
+    config
+        .capabilities()
+        .contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
 }

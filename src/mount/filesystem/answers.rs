@@ -14,13 +14,13 @@ use crate::volume::{Attributes, Caller, Handle, Opened, Result, reuse};
 pub(super) const GENERATION: Generation = Generation(0);
 
 /// What the kernel is told of an opened file. The lowest bit of its handle says whether it goes past the page cache.
-pub(super) fn open_answer(opened: Opened) -> (FileHandle, FopenFlags) {
+pub(super) fn open_answer(opened: Opened, may_keep_cache: bool) -> (FileHandle, FopenFlags) {
     let mut flags = FopenFlags::empty();
     if opened.direct_io {
         // Writers of one file at different places need not wait for each other.
         flags |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
     }
-    if opened.keep_cache {
+    if opened.keep_cache && may_keep_cache {
         flags |= FopenFlags::FOPEN_KEEP_CACHE;
     }
     (
@@ -143,15 +143,18 @@ mod tests {
     #[test]
     fn handles_keep_how_they_were_opened() {
         for (number, direct_io) in [(0, true), (1, false), (77, true), (u64::MAX >> 1, false)] {
-            let (fh, flags) = open_answer(Opened {
+            let opened = Opened {
                 handle: Handle(number),
                 direct_io,
                 keep_cache: !direct_io,
-            });
+            };
+            let (fh, flags) = open_answer(opened, true);
             assert_eq!(handle(fh), Handle(number));
             assert_eq!(is_direct(fh), direct_io);
             assert_eq!(flags.contains(FopenFlags::FOPEN_DIRECT_IO), direct_io);
             assert_eq!(flags.contains(FopenFlags::FOPEN_KEEP_CACHE), !direct_io);
+            let (_, flags) = open_answer(opened, false);
+            assert!(!flags.contains(FopenFlags::FOPEN_KEEP_CACHE));
         }
     }
 }

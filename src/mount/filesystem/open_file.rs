@@ -20,10 +20,10 @@ impl Adapter {
     /// of its own.
     pub(super) fn open_file(&self, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         guarded("open", || {
-            let volume = self.volume.clone();
+            let (volume, may_keep_cache) = (self.volume.clone(), self.may_keep_cache);
             let answer = move |result: Result<Opened>| match result {
                 Ok(opened) => {
-                    let (fh, flags) = open_answer(opened);
+                    let (fh, flags) = open_answer(opened, may_keep_cache);
                     reply.opened(fh, flags);
                 }
                 Err(error) => reply.error(errno("open", ino, &error)),

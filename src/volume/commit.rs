@@ -593,6 +593,7 @@ impl Volume {
         if head.hasty > 0 && frozen.purpose != Purpose::Relocate {
             self.squeezer.add(file.id);
         }
+        state.gives_up &= head.dropped == 0;
         state.head = head;
         for piece in &frozen.dead_pieces {
             state.pieces.remove(piece);

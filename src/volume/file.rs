@@ -99,6 +99,8 @@ pub struct OpenFile {
     pub spilling: AtomicBool,
     /// A read found bytes that are gone.
     pub damaged: AtomicBool,
+    /// A commit left bytes in place that the policy gives up, since somebody read the file.
+    pub owes_drop: AtomicBool,
     /// The times that the running commit makes true: until then they are the file's as well. Locked last, also while the
     /// metadata is changed: whoever sets times by hand takes these away in that moment.
     pub frozen_times: Mutex<Times>,
@@ -146,6 +148,8 @@ pub struct FileState {
     pub dead: u64,
     /// When its bytes changed last, as far as no commit has taken it up.
     pub times: Times,
+    /// Bytes were given up that the committed head does not count yet.
+    pub gives_up: bool,
     /// How lost bytes are read; none while nobody reads, or nothing was lost when the first reader came.
     pub mended: Option<Mended>,
     /// Counts changes of the map that move bytes: a read that failed looks again when it differs.
@@ -158,6 +162,11 @@ impl FileState {
         if let Some(mended) = &mut self.mended {
             mended.change(range);
         }
+    }
+
+    /// Whether the policy gave bytes of it up.
+    pub fn gave_up(&self) -> bool {
+        self.head.dropped > 0 || self.gives_up
     }
 
     /// Whether a commit would change anything.

@@ -345,6 +345,7 @@ impl Volume {
             inline_bytes: head.inline_bytes,
             dead: head.dead,
             times: Times::default(),
+            gives_up: false,
             mended: None,
             version: 0,
             head,
@@ -361,6 +362,7 @@ impl Volume {
             committing: AtomicBool::new(false),
             spilling: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            owes_drop: AtomicBool::new(false),
             frozen_times: Mutex::default(),
             state: Mutex::new(state),
         })

@@ -230,8 +230,9 @@ impl Volume {
                 tracing::error!(file = %file.id, %error, "the last commit of a file failed");
             }
         }
-        if handle.may_read {
-            self.end_reading(file);
+        if handle.may_read && self.end_reading(file) {
+            // What fails is logged, and owed to the next commit.
+            let _ = self.commit(file, Purpose::JudgeAgain);
         }
         if !handle.direct_io {
             file.cached.fetch_sub(1, Ordering::AcqRel);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::commit::Frozen;
@@ -120,22 +121,21 @@ impl Volume {
         }
         match judged.tiers {
             Some(tiers) => {
-                if tiering.drop {
-                    self.drop_expendable(file, frozen, &tiers)?;
-                }
-                self.give_tiers(file, frozen, &tiers, tiering.drop)
+                let drops = tiering.drop && self.drop_expendable(file, frozen, &tiers)?;
+                self.give_tiers(file, frozen, &tiers, drops)
             }
             None => Ok(()),
         }
     }
 
-    /// Gives up the bytes that a guest does without: from here on they read as if they were lost.
+    /// Gives up the bytes that a guest does without: from here on they read as if they were lost. Not while somebody reads
+    /// the file, whose view knows nothing of it: false then, and it is done when the last reader goes.
     fn drop_expendable(
         &self,
         file: &Arc<OpenFile>,
         frozen: &mut Frozen,
         tiers: &Tiers,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut gone: Vec<Range<u64>> = Vec::new();
         let mut dropped = 0;
         // What an administrator gave up stays given up.
@@ -170,7 +170,20 @@ impl Volume {
             }
             Ok(())
         })?;
+        frozen.dropped = Some(dropped);
+        if gone.is_empty() {
+            return Ok(true);
+        }
+        // Told before the readers are asked for, so that one who goes meanwhile knows. Who begins to read waits for this
+        // commit with the lock in hand, so nobody waits for that here.
+        file.owes_drop.store(true, Ordering::SeqCst);
+        let readers = file.readers.try_lock();
+        let Some(_nobody) = readers.filter(|readers| **readers == 0) else {
+            return Ok(false);
+        };
+        file.owes_drop.store(false, Ordering::SeqCst);
         let mut state = file.state.lock();
+        state.gives_up = true;
         for range in gone {
             let length = range.end - range.start;
             dropped += length;
@@ -181,7 +194,7 @@ impl Volume {
         }
         state.version += 1;
         frozen.dropped = Some(dropped);
-        Ok(())
+        Ok(true)
     }
 
     /// Protects exactly what is critical. `tight`: what is dead gives its room back at once.

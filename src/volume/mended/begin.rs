@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::Volume;
+use super::super::commit::Purpose;
 use super::super::file::OpenFile;
 use super::super::look::{self, Look};
 use super::build::build;
@@ -35,13 +36,25 @@ impl Volume {
         *readers += 1;
     }
 
-    /// A reader goes, and with the last one the view.
-    pub(in crate::volume) fn end_reading(&self, file: &OpenFile) {
-        let mut readers = file.readers.lock();
-        *readers = readers.saturating_sub(1);
-        if *readers == 0 {
-            file.state.lock().mended = None;
+    /// A reader goes, and with the last one the view. Says whether a commit waited for that to give bytes up: then
+    /// the file is to be judged again.
+    #[must_use]
+    pub(in crate::volume) fn end_reading(&self, file: &OpenFile) -> bool {
+        let last = {
+            let mut readers = file.readers.lock();
+            *readers = readers.saturating_sub(1);
+            if *readers == 0 {
+                file.state.lock().mended = None;
+            }
+            *readers == 0
+        };
+        let owed = last && file.owes_drop.swap(false, Ordering::SeqCst);
+        if owed {
+            let mut state = file.state.lock();
+            let size = state.size;
+            state.follow.judge_again(size);
         }
+        owed
     }
 
     /// What is lost of a file, as far as reading it now would show.
@@ -52,7 +65,9 @@ impl Volume {
             let mended = state.mended.as_ref();
             mended.map(|mended| mended.view.losses().clone())
         };
-        self.end_reading(file);
+        if self.end_reading(file) {
+            self.commit_aside(file, Purpose::JudgeAgain);
+        }
         losses
     }
 
@@ -61,7 +76,7 @@ impl Volume {
         let look = !self.disks.absent().is_empty()
             || !self.disks.all_online()
             || self.known_losses.is_bad(file.id);
-        if !look && file.state.lock().head.dropped == 0 {
+        if !look && !file.state.lock().gave_up() {
             return;
         }
         // No commit changes what is looked at.

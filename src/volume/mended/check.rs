@@ -51,7 +51,7 @@ impl Volume {
     /// Whether blocks of a file may be in less safety than what is critical.
     pub(super) fn has_expendable(&self, file: &OpenFile) -> bool {
         let state = file.state.lock();
-        if state.head.unprotected > 0 || state.head.dropped > 0 {
+        if state.head.unprotected > 0 || state.gave_up() {
             return true;
         }
         if self.pipeline.policy.expendable.m > 0 && state.head.stored > 0 {
@@ -124,7 +124,7 @@ impl Volume {
             expendable &= !protected;
         }
         let mut runs = Runs::default();
-        let dropped = file.state.lock().head.dropped > 0;
+        let dropped = file.state.lock().gave_up();
         if !lost.0.is_empty() || dropped {
             view.each(|extent| {
                 let gone = match extent.source {

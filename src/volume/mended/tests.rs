@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::look::{self, Look};
 use super::super::tests::tiers::MadeUp;
-use super::super::tests::{Rig, close, noise, read_file, write_file};
+use super::super::tests::{Rig, close, create, noise, read_file, write_all, write_file};
 use super::super::*;
 use crate::guest::synthetic::{Synthetic, word};
 use crate::guest::{ClassSet, FlatMemory, Guest, Hints, Layout};
@@ -634,4 +634,46 @@ fn one_view_serves_all_who_read_at_a_time() {
     let third = volume.finish_open(third).expect("open");
     assert!(view(&open).is_some());
     volume.release(third.handle);
+}
+
+#[test]
+fn nothing_is_given_up_while_somebody_reads_it() {
+    let guest = guest();
+    let bytes = guest.bytes.clone();
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let file = write_file(&volume, "f", &bytes);
+    let open = || volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    let first = open();
+    volume
+        .set_xattr(file, b"user.parsfs.policy", b"expendable=drop", 0)
+        .expect("set");
+    let second = open();
+    for handle in [first, second] {
+        let found = volume.read(handle, 0, bytes.len()).expect("readable");
+        assert_same(&found, &bytes, "while it is open");
+    }
+    volume.release(first);
+    assert!(lost_ranges(&volume).is_empty());
+    volume.release(second);
+    // Nobody reads any more.
+    let dropped = lost_ranges(&volume);
+    let (mended, edits) = expected(&bytes, &guest, &dropped);
+    assert!(edits > 0, "nothing is dropped: {dropped:?}");
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "given up");
+}
+
+#[test]
+fn a_program_reads_what_it_wrote_until_it_closes_it() {
+    let bytes = guest().bytes;
+    let rig = Rig::new(6, &format!("{POLICY}\nexpendable = \"drop\""));
+    let volume = rig.open();
+    let (_, handle) = create(&volume, "f");
+    write_all(&volume, handle, &bytes);
+    volume.fsync(handle).expect("committed");
+    let found = volume.read(handle, 0, bytes.len()).expect("readable");
+    assert_same(&found, &bytes, "while it is open");
+    close(&volume, handle);
+    assert!(!lost_ranges(&volume).is_empty());
 }

@@ -2,8 +2,11 @@
 //! classes. Everything else is critical: what is no snapshot, what cannot be looked into, guests that are not found, dumps.
 //! What cannot be a snapshot costs nothing, and no page is read that tells nothing of others.
 
+use std::convert::Infallible;
 use std::io;
 use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -11,7 +14,7 @@ use super::look::{self, Circumstances, Insight, Known, Look};
 use super::tiers::{Finished, FrozenBytes, Judged, Kept, TierSource, Tiers};
 use crate::ids::FileId;
 use crate::snapshot::{
-    self, ByteSource, Declared, Format, PastLosses, SnapshotError, cloud_hypervisor,
+    self, ByteSource, Declared, Format, PageMap, PastLosses, SnapshotError, cloud_hypervisor,
 };
 use crate::store::{Lane, Tier};
 
@@ -51,7 +54,7 @@ impl TierSource for Guests {
 
     fn at_commit(&self, finished: &Finished<'_>) -> Judged {
         let file = finished.file;
-        match judge(finished, &self.turn) {
+        let judged = match judge(finished, &self.turn) {
             Ok(judged) => judged,
             Err(Spared::NoSnapshot) => Judged::critical(),
             Err(Spared::TooLarge(bytes)) => {
@@ -62,12 +65,45 @@ impl TierSource for Guests {
                 tracing::warn!(%file, %error, "cannot be looked into; all of it is critical");
                 Judged::critical()
             }
+        };
+        if !tells_less(finished, &judged.kept) || !finished.bytes.has_losses() {
+            return judged;
+        }
+        // What was kept is all that can be said of bytes that are not there, and it cannot be had again.
+        tracing::warn!(
+            %file,
+            "bytes of it are lost or given up, and less is seen of it now than when they were there: what was seen then is kept, \
+             and so are all tiers"
+        );
+        Judged {
+            tiers: None,
+            kept: Kept::Same,
         }
     }
 }
 
+/// Whether what was kept before tells something of lost bytes that this does not.
+fn tells_less(finished: &Finished<'_>, kept: &Kept) -> bool {
+    let now = match kept {
+        Kept::Same => return false,
+        Kept::Nothing => None,
+        Kept::Bytes(bytes) => {
+            let part = |range: Range<u64>| bytes.get(range.start as usize..range.end as usize);
+            let read = |range| Ok::<_, Infallible>(part(range).unwrap_or_default().to_vec());
+            let Ok(now) = Insight::read(&read);
+            now
+        }
+    };
+    match (finished.before)() {
+        Ok(Some(before)) => !now.is_some_and(|now| now.tells_as_much_as(&before)),
+        Ok(None) => false,
+        // Whatever it is, it may be read another time.
+        Err(_) => true,
+    }
+}
+
 fn judge(finished: &Finished<'_>, turn: &Mutex<()>) -> Result<Judged, Spared> {
-    let source = Source(finished.bytes);
+    let source = Source::new(finished.bytes);
     let length = finished.bytes.size();
     if length < LEAST {
         return Err(Spared::NoSnapshot);
@@ -78,7 +114,10 @@ fn judge(finished: &Finished<'_>, turn: &Mutex<()>) -> Result<Judged, Spared> {
     if !snapshot::may_have_pages(&head, length) {
         return Err(Spared::NoSnapshot);
     }
-    let before = (finished.before)();
+    let before = (finished.before)().unwrap_or_else(|error| {
+        tracing::warn!(file = %finished.file, %error, "what was seen in it is lost");
+        None
+    });
     let payload = snapshot::libvirt_payload(&head).unwrap_or(0);
     if before
         .as_ref()
@@ -95,7 +134,7 @@ fn judge(finished: &Finished<'_>, turn: &Mutex<()>) -> Result<Judged, Spared> {
     places.dedup();
     let _turn = turn.lock();
     // libvirt writes its header anew in the end. What is behind it is whole before, and is judged before.
-    let mut look = look_into(finished, &Declared(&source), &places)?;
+    let mut look = look_into(finished, &source, &places)?;
     if let Some(before) = &before {
         look.remember(before);
     }
@@ -135,14 +174,25 @@ fn is_libvirts_own(before: &Insight, finished: &Finished<'_>, payload: u64) -> b
 }
 
 /// Looks into a file that may be a snapshot.
-fn look_into(
-    finished: &Finished<'_>,
-    source: &(dyn ByteSource + Sync),
-    places: &[u64],
-) -> Result<Look, Spared> {
+fn look_into(finished: &Finished<'_>, bytes: &Source<'_>, places: &[u64]) -> Result<Look, Spared> {
     let followed = finished.followed;
-    // Of a file that was there before, pages may be lost. What leads through it is not.
+    let source = &Declared(bytes);
+    // Of a file that was there before, pages may be lost. What leads through it is not, but for heads of records that go
+    // with the pages around them: those stand in the page map that was kept.
     let mut snapshot = followed.indexer.finish(&PastLosses(source))?;
+    if snapshot.map().is_none() && bytes.met_losses.load(Ordering::Acquire) {
+        match (finished.kept)() {
+            Ok(look) => {
+                if let Some(map) = look.as_ref().and_then(Look::map) {
+                    bytes.heads.get_or_init(|| map.clone());
+                    snapshot = followed.indexer.finish(&PastLosses(source))?;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(file = %finished.file, %error, "what was seen in it is lost");
+            }
+        }
+    }
     if snapshot.format == Format::Raw {
         let page_begins = |place: &u64| place.is_multiple_of(4096);
         if !places.iter().any(page_begins) && !followed.overflowed {
@@ -168,27 +218,56 @@ fn look_into(
 }
 
 /// The frozen bytes as the snapshot room reads them.
-struct Source<'a>(&'a dyn FrozenBytes);
+struct Source<'a> {
+    bytes: &'a dyn FrozenBytes,
+    /// Bytes were lost that were read past.
+    met_losses: AtomicBool,
+    /// Tells heads of records that are lost.
+    heads: OnceLock<PageMap>,
+}
+
+impl<'a> Source<'a> {
+    fn new(bytes: &'a dyn FrozenBytes) -> Source<'a> {
+        Source {
+            bytes,
+            met_losses: AtomicBool::new(false),
+            heads: OnceLock::new(),
+        }
+    }
+}
 
 impl ByteSource for Source<'_> {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.0.size())
+        Ok(self.bytes.size())
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.0.size()) {
+        if end.is_none_or(|end| end > self.bytes.size()) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.0.read_at(offset, buffer).map_err(io::Error::other)
+        self.bytes.read_at(offset, buffer).map_err(io::Error::other)
     }
 
     fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.0.size()) {
+        if end.is_none_or(|end| end > self.bytes.size()) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let read = self.0.read_past_losses(offset, buffer);
-        read.map_err(io::Error::other)
+        let mut lost = Vec::new();
+        let read = self
+            .bytes
+            .read_past_losses(offset, buffer, &mut |range| lost.push(range));
+        read.map_err(io::Error::other)?;
+        if !lost.is_empty() {
+            self.met_losses.store(true, Ordering::Release);
+        }
+        for range in lost {
+            let part = (range.start - offset) as usize..(range.end - offset) as usize;
+            if let (Some(map), Some(part)) = (self.heads.get(), buffer.get_mut(part)) {
+                map.write_heads(range.start, part);
+            }
+        }
+        Ok(())
     }
 }

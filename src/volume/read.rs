@@ -180,11 +180,12 @@ impl Volume {
         }
     }
 
-    /// The same with the bytes that are lost filled with `LOST`.
+    /// The same with the bytes that are lost filled with `LOST`, and `lost` told where they are.
     pub(super) fn read_past_losses(
         &self,
         file: &Arc<OpenFile>,
         range: Range<u64>,
+        lost: &mut dyn FnMut(Range<u64>),
     ) -> Result<Vec<u8>> {
         match self.read_frozen(file, range.clone()) {
             Err(error) if error.is_loss() => {}
@@ -200,7 +201,10 @@ impl Volume {
             };
             match self.fetch(file, place.len(), vec![part]) {
                 Ok(found) => bytes.extend(found),
-                Err(error) if error.is_loss() => bytes.resize(place.end, LOST),
+                Err(error) if error.is_loss() => {
+                    lost(range.start + place.start as u64..range.start + place.end as u64);
+                    bytes.resize(place.end, LOST);
+                }
                 Err(error) => return Err(error),
             }
         }

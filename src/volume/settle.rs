@@ -16,7 +16,7 @@ use super::sweep::Sweep;
 use super::tiers::{Finished, FrozenBytes, Kept, Tiers};
 use crate::ids::{BlockId, FileId, WindowNo};
 use crate::meta::{FileKind, Names, Records};
-use crate::store::{BEYOND, Lane, ReadError, SetWriter, Source, Tier, WindowRecord};
+use crate::store::{BEYOND, Extent, Lane, ReadError, SetWriter, Source, Tier, WindowRecord};
 
 /// What a block's live bytes are of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,11 +85,40 @@ impl FrozenBytes for View<'_> {
         Ok(())
     }
 
-    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    fn read_past_losses(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        lost: &mut dyn FnMut(Range<u64>),
+    ) -> Result<()> {
         let range = offset..offset + buffer.len() as u64;
-        let bytes = self.volume.read_past_losses(self.file, range)?;
+        let mut all = Vec::new();
+        let mut each = |range| all.push(range);
+        let bytes = self.volume.read_past_losses(self.file, range, &mut each)?;
         buffer.copy_from_slice(&bytes);
+        let state = self.file.state.lock();
+        for range in all {
+            match &state.map.frozen {
+                // What a commit that failed gave up was there before it, too.
+                Some(new) => {
+                    let mut old = Vec::new();
+                    let mut given_up = Vec::new();
+                    let mut said = |extent: Extent| {
+                        if extent.source == Source::Dropped {
+                            given_up.push(extent.range);
+                        }
+                    };
+                    new.walk(range, &mut said, &mut |gap| old.push(gap));
+                    old.into_iter().chain(given_up).for_each(&mut *lost);
+                }
+                None => lost(range),
+            }
+        }
         Ok(())
+    }
+
+    fn has_losses(&self) -> bool {
+        self.volume.has_losses(self.file)
     }
 }
 
@@ -110,7 +139,8 @@ impl Volume {
             bytes: &bytes,
             followed: &followed,
             tiering,
-            before: &|| self.insight(file).ok().flatten(),
+            before: &|| self.insight(file),
+            kept: &|| self.look_of(file),
             beside: &|name| self.read_beside(file.id, name),
         });
         frozen.followed = Some(followed);

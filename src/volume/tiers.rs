@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::error::Result;
 use super::follow::Followed;
-use super::look::Insight;
+use super::look::{Insight, Look};
 use crate::config::Tiering;
 use crate::ids::FileId;
 use crate::store::{Lane, Tier};
@@ -20,8 +20,16 @@ pub trait FrozenBytes: Sync {
     /// Calls the function for every hole of the file, in rising order and apart from each other.
     fn holes(&self, hole: &mut dyn FnMut(Range<u64>)) -> Result<()>;
     /// The same for who only has to find a way past bytes that are lost: those are filled with something that is neither
-    /// zeros nor the beginning of anything. `read_at` fails there (`VolumeError::is_loss`).
-    fn read_past_losses(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+    /// zeros nor the beginning of anything. `read_at` fails there (`VolumeError::is_loss`). `lost` is told of each such range
+    /// that no write has changed since the last commit, so that what was kept then holds for it.
+    fn read_past_losses(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        lost: &mut dyn FnMut(Range<u64>),
+    ) -> Result<()>;
+    /// Whether bytes are lost or were given up. It may have to read all that is stored once.
+    fn has_losses(&self) -> bool;
 }
 
 /// The tiers of a whole file.
@@ -71,7 +79,9 @@ pub struct Finished<'a> {
     /// What is expendable in it.
     pub tiering: Tiering,
     /// What was seen when it was committed before, if that was kept.
-    pub before: &'a dyn Fn() -> Option<Insight>,
+    pub before: &'a dyn Fn() -> Result<Option<Insight>>,
+    /// The whole look of then, if all of it was kept.
+    pub kept: &'a dyn Fn() -> Result<Option<Look>>,
     /// Reads another file of the same directory, if there is one of that name and it is not too large.
     pub beside: &'a dyn Fn(&str) -> Option<Vec<u8>>,
 }

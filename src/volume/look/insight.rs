@@ -291,6 +291,15 @@ impl Insight {
         }))
     }
 
+    /// Whether it tells of lost bytes whatever the other one tells: by a page map, and by a guest.
+    pub fn tells_as_much_as(&self, other: &Insight) -> bool {
+        let has_map = |insight: &Insight| {
+            let mut sections = insight.sections.iter();
+            sections.any(|section| section.kind == Kind::Map)
+        };
+        (has_map(self) || !has_map(other)) && (self.guest.is_ok() || other.guest.is_err())
+    }
+
     /// Bytes of the whole, summary and sections.
     pub fn length(&self) -> u64 {
         self.start

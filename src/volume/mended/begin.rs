@@ -73,9 +73,7 @@ impl Volume {
 
     fn look_for_losses(&self, file: &Arc<OpenFile>) {
         // While all is well only what was given up is lost.
-        let look = !self.disks.absent().is_empty()
-            || !self.disks.all_online()
-            || self.known_losses.is_bad(file.id);
+        let look = self.may_have_lost(file);
         if !look && !file.state.lock().gave_up() {
             return;
         }

@@ -66,6 +66,24 @@ impl Volume {
         })
     }
 
+    /// Whether more bytes of a file may be lost than those that were given up.
+    pub(super) fn may_have_lost(&self, file: &OpenFile) -> bool {
+        !self.disks.absent().is_empty()
+            || !self.disks.all_online()
+            || self.known_losses.is_bad(file.id)
+    }
+
+    /// Whether bytes of a file are lost or were given up; so they are if that cannot be told. To be called with the file's
+    /// turn.
+    pub(in crate::volume) fn has_losses(&self, file: &Arc<OpenFile>) -> bool {
+        let look = self.may_have_lost(file);
+        if !look && !file.state.lock().gave_up() {
+            return false;
+        }
+        let lost = self.lost_bytes(file, look);
+        lost.map_or(true, |lost| !lost.runs.is_empty())
+    }
+
     /// The lost bytes of a file. With `look` every block that is stored once is looked for; without, only what is recorded
     /// as lost is told. To be called with the file's turn.
     pub(super) fn lost_bytes(&self, file: &Arc<OpenFile>, look: bool) -> Result<LostBytes> {

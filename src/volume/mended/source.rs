@@ -51,7 +51,7 @@ impl ByteSource for Surviving<'_> {
         let range = self.range(offset, buffer.len())?;
         let bytes = self
             .volume
-            .read_past_losses(self.file, range)
+            .read_past_losses(self.file, range, &mut |_| {})
             .map_err(io::Error::other)?;
         buffer.copy_from_slice(&bytes);
         Ok(())

@@ -11,7 +11,7 @@ use super::super::*;
 use crate::guest::synthetic::{Synthetic, word};
 use crate::guest::{ClassSet, FlatMemory, Guest, Hints, Layout};
 use crate::snapshot::tests::writers::{Head, StreamWriter};
-use crate::snapshot::{ByteSource, Gpa, Place, index};
+use crate::snapshot::{ByteSource, Gpa, PieceKind, Place, index};
 use crate::store::Tier;
 
 const PAGE: u64 = 4096;
@@ -634,6 +634,85 @@ fn one_view_serves_all_who_read_at_a_time() {
     let third = volume.finish_open(third).expect("open");
     assert!(view(&open).is_some());
     volume.release(third.handle);
+}
+
+/// A volume that drops what is expendable, with a stream in it that was read once.
+fn dropped_stream(bytes: &[u8]) -> (Rig, FileId, Vec<u8>) {
+    let rig = Rig::new(6, &format!("{POLICY}\nexpendable = \"drop\""));
+    let volume = rig.open();
+    let file = write_file(&volume, "f", bytes);
+    let mended = read_file(&volume, "f").expect("readable");
+    assert!(mended != bytes, "nothing is dropped");
+    volume.close().expect("closed");
+    (rig, file, mended)
+}
+
+#[test]
+fn a_stream_without_its_heads_is_judged_again_and_read_as_before() {
+    let (rig, file, mended) = dropped_stream(&stream(&guest()));
+    let volume = rig.open();
+    volume
+        .set_xattr(file, b"user.parsfs.policy", b"expendable=drop", 0)
+        .expect("set");
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "judged again");
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "opened again");
+    let told = volume.inspect(file).expect("inspected");
+    assert_eq!(told.state, "mended");
+}
+
+#[test]
+fn a_stream_that_cannot_be_parsed_any_more_keeps_what_mends_it() {
+    let bytes = stream(&guest());
+    let (rig, file, mut mended) = dropped_stream(&bytes);
+    let snapshot = index(&bytes).expect("recognised");
+    let map = snapshot.map().expect("a page map");
+    let mut pieces = map.pieces(0..bytes.len() as u64);
+    let first = pieces
+        .find(|piece| matches!(piece.kind, PieceKind::Page(_)))
+        .expect("a page");
+    // The word of the first head, before the name of its block.
+    let at = first.range.start - 15;
+    let volume = rig.open();
+    let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(handle, at, &[0xEE; 8]).expect("written");
+    close(&volume, handle);
+    mended[at as usize..at as usize + 8].fill(0xEE);
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "written");
+    volume.close().expect("closed");
+}
+
+#[test]
+fn a_stream_that_lost_its_heads_is_written_and_read_as_before() {
+    let bytes = stream(&guest());
+    let rig = Rig::new(6, POLICY);
+    let volume = rig.open();
+    let file = write_file(&volume, "f", &bytes);
+    volume.close().expect("closed");
+    drop(volume);
+    rig.take_away(0);
+    rig.take_away(3);
+    let volume = rig.open();
+    let mut mended = read_file(&volume, "f").expect("readable");
+    assert!(mended != bytes, "nothing is lost");
+    // In the state of devices, which tells nothing of pages.
+    let last = bytes.len() as u64 - 1;
+    let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(handle, last, b"x").expect("written");
+    close(&volume, handle);
+    mended[last as usize] = b'x';
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "written");
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    let found = read_file(&volume, "f").expect("readable");
+    assert_same(&found, &mended, "opened again");
 }
 
 #[test]

@@ -21,6 +21,9 @@ const S_IFBLK: u16 = 0o060_000;
 /// The largest folio of a file: 32 MiB of 4 KiB pages. A ring of buffers is at most eight times as long.
 const ORDER_MAX: u32 = 13;
 
+/// Address spaces that are remembered; more of them are read again. A guest that lies has another one for every page.
+const MAPPINGS_MAX: usize = 1 << 14;
+
 /// What a file system keeps beside its folios.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Beside {
@@ -171,6 +174,9 @@ impl<'g> Cache<'g> {
             Some(known) => *known,
             None => {
                 let found = self.read_mapping(guest, va);
+                if self.mappings.len() >= MAPPINGS_MAX {
+                    self.mappings.clear();
+                }
                 self.mappings.insert(va, found);
                 found
             }
@@ -357,4 +363,35 @@ fn clear_bit(
         });
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::synthetic::{BASE, Synthetic, word};
+    use super::super::{FlatMemory, Guest, Hints, Layout};
+    use super::*;
+
+    #[test]
+    fn memory_is_bounded_however_many_address_spaces_a_guest_claims() {
+        let mut guest = Synthetic::new();
+        let file = guest.file("ext4");
+        guest.cached(0x300, 0, &file);
+        let real = guest.get(Synthetic::page(0x300) + word::MAPPING);
+        assert!(real > BASE);
+        let layouts = Layout::candidates(guest.bytes.len() as u64);
+        let memory = FlatMemory::new(&guest.bytes, &layouts[0]);
+        let found = Guest::find(&memory, &Hints::default()).expect("a kernel");
+        let shape = found.cache.as_ref().expect("BTF");
+        let mut cache = Cache::new(shape, &found.flags, 12, true);
+        let mut translations = Translations::new(&memory, found.kernel.tables);
+        for number in 0..3 * MAPPINGS_MAX as u64 {
+            cache
+                .mapping(&mut translations, number << 12)
+                .expect_err("nothing is mapped there");
+            assert!(cache.mappings.len() <= MAPPINGS_MAX);
+        }
+        cache
+            .mapping(&mut translations, real)
+            .expect("still understood");
+    }
 }

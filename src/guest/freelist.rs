@@ -15,12 +15,24 @@ use super::shape::{ListsShape, PageShape};
 
 /// Heads that are looked at; a guest with 256 processors has some ten thousand lists.
 const HEADS_MAX: usize = 1 << 16;
+/// Heads that are gathered before those beyond `HEADS_MAX` are let go.
+const GATHERED_MAX: usize = 4 * HEADS_MAX;
 /// More pages than a set of lists ever holds.
 const COUNT_MAX: u64 = 1 << 22;
 /// Pages walked in all, so that a guest that lies does not keep us.
 const STEPS_MAX: u64 = 1 << 24;
 /// Lists of orders 0 to 3, three migration types each; what follows is for huge pages.
 const SMALL_LISTS: usize = 12;
+
+/// Adds heads that were found to those found before. Of more than are looked at, the lowest stay.
+pub(super) fn gather(heads: &mut Vec<u64>, found: Vec<u64>) {
+    heads.extend(found);
+    if heads.len() > GATHERED_MAX {
+        heads.sort_unstable();
+        heads.dedup();
+        heads.truncate(HEADS_MAX);
+    }
+}
 
 /// A run of free pages: its first frame and its order.
 pub(super) type FreeRun = (u64, u32);
@@ -136,5 +148,24 @@ impl<'a, 'm> Lists<'a, 'm> {
                 && u32_at(bytes, self.page.mapcount) == Some(u32::MAX)
                 && u64_at(bytes, self.page.flags).is_some_and(|flags| flags & self.never == 0)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_any_number_of_heads_the_lowest_are_kept() {
+        let mut heads = Vec::new();
+        for section in (0..200u64).rev() {
+            let found = (0..4096).map(|head| (section * 4000 + head) * 16);
+            gather(&mut heads, found.collect());
+            assert!(heads.capacity() <= 2 * (GATHERED_MAX + 4096));
+        }
+        heads.sort_unstable();
+        heads.dedup();
+        let lowest: Vec<u64> = (0..HEADS_MAX as u64).map(|head| head * 16).collect();
+        assert_eq!(heads[..HEADS_MAX], lowest);
     }
 }

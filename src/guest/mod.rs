@@ -204,7 +204,7 @@ impl<'m> Guest<'m> {
             for judged in judged {
                 classes.copy(judged.first, &judged.classes);
                 beyond.extend(judged.beyond);
-                heads.extend(judged.heads);
+                freelist::gather(&mut heads, judged.heads);
                 contradictions += judged.contradictions;
                 pages += judged.pages;
             }

@@ -50,7 +50,9 @@ impl<'m> Candidate<'m> {
             match Candidate::of(view, hints) {
                 Ok(candidate) => found.push((place, candidate)),
                 // A kernel that is left of an earlier boot may be found in a wrong layout, alone.
-                Err(GuestError::TwoKernels) => return Err(GuestError::TwoKernels),
+                Err(error @ (GuestError::TwoKernels | GuestError::TooManyPlaces(_))) => {
+                    return Err(error);
+                }
                 Err(error) => failure = error.further(failure),
             }
         }

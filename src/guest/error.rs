@@ -26,6 +26,11 @@ pub enum GuestError {
     /// A kernel that ran before a reboot is still whole, or a crash kernel runs beside the one that crashed.
     #[error("more than one kernel passes the checks, and which one runs is not known")]
     TwoKernels,
+    /// Copies of vmcoreinfo may stand in so many places that not all are looked at: one that is not may be the running kernel's.
+    #[error(
+        "vmcoreinfo may stand in more than {0} places, and not all of them are looked at: which kernel runs is not known"
+    )]
+    TooManyPlaces(usize),
     /// The kernel has memory that the file does not hold in any layout, or several layouts fit it.
     #[error("how the guest's memory is laid out in the file is not certain")]
     LayoutUnsure,
@@ -53,7 +58,7 @@ impl GuestError {
             GuestError::NoMemmap => 4,
             GuestError::LayoutUnsure => 5,
             GuestError::MemmapContradicts { .. } => 6,
-            GuestError::TwoKernels => 7,
+            GuestError::TwoKernels | GuestError::TooManyPlaces(_) => 7,
         }
     }
 

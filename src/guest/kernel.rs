@@ -47,7 +47,8 @@ impl Kernel {
     pub(super) fn find(memory: &dyn GuestMemory, hints: &Hints) -> Result<Kernel, GuestError> {
         match Kernel::only_one(memory, &hints.vmcoreinfo) {
             Err(error) if error != GuestError::TwoKernels && !hints.only_hinted => {
-                let searched = Kernel::only_one(memory, &vmcoreinfo::search(memory));
+                let places = vmcoreinfo::search(memory);
+                let searched = places.and_then(|places| Kernel::only_one(memory, &places));
                 searched.map_err(|other| other.further(error))
             }
             found => found,

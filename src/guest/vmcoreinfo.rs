@@ -38,8 +38,9 @@ fn text_offset(page: &[u8]) -> Option<usize> {
 /// How much memory is looked through at once where it lies in this process.
 const SPAN: u64 = 1 << 20;
 
-/// The places where a copy may begin, by a look at the first bytes of every page.
-pub(super) fn search(memory: &dyn GuestMemory) -> Vec<u64> {
+/// The places where a copy may begin, by a look at the first bytes of every page. An error if they are more than are tried:
+/// what is cut off may be the one that counts.
+pub(super) fn search(memory: &dyn GuestMemory) -> Result<Vec<u64>, GuestError> {
     let mut found = Vec::new();
     let mut head = [0; 24];
     for range in memory.ranges() {
@@ -61,9 +62,8 @@ pub(super) fn search(memory: &dyn GuestMemory) -> Vec<u64> {
                     }
                 }
             }
-            if found.len() >= COPIES_MAX {
-                found.truncate(COPIES_MAX);
-                return found;
+            if found.len() > COPIES_MAX {
+                return Err(GuestError::TooManyPlaces(COPIES_MAX));
             }
             match gpa.checked_add(SPAN) {
                 Some(next) => gpa = next,
@@ -71,7 +71,7 @@ pub(super) fn search(memory: &dyn GuestMemory) -> Vec<u64> {
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// The keys of one copy.

@@ -131,7 +131,7 @@ impl Look {
         source: &(dyn ByteSource + Sync),
         known: &Known<'_>,
     ) -> Result<Look, SnapshotError> {
-        Look::with(snapshot, source, |map| Scan::knowing(map, known))
+        Look::with(snapshot, source, |map| Scan::knowing(map, source, known))
     }
 
     fn with(
@@ -316,6 +316,9 @@ fn find(
     source: &(dyn ByteSource + Sync),
     snapshot: &Snapshot,
 ) -> Result<(PageMap, Found, Classes), GuestError> {
+    if scan.cut {
+        return Err(GuestError::TooManyPlaces(scan::NOTES_MAX));
+    }
     let maps = layouts::all(map);
     let mut notes: Vec<u64> = maps.iter().flat_map(|map| scan.notes(map)).collect();
     if let Some(NotePlace::Guest { gpa, .. }) = snapshot.hints.vmcoreinfo {

@@ -21,7 +21,7 @@ const SPELL: usize = 64;
 const BATCH: u64 = 16 << 10;
 
 /// How many places of vmcoreinfo are remembered. A guest has two or three, and stale ones from before a reboot.
-const NOTES_MAX: usize = 64;
+pub(super) const NOTES_MAX: usize = 64;
 
 /// See the module's head.
 pub(super) struct Scan {
@@ -30,6 +30,8 @@ pub(super) struct Scan {
     zeros: Vec<u64>,
     /// File offsets of pages that may hold vmcoreinfo.
     notes: Vec<u64>,
+    /// There were more of them than are remembered, so none proves anything.
+    pub(super) cut: bool,
     /// Bytes of the file that are dead and zero: mostly holes.
     pub(super) empty: u64,
 }
@@ -54,6 +56,7 @@ impl Scan {
             page_size,
             zeros: Vec::new(),
             notes: Vec::new(),
+            cut: false,
             empty: 0,
         };
         let mut holes = Holes::new(source);
@@ -79,6 +82,7 @@ impl Scan {
                 scan.zeros.push(part.zeros);
                 scan.empty += part.empty;
                 let room = NOTES_MAX.saturating_sub(scan.notes.len());
+                scan.cut |= part.notes.len() > room;
                 scan.notes.extend(part.notes.into_iter().take(room));
             }
             first = end;
@@ -87,13 +91,18 @@ impl Scan {
     }
 
     /// What the pass would find, from what is known already: pages within holes are zero.
-    pub(super) fn knowing(map: &PageMap, known: &Known<'_>) -> Result<Scan, SnapshotError> {
+    pub(super) fn knowing(
+        map: &PageMap,
+        source: &dyn ByteSource,
+        known: &Known<'_>,
+    ) -> Result<Scan, SnapshotError> {
         let size = map.page_size();
         let words = map.file_length().div_ceil(CHUNK * size) as usize;
         let mut scan = Scan {
             page_size: size,
             zeros: vec![0; words],
             empty: 0,
+            cut: false,
             notes: known.places.to_vec(),
         };
         let aligned = |&offset: &u64| match map
@@ -106,7 +115,15 @@ impl Scan {
         };
         scan.notes.retain(aligned);
         scan.notes.sort_unstable();
-        scan.notes.truncate(NOTES_MAX);
+        if scan.notes.len() > NOTES_MAX {
+            // Some are of bytes that were written over since. What cannot be read may be one.
+            let mut head = [0; 24];
+            let is_there =
+                |&offset: &u64| source.read_at(offset, &mut head).is_err() || is_candidate(&head);
+            scan.notes.retain(is_there);
+            scan.cut = scan.notes.len() > NOTES_MAX;
+            scan.notes.truncate(NOTES_MAX);
+        }
         let mut hole = |hole: Range<u64>| {
             for piece in map.pieces(hole) {
                 let PieceKind::Page(gpa) = piece.kind else {
@@ -369,7 +386,9 @@ impl<'a> ZeroWalk<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Look;
     use super::*;
+    use crate::guest::synthetic::{Synthetic, VMCOREINFO};
     use crate::snapshot::index;
 
     /// Bytes, and which parts of them are told to be data. What lies in a hole cannot be read.
@@ -466,6 +485,38 @@ mod tests {
                 parts.extend(holes.stored(first..end, chunk, 4096).unwrap());
             }
             assert_eq!(parts, whole, "batches of {step}");
+        }
+    }
+
+    #[test]
+    fn a_guest_with_more_places_than_are_looked_at_is_not_found() {
+        let text = (VMCOREINFO as usize, 4096);
+        for (copies, wanted) in [(NOTES_MAX - 1, true), (NOTES_MAX, false)] {
+            let mut guest = Synthetic::new();
+            let page = guest.bytes[text.0..text.0 + text.1].to_vec();
+            for copy in 0..copies {
+                guest.bytes[(0x300 + copy) << 12..][..4096].copy_from_slice(&page);
+            }
+            let bytes = &guest.bytes;
+            let mut places: Vec<u64> = (0..copies as u64).map(|at| (0x300 + at) << 12).collect();
+            places.push(VMCOREINFO);
+            // Of no page any more.
+            places.extend((0..40).map(|at| (0x280 + at) << 12));
+            let known = Known {
+                places: &places,
+                holes: &|_| Ok(()),
+            };
+            let snapshot = || super::super::recognise(bytes, None).expect("recognised");
+            for look in [
+                Look::into(snapshot(), bytes, &|_| ()),
+                Look::knowing(snapshot(), bytes, &known),
+            ] {
+                let look = look.expect("looked into");
+                assert_eq!(look.guest().is_ok(), wanted, "{:?}", look.guest());
+                if let Err(reason) = look.guest() {
+                    assert!(reason.to_string().contains("places"), "{reason}");
+                }
+            }
         }
     }
 

@@ -63,6 +63,31 @@ pub enum MetaError {
         /// The transaction.
         epoch: Epoch,
     },
+    /// So few disks are here that a rescue could give up what the others hold.
+    #[error(
+        "only {here} of {total} disks are here; a rescue without half of them could give up what the others hold, so \
+         nothing was changed: bring disks back and run `parsfs rescue` again"
+    )]
+    TooFewToRescue {
+        /// The disks that answer.
+        here: usize,
+        /// The disks of the volume.
+        total: usize,
+    },
+    /// Nothing of use was found, and not everything could be looked at.
+    #[error(
+        "disk {disk}: not all of its metadata can be read ({why}), and no other disk has any of use; nothing was \
+         changed: mend the disk, or take it away, and run `parsfs rescue` again"
+    )]
+    NotLookedAt {
+        /// The disk's name.
+        disk: String,
+        /// Why not.
+        why: String,
+    },
+    /// A rescue has looked at all there is, and none of it is of use.
+    #[error("no disk holds any metadata that is of use")]
+    NothingOfUse,
     /// There is metadata already where new was to be made.
     #[error("disk {disk} holds metadata already; choose an empty disk")]
     NotEmpty {

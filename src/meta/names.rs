@@ -355,8 +355,13 @@ impl StepFound {
     }
 }
 
-/// Reads the manifests of the namespace of all disks. None if there is nothing of any.
-pub(super) fn saved(found: &[Found], volume: VolumeId) -> Option<Saved> {
+/// Reads the manifests of the namespace of all disks. None if there is nothing of any. `unread` is told of the disks that
+/// failed to give some of theirs.
+pub(super) fn saved(
+    found: &[Found],
+    volume: VolumeId,
+    unread: &mut BTreeSet<DiskId>,
+) -> Option<Saved> {
     let mut images: BTreeMap<(Epoch, u64), WholeImage> = BTreeMap::new();
     let mut steps: BTreeMap<(Epoch, u64), StepFound> = BTreeMap::new();
     for (place, disk) in found.iter().enumerate() {
@@ -388,8 +393,13 @@ pub(super) fn saved(found: &[Found], volume: VolumeId) -> Option<Saved> {
                     Kind::Transaction => {}
                 }
             });
-            if let Err(error) = walked {
-                tracing::warn!(%error, "a manifest of the namespace cannot be read");
+            match walked {
+                Ok(Some(walked)) if walked.unread => _ = unread.insert(disk.id),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a manifest of the namespace cannot be read");
+                    unread.insert(disk.id);
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Making the metadata of a new volume, opening that of an old one, and saving what can be saved.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ use super::table::{Key, Value};
 use super::update::Update;
 use crate::disk::{Disk, DiskError, ObjectName};
 use crate::ids::{DiskId, Epoch, VolumeId};
+
+/// How much of an object is read at once. Bytes.
+const READ: u64 = 1 << 20;
 
 /// Called, once a disk, when a disk no longer takes metadata. It may be called from any thread and must not
 /// call back into the metadata.
@@ -184,7 +188,8 @@ impl Meta {
     }
 
     /// Opens the metadata like `open`, and where that is not possible puts together what is still readable
-    /// on any disk. Histories that went apart are refused here too.
+    /// on any disk. Histories that went apart are refused here too, and fewer than half of the disks, since the others
+    /// may hold more. Only `NothingOfUse` says that there is nothing to be lost on the disks that are here.
     pub fn rescue(disks: Disks, options: Options) -> Result<(Meta, RescueReport)> {
         let mut report = RescueReport::default();
         let meta = Self::open_or_rescue(disks, options, Some(&mut report))?;
@@ -204,16 +209,22 @@ impl Meta {
         let mut found = look_at_all(&disks, &options, read_only);
         // Some of them may not have answered.
         let read_only = read_only || too_few(found.len());
+        if rescue.is_some() && too_few(found.len()) {
+            return Err(MetaError::TooFewToRescue {
+                here: found.len(),
+                total: count,
+            });
+        }
         if let Some(report) = rescue.as_deref_mut() {
             let without = found.iter().filter(|disk| disk.state.is_none());
             report.rebuilt = without.map(|disk| disk.id).collect();
         }
         let planned = plan(&found);
-        let planned = match (planned, rescue) {
+        let planned = match (planned, rescue.as_deref_mut()) {
             (Err(MetaError::Unreadable { .. } | MetaError::Nothing), Some(report))
                 if !read_only =>
             {
-                let mark = save(&mut found, volume, report)?;
+                let mark = save(&mut found, &disks, volume, report)?;
                 Reachable::Salvaged(mark)
             }
             (planned, _) => Reachable::Planned(Box::new(planned?)),
@@ -242,14 +253,21 @@ impl Meta {
             return start(options, opened, (commit, Names::default()), snapshot);
         }
         let (mark, plan, first) = match planned {
-            Reachable::Planned(plan) => {
-                let first = first_database(&plan, &found, volume)?;
-                (plan.target, Some(plan), first)
-            }
-            Reachable::Salvaged(mark) => {
-                let database = found.first().and_then(|disk| disk.database.clone());
-                (mark, None, (0, database.ok_or(MetaError::Nothing)?))
-            }
+            Reachable::Planned(plan) => match (first_database(&plan, &found, volume), rescue) {
+                (Err(MetaError::Unreadable { .. }), Some(report)) => {
+                    // A record that was there a moment ago cannot be read again. What was begun meanwhile is looked at
+                    // anew, with no database open.
+                    found.clear();
+                    found = look_at_all(&disks, &options, read_only);
+                    let mark = save(&mut found, &disks, volume, report)?;
+                    (mark, None, salvaged(&found)?)
+                }
+                (first, _) => {
+                    let first = first?;
+                    (plan.target, Some(plan), first)
+                }
+            },
+            Reachable::Salvaged(mark) => (mark, None, salvaged(&found)?),
         };
         let needed = if options.force { 1 } else { count.div_ceil(2) };
         let excluded = excluded(&first.1, &found, needed.max(options.least))?;
@@ -433,18 +451,36 @@ fn bring_up(
         }
     }
     let mut broken = Vec::new();
+    let mut last = None;
     let mut note = |id: DiskId, error: MetaError| {
         failed(id, &error);
         broken.push(id);
+        last = Some(error);
     };
     let commit = open_journals(&well, found, plan, mark, &first.1, volume, &mut note)?;
     let well = well.into_iter().map(|disk| disk.id);
-    Ok((commit, well.filter(|disk| !broken.contains(disk)).collect()))
+    let well: Vec<DiskId> = well.filter(|disk| !broken.contains(disk)).collect();
+    match last {
+        // There is metadata, and no disk takes any more.
+        Some(error) if well.is_empty() => Err(error),
+        _ => Ok((commit, well)),
+    }
+}
+
+/// The database that `save` made.
+fn salvaged(found: &[Found]) -> Result<(usize, Arc<Database>)> {
+    let database = found.first().and_then(|disk| disk.database.clone());
+    Ok((0, database.ok_or(MetaError::Nothing)?))
 }
 
 /// Makes a database out of what is readable, on the first disk that takes it; that disk is then the first
 /// of `found`.
-fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Result<Mark> {
+fn save(
+    found: &mut [Found],
+    disks: &Disks,
+    volume: VolumeId,
+    report: &mut RescueReport,
+) -> Result<Mark> {
     match recovery::choose(found) {
         Ok(_) | Err(MetaError::Nothing) => {}
         Err(error) => return Err(error),
@@ -457,7 +493,8 @@ fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Res
             ..Saved::default()
         })
         .find(|saved| !saved.image.parts.is_empty());
-    let names = names::saved(found, volume);
+    let mut unread = BTreeSet::new();
+    let names = names::saved(found, volume, &mut unread);
     // One without a hole is better than a newer one with.
     let base = image
         .into_iter()
@@ -477,7 +514,13 @@ fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Res
             return salvage(&database, None, epoch, found, volume, report);
         }
     }
-    let base = base.ok_or(MetaError::Nothing)?;
+    let base = match base.or_else(|| without_image(found)) {
+        Some(base) => base,
+        None => {
+            looked_at_all(found, disks, &unread)?;
+            return Err(MetaError::NothingOfUse);
+        }
+    };
     report.from_names = base.by_names.then_some(base.epoch);
     let mut last = MetaError::Nothing;
     for place in 0..found.len() {
@@ -501,6 +544,55 @@ fn save(found: &mut [Found], volume: VolumeId, report: &mut RescueReport) -> Res
         }
     }
     Err(last)
+}
+
+/// What the transactions that are readable change, where there is nothing that they could change.
+fn without_image(found: &[Found]) -> Option<Saved> {
+    let files = found.iter().flat_map(|disk| &disk.scan.files);
+    let whole = files
+        .flat_map(|file| &file.transactions)
+        .filter(|transaction| transaction.place.is_some());
+    let first = whole.map(|transaction| transaction.epoch).min()?;
+    Some(Saved {
+        epoch: Epoch(first.0.saturating_sub(1)),
+        ..Saved::default()
+    })
+}
+
+/// An error unless every disk that is here gave all it holds of metadata. What it failed to give may be of use.
+fn looked_at_all(found: &[Found], disks: &Disks, unread: &BTreeSet<DiskId>) -> Result<()> {
+    for (id, disk) in disks {
+        let Some(disk) = disk else { continue };
+        let not = |why: String| MetaError::NotLookedAt {
+            disk: disk.name().to_owned(),
+            why,
+        };
+        let Some(looked_at) = found.iter().find(|found| found.id == *id) else {
+            return Err(not("it does not answer".to_owned()));
+        };
+        if looked_at.scan.unread || unread.contains(id) {
+            return Err(not("it failed to give some of it".to_owned()));
+        }
+        // Why a database does not open it does not say: its bytes must be readable.
+        for (object, _) in disk.list()? {
+            if object == ObjectName::Database {
+                read_through(&**disk, object).map_err(|error| not(error.to_string()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_through(disk: &dyn Disk, object: ObjectName) -> std::result::Result<(), DiskError> {
+    let length = disk.length(object)?;
+    let mut buffer = vec![0; length.min(READ) as usize];
+    let mut at = 0;
+    while at < length {
+        let part = buffer.len().min((length - at) as usize);
+        disk.read_at(object, at, buffer.get_mut(..part).unwrap_or_default())?;
+        at += part as u64;
+    }
+    Ok(())
 }
 
 fn idle(mark: Mark) -> Commit {

@@ -331,9 +331,16 @@ pub(super) fn salvage(
     volume: VolumeId,
     report: &mut super::open::RescueReport,
 ) -> Result<Mark> {
+    // It may have been tried on another disk.
+    report.lost_transactions.clear();
+    report.lost_image_parts = 0;
     if let Some(base) = base {
         report.lost_image_parts = base.image.missing();
-        fill_from_image(database, &base.image, found, volume, &mut |_| Ok(()))?;
+        fill_from_image(database, &base.image, found, volume, &mut |part| {
+            // It was readable a moment ago.
+            report.lost_image_parts += u32::from(base.image.parts.contains_key(&part));
+            Ok(())
+        })?;
         for part in base.steps.iter().flatten() {
             match changes_at(found, part, volume) {
                 Some((_, _, changes)) => database.apply_changes(&changes, None)?,

@@ -41,7 +41,7 @@ struct Description {
     stored: u64,
 }
 
-/// Opens metadata that has to be put together. When no disk holds any of it, new metadata is begun, for the
+/// Opens metadata that has to be put together. When none is left that is of use, new metadata is begun, for the
 /// manifests to fill.
 pub(super) fn metadata(
     disks: &[(DiskId, Option<Arc<dyn Disk>>)],
@@ -65,16 +65,22 @@ pub(super) fn metadata(
                     "{parts} parts of the metadata's image are readable on no disk"
                 ));
             }
-            let Some(epoch) = report.from_names else {
+            if let Some(epoch) = report.from_names {
+                lines.push(format!(
+                    "no database and no whole journal is left; names and files are as the manifests of the namespace \
+                     have them, of epoch {epoch}: what was changed in the last half a minute before a crash may be missing"
+                ));
+            }
+            if report.from_names.is_none() {
                 return Ok(meta);
-            };
-            lines.push(format!(
-                "no database and no whole journal is left; names and files are as the manifests of the namespace have \
-                 them, of epoch {epoch}: what was changed in the last half a minute before a crash may be missing"
-            ));
+            }
             // Mounts after that moment may have given out numbers.
             let mounts = mounts_before(disks)?.max(meta.mounts());
+            let now = Timestamp::now();
             meta.update(|update| -> meta::Result<()> {
+                if update.inode(ROOT)?.is_none() {
+                    update.make_root(0o755, 0, 0, now);
+                }
                 update.count_mounts(mounts);
                 let keep = u64::from(mounts) << 32;
                 update.put_setting(KEEP_BELOW, &keep.to_le_bytes());
@@ -84,11 +90,12 @@ pub(super) fn metadata(
             drop(meta);
             return Ok(Meta::open(disks.to_vec(), options())?);
         }
-        Err(MetaError::Nothing | MetaError::Unreadable { .. }) => {}
+        // Anything else than this leaves what may be of use where it is.
+        Err(MetaError::NothingOfUse) => {}
         Err(error) => return Err(error.into()),
     }
     lines.push(
-        "no disk holds any metadata; it is begun anew, and files are named by their manifests"
+        "no disk holds any metadata that is of use; it is begun anew, and files are named by their manifests"
             .to_owned(),
     );
     let mut present: Vec<(DiskId, Arc<dyn Disk>)> = Vec::new();

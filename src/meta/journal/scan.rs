@@ -98,6 +98,8 @@ pub(in crate::meta) struct Scan {
     pub(in crate::meta) generations: BTreeMap<Epoch, u64>,
     /// The manifests of the namespace that are there, which are not read here. The newest last.
     pub(in crate::meta) names: Vec<u64>,
+    /// Whether the disk failed to give some of the journals' bytes.
+    pub(in crate::meta) unread: bool,
 }
 
 /// Reads all journals of a disk. A part that the disk cannot read counts as damaged.
@@ -136,6 +138,7 @@ pub(in crate::meta) fn scan(disk: &dyn Disk, volume: VolumeId) -> Result<Scan> {
         let Some(walked) = walked else { continue };
         file.length = walked.length;
         file.damaged_at = walked.damaged_at;
+        scan.unread |= walked.unread;
         scan.files.push(file);
     }
     Ok(scan)
@@ -148,6 +151,8 @@ pub(in crate::meta) struct Walked {
     pub(in crate::meta) length: u64,
     /// From here on not everything is whole.
     pub(in crate::meta) damaged_at: Option<u64>,
+    /// Whether the disk failed to give some of its bytes.
+    pub(in crate::meta) unread: bool,
 }
 
 /// Who is shown the records of an object.
@@ -171,9 +176,14 @@ pub(in crate::meta) fn walk(
         length,
         buffer: Vec::new(),
         start: 0,
+        unread: false,
     };
     let damaged_at = walk_records(&mut reader, volume, each);
-    Ok(Some(Walked { length, damaged_at }))
+    Ok(Some(Walked {
+        length,
+        damaged_at,
+        unread: reader.unread,
+    }))
 }
 
 fn walk_records(reader: &mut Reader<'_>, volume: VolumeId, each: &mut OnRecord<'_>) -> Option<u64> {
@@ -290,6 +300,8 @@ struct Reader<'a> {
     length: u64,
     buffer: Vec<u8>,
     start: u64,
+    /// Whether the disk failed to give bytes.
+    unread: bool,
 }
 
 impl Reader<'_> {
@@ -312,6 +324,7 @@ impl Reader<'_> {
             let result = self.disk.read_at(self.object, offset, &mut self.buffer);
             if result.is_err() {
                 self.buffer.clear();
+                self.unread = true;
             }
             result?;
         }

@@ -599,3 +599,60 @@ fn a_bad_manifest_of_the_namespace_is_found_and_written_anew() {
     }
     assert!((1..16).contains(&begun_anew), "{begun_anew}");
 }
+
+/// A medium that gives bytes once and not again, and then again: nothing is given up for it.
+#[test]
+fn a_rescue_goes_on_where_a_record_cannot_be_read_a_second_time() {
+    use crate::disk::{Fault, Operation, Operations, Rule, When};
+    let media = with_records(2);
+    let (disks, plans) = faulty(&media);
+    for plan in &plans {
+        let reads = Operations::of(&[Operation::Read]);
+        // The look at a disk reads its short journal in one go.
+        let second = When::Count { skip: 1, times: 1 };
+        let rule = Rule::new(reads, second, Fault::Io);
+        plan.add(rule.only(|object| matches!(object, ObjectName::Journal(_))));
+    }
+    let (rescued, report) = Meta::rescue(disks, options()).unwrap();
+    assert!(plans.iter().all(|plan| plan.injected() == 1));
+    assert!(report.is_complete());
+    assert_eq!(names(&rescued), 20);
+}
+
+#[test]
+fn transactions_are_kept_where_nothing_is_left_that_they_changed() {
+    let media = without_databases(&with_records(2));
+    for disk in &media {
+        disk.remove(names_of(disk)).unwrap();
+        // In the only part of the image.
+        flip(disk, journal(disk), journal::HEADER as u64 + 5, 2);
+    }
+    let (rescued, report) = Meta::rescue(disks(&media), options()).unwrap();
+    assert_eq!(names(&rescued), 20);
+    assert_eq!(report.lost_image_parts, 1);
+    assert!(report.lost_transactions.is_empty());
+}
+
+/// What a disk does not give now may be all there is.
+#[test]
+fn nothing_is_taken_for_useless_that_cannot_be_read() {
+    use crate::disk::{Fault, Operation, Operations, Rule, When};
+    let media = without_databases_and_journals(&with_records(2));
+    let (disks, plans) = faulty(&media);
+    for plan in &plans {
+        let reads = Operations::of(&[Operation::Read]);
+        plan.add(Rule::new(reads, When::Always, Fault::Io));
+    }
+    let refused = Meta::rescue(disks.clone(), options()).map(|_| ());
+    assert!(matches!(refused, Err(MetaError::NotLookedAt { .. })));
+    plans.iter().for_each(|plan| plan.clear());
+    let (_, report) = Meta::rescue(disks, options()).unwrap();
+    assert!(report.from_names.is_some());
+    for disk in &media {
+        for (object, _) in disk.list().unwrap() {
+            disk.remove(object).unwrap();
+        }
+    }
+    let nothing = Meta::rescue(super::disks(&media), options()).map(|_| ());
+    assert!(matches!(nothing, Err(MetaError::NothingOfUse)));
+}

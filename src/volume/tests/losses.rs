@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::{DirectoryDisk, Disk, Fault, FaultPlan, ObjectName, Operations, Rule, When};
-use crate::ids::{ManifestId, SetId};
+use crate::disk::{
+    DirectoryDisk, Disk, Fault, FaultPlan, ObjectName, Operation, Operations, Rule, When,
+};
+use crate::ids::{DiskId, ManifestId, SetId};
 use crate::meta::{Records, WriteRecords};
 use crate::volume::head::FileHead;
 
@@ -410,4 +412,75 @@ fn a_head_of_a_later_version_keeps_every_manifest() {
     let volume = rig.open();
     set(&volume, &head);
     assert!(read_file(&volume, "f").expect("its manifest is there") == bytes);
+}
+
+/// What is left on it is not all there is.
+#[test]
+fn a_rescue_with_fewer_than_half_of_the_disks_changes_nothing() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    write_file(&volume, "small", b"small");
+    volume.close().expect("closed");
+    drop(volume);
+    rig.take_away(0);
+    rig.take_away(1);
+    std::fs::remove_file(rig.disk(2).join("meta.redb")).expect("removed");
+    std::fs::remove_dir_all(rig.disk(2).join("journal")).expect("removed");
+    let names = rig.objects(2, "names");
+    assert!(!names.is_empty());
+    let refused = Volume::rescue(&rig.config).expect_err("refused");
+    assert!(refused.to_string().contains("1 of 3 disks"), "{refused}");
+    assert_eq!(rig.objects(2, "names"), names);
+    rig.bring_back(0);
+    rig.bring_back(1);
+    let volume = rig.open();
+    check(&volume, 1);
+    assert_eq!(read_file(&volume, "small").expect("readable"), b"small");
+}
+
+#[test]
+fn a_rescue_that_no_disk_has_room_for_removes_nothing() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "small", b"small");
+    volume.close().expect("closed");
+    let id = volume.id;
+    drop(volume);
+    let metadata = |number: usize| -> Vec<ObjectName> {
+        let objects = medium(&rig, number).list().expect("listed").into_iter();
+        let objects = objects.map(|(object, _)| object);
+        let mut found: Vec<ObjectName> = objects
+            .filter(|object| {
+                matches!(
+                    object,
+                    ObjectName::Database | ObjectName::Journal(_) | ObjectName::Names(_)
+                )
+            })
+            .collect();
+        found.sort();
+        found
+    };
+    let before: Vec<_> = (0..3).map(metadata).collect();
+    let full = || {
+        let plan = FaultPlan::new(0);
+        let operations = [Operation::Create, Operation::Resume, Operation::Append];
+        let operations = Operations::of(&operations);
+        plan.add(Rule::new(operations, When::Always, Fault::Full));
+        plan
+    };
+    let disks: Vec<(DiskId, Option<Arc<dyn Disk>>)> = (0..3)
+        .map(|number| {
+            let disk: Arc<dyn Disk> =
+                Arc::new(FaultyDisk::new(Arc::new(medium(&rig, number)), full()));
+            (DiskId(number as u16), Some(disk))
+        })
+        .collect();
+    let options = || crate::meta::Options::new(id);
+    let refused = rescue::metadata(&disks, options, &mut Vec::new()).expect_err("refused");
+    assert_eq!(refused.errno(), libc::ENOSPC, "{refused}");
+    drop(disks);
+    assert_eq!((0..3).map(metadata).collect::<Vec<_>>(), before);
+    let volume = rig.open();
+    assert_eq!(read_file(&volume, "small").expect("readable"), b"small");
 }

@@ -18,7 +18,7 @@ use super::head::FileHead;
 use super::names::gone;
 use super::sweep::Sweep;
 use crate::ids::{FileId, SetId};
-use crate::meta::{FileKind, Records, WriteRecords};
+use crate::meta::{FileKind, Inode, Records, WriteRecords};
 use crate::store::manifest::{Manifest, decode_delta};
 
 /// One at a time reads what a file is made of; of other files others may.
@@ -268,6 +268,18 @@ impl Volume {
         )?)
     }
 
+    /// The error of a file of which a part of what it is made of was lost.
+    pub(super) fn not_whole(&self, file: FileId) -> VolumeError {
+        VolumeError::new(
+            libc::EIO,
+            format!(
+                "{} is not whole: a change to it was lost with metadata, and which of its bytes are old nobody knows; \
+                 remove it and put a copy in its place",
+                self.called(file)
+            ),
+        )
+    }
+
     /// Reads what a file is made of.
     pub(super) fn load(&self, file: FileId) -> Result<OpenFile> {
         let view = self.meta.view();
@@ -282,10 +294,18 @@ impl Volume {
                 "only regular files have bytes",
             ));
         }
-        let head = match view.manifest(file)? {
-            Some(bytes) => FileHead {
+        let head = view.manifest(file)?;
+        let head = head.map(|bytes| FileHead::decode(&bytes).ok_or_else(|| damaged(file)));
+        let head = head.transpose()?;
+        let deltas = view.deltas(file)?;
+        let numbers: Vec<u64> = deltas.iter().map(|(number, _)| *number).collect();
+        if !has_all(head.as_ref(), &numbers, &inode) {
+            return Err(self.not_whole(file));
+        }
+        let head = match head {
+            Some(head) => FileHead {
                 hasty: view.hasty(file)?,
-                ..FileHead::decode(&bytes).ok_or_else(|| damaged(file))?
+                ..head
             },
             None => FileHead::default(),
         };
@@ -298,7 +318,11 @@ impl Volume {
             }
             map.base = Some(Arc::new(base));
         }
-        for (number, bytes) in view.deltas(file)? {
+        for (number, bytes) in deltas {
+            if number < head.first_delta {
+                // The base has it; what took it away was lost with the metadata.
+                continue;
+            }
             let delta = decode_delta(&bytes).map_err(|error| {
                 VolumeError::new(
                     libc::EIO,
@@ -366,6 +390,20 @@ impl Volume {
             frozen_times: Mutex::default(),
             state: Mutex::new(state),
         })
+    }
+}
+
+/// Whether the metadata has all that it says a file is made of, by the numbers of its deltas. Only what a rescue could not
+/// find is missing.
+pub(super) fn has_all(head: Option<&FileHead>, deltas: &[u64], inode: &Inode) -> bool {
+    match head {
+        Some(head) => {
+            let mut there = deltas.iter().filter(|&&number| number >= head.first_delta);
+            (head.first_delta..head.next_delta).all(|number| there.next() == Some(&number))
+                && there.next().is_none()
+        }
+        // A file without one has never been committed with bytes.
+        None => deltas.is_empty() && inode.stored == 0,
     }
 }
 

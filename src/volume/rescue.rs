@@ -10,6 +10,7 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::fold::FrozenMap;
 use super::head::FileHead;
+use super::in_use::has_all;
 use super::tally::Tally;
 use crate::config::Config;
 use crate::disk::{Disk, ObjectName};
@@ -178,6 +179,7 @@ impl Volume {
         let mut lines = Vec::new();
         let volume = Volume::open_for_rescue(config, &mut lines)?;
         volume.adopt(&mut lines)?;
+        volume.tell_of_holes(&mut lines)?;
         let nameless = volume.nameless()?;
         volume.close()?;
         if nameless > 0 {
@@ -190,6 +192,31 @@ impl Volume {
             ));
         }
         Ok(lines)
+    }
+
+    /// Tells of the files that are not whole any more.
+    fn tell_of_holes(&self, lines: &mut Vec<String>) -> Result<()> {
+        let view = self.meta.view();
+        for found in view.files() {
+            let (file, inode) = found?;
+            if inode.kind != FileKind::Regular {
+                continue;
+            }
+            let head = match view.manifest(file)? {
+                None => None,
+                Some(bytes) => match FileHead::decode(&bytes) {
+                    Some(head) => Some(head),
+                    // Its open tells.
+                    None => continue,
+                },
+            };
+            let deltas = view.deltas(file)?.into_iter();
+            let deltas: Vec<u64> = deltas.map(|(number, _)| number).collect();
+            if !has_all(head.as_ref(), &deltas, &inode) {
+                lines.push(self.not_whole(file).to_string());
+            }
+        }
+        Ok(())
     }
 
     /// How many segment sets no file refers to, where that means that the file is not known any more.

@@ -7,7 +7,7 @@ use crate::disk::{
     DirectoryDisk, Disk, Fault, FaultPlan, ObjectName, Operation, Operations, Rule, When,
 };
 use crate::ids::{DiskId, ManifestId, SetId};
-use crate::meta::{Records, WriteRecords};
+use crate::meta::{Key, Records, WriteRecords};
 use crate::volume::head::FileHead;
 
 fn check(volume: &Volume, files: usize) {
@@ -483,4 +483,108 @@ fn a_rescue_that_no_disk_has_room_for_removes_nothing() {
     assert_eq!((0..3).map(metadata).collect::<Vec<_>>(), before);
     let volume = rig.open();
     assert_eq!(read_file(&volume, "small").expect("readable"), b"small");
+}
+
+/// Commits one part of a file after the other, each with a delta.
+fn write_in_deltas(volume: &Volume, name: &str, parts: &[(u64, &[u8])]) -> FileId {
+    let (file, handle) = create(volume, name);
+    close(volume, handle);
+    for (offset, bytes) in parts {
+        let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+        volume.write(handle, *offset, bytes).expect("written");
+        close(volume, handle);
+    }
+    file
+}
+
+fn deltas(volume: &Volume, file: FileId) -> Vec<(u64, crate::meta::Value)> {
+    volume.meta.view().deltas(file).expect("read")
+}
+
+fn change(volume: &Volume, change: impl Fn(&mut crate::meta::Update)) {
+    let update = |update: &mut crate::meta::Update| -> Result<()> {
+        change(update);
+        Ok(())
+    };
+    volume.meta.update(update).expect("changed");
+}
+
+#[test]
+fn a_file_of_which_a_change_is_lost_is_not_read_and_nothing_of_it_is_removed() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    let bytes = noise(5, 3 << 20);
+    let parts: Vec<(u64, &[u8])> = bytes
+        .chunks(1 << 20)
+        .enumerate()
+        .map(|(number, part)| ((number << 20) as u64, part))
+        .collect();
+    volume.sweeper.wait();
+    let without = rig.occupied();
+    let file = write_in_deltas(&volume, "holey", &parts);
+    let all = deltas(&volume, file);
+    assert!(all.len() >= 3, "{} deltas", all.len());
+    let (lost, delta) = all[all.len() - 2].clone();
+    change(&volume, |update| update.delete(Key::delta(file, lost)));
+    volume.close().expect("closed");
+    drop(volume);
+    let occupied = rig.occupied();
+
+    let lines = Volume::rescue(&rig.config).expect("rescued");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.contains("/holey is not whole")),
+        "{lines:?}"
+    );
+    let volume = rig.open();
+    let error = read_file(&volume, "holey").expect_err("not whole");
+    assert_eq!(error.errno(), libc::EIO);
+    assert!(error.to_string().contains("/holey is not whole"), "{error}");
+    volume.close().expect("closed");
+    drop(volume);
+    let (before, _) = Volume::fsck(&rig.config, true).expect("checked");
+    assert!(before.problem_count > 0);
+    assert_eq!(rig.occupied(), occupied);
+
+    // What was lost is found again: all of the file is there.
+    let volume = rig.open();
+    change(&volume, |update| update.put_delta(file, lost, &delta));
+    assert!(read_file(&volume, "holey").expect("whole") == bytes);
+    change(&volume, |update| update.delete(Key::delta(file, lost)));
+    // It can be removed as it is, and the next mount gives all of it back.
+    volume.remove(ROOT, b"holey").expect("removed");
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    volume.sweeper.wait();
+    assert!(volume.meta.view().inode(file).expect("read").is_none());
+    check(&volume, 1);
+    volume.close().expect("closed");
+    drop(volume);
+    assert_eq!(rig.occupied(), without);
+}
+
+/// The commit that folded it and took it away was lost, one behind it was not.
+#[test]
+fn a_delta_that_is_in_the_base_already_is_not_applied_again() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (old, new) = (noise(1, 1 << 20), noise(2, 1 << 20));
+    let file = write_in_deltas(&volume, "f", &[(0, &old), (0, &new)]);
+    let folded = deltas(&volume, file);
+    let open = volume.use_file(file).expect("in use");
+    let compact = commit::Purpose::Compact;
+    volume.commit(&open, compact).expect("folded");
+    drop(open);
+    assert_eq!(deltas(&volume, file).len(), 0);
+    change(&volume, |update| {
+        let (number, delta) = &folded[0];
+        update.put_delta(file, *number, delta);
+    });
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    assert!(read_file(&volume, "f").expect("readable") == new);
 }

@@ -16,8 +16,8 @@ use crate::config::Config;
 use crate::disk::{Disk, ObjectName};
 use crate::ids::{DiskId, FileId, ManifestId, SetId};
 use crate::meta::{
-    self, DiskRecord, FileKind, Key, Meta, MetaError, New, ROOT, Records, Timestamp, Update,
-    WriteRecords,
+    self, DiskRecord, FileKind, Key, Meta, MetaError, New, ROOT, Records, SetRecord, Timestamp,
+    Update, WriteRecords,
 };
 use crate::store::manifest::{Manifest, ManifestRef};
 
@@ -72,10 +72,10 @@ pub(super) fn metadata(
                      have them, of epoch {epoch}: what was changed in the last half a minute before a crash may be missing"
                 ));
             }
-            if report.from_names.is_none() {
+            if report.is_complete() && report.from_names.is_none() {
                 return Ok(meta);
             }
-            // Mounts after that moment may have given out numbers.
+            // Mounts after that moment may have given out numbers, and what was lost may have referred to anything.
             let mounts = mounts_before(disks)?.max(meta.mounts());
             let now = Timestamp::now();
             meta.update(|update| -> meta::Result<()> {
@@ -179,6 +179,7 @@ impl Volume {
         let mut lines = Vec::new();
         let volume = Volume::open_for_rescue(config, &mut lines)?;
         volume.adopt(&mut lines)?;
+        volume.count_sets(&mut lines)?;
         volume.tell_of_holes(&mut lines)?;
         let nameless = volume.nameless()?;
         volume.close()?;
@@ -192,6 +193,46 @@ impl Volume {
             ));
         }
         Ok(lines)
+    }
+
+    /// Counts the sets again that files need and that the metadata does not know of any more, or counts too low: what
+    /// counted them may have been lost where a later commit that needs them was not.
+    fn count_sets(&self, lines: &mut Vec<String>) -> Result<()> {
+        let view = self.meta.view();
+        let mut uses: BTreeMap<SetId, u32> = BTreeMap::new();
+        for found in view.files() {
+            let (file, _) = found?;
+            let Some(head) = view.manifest(file)? else {
+                continue;
+            };
+            let Some(head) = FileHead::decode(&head) else {
+                continue;
+            };
+            let mut sets: BTreeSet<SetId> = head.sets.iter().copied().collect();
+            let based = head.base.map_or(Ok(()), |base| -> Result<()> {
+                for found in self.manifest(base)?.sets() {
+                    sets.insert(found?.set);
+                }
+                Ok(())
+            });
+            if let Err(error) = based {
+                let called = self.called(file);
+                lines.push(format!("{called}: its manifest cannot be read: {error}"));
+            }
+            for set in sets {
+                *uses.entry(set).or_default() += 1;
+            }
+        }
+        let known: BTreeMap<SetId, SetRecord> = view.sets()?.into_iter().collect();
+        let counted = |set: &SetId| known.get(set).map_or(0, |record| record.references);
+        self.meta.update(|update| -> Result<()> {
+            for (set, references) in uses {
+                if references > counted(&set) {
+                    update.put_set(set, SetRecord { references });
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Tells of the files that are not whole any more.

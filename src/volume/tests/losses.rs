@@ -588,3 +588,65 @@ fn a_delta_that_is_in_the_base_already_is_not_applied_again() {
     let volume = rig.open();
     assert!(read_file(&volume, "f").expect("readable") == new);
 }
+
+/// The set is noted by one commit and needed by a later one, and only the first is lost.
+#[test]
+fn a_set_that_was_noted_in_a_lost_transaction_is_not_removed() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    let (file, handle) = create(&volume, "f");
+    volume.sync_names().expect("synced");
+    let mut bytes = noise(4, 3 << 20);
+    write_all(&volume, handle, &bytes);
+    close(&volume, handle);
+    let head = volume.meta.view().manifest(file).expect("read");
+    let head = FileHead::decode(&head.expect("a head")).expect("a head");
+    let set = head.sets[0];
+    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    let more = noise(6, 1 << 20);
+    volume.write(handle, 1 << 20, &more).expect("written");
+    bytes[1 << 20..2 << 20].copy_from_slice(&more);
+    close(&volume, handle);
+    let open = volume.use_file(file).expect("in use");
+    let compact = commit::Purpose::Compact;
+    volume.commit(&open, compact).expect("folded");
+    drop(open);
+    volume.close().expect("closed");
+    drop(volume);
+    for number in 0..3 {
+        std::fs::remove_file(rig.disk(number).join("meta.redb")).expect("removed");
+        std::fs::remove_dir_all(rig.disk(number).join("names")).expect("removed");
+        let journals = rig.objects(number, "journal");
+        let [journal] = &journals[..] else {
+            panic!("{journals:?}");
+        };
+        let mut record = std::fs::read(journal).expect("read");
+        let key = Key::set(set);
+        let key = key.in_table();
+        let found = record.windows(key.len()).position(|at| at == key);
+        record[found.expect("noted")] ^= 1;
+        std::fs::write(journal, record).expect("written");
+    }
+    let lines = Volume::rescue(&rig.config).expect("rescued");
+    assert!(
+        lines.iter().any(|line| line.starts_with("transaction")),
+        "{lines:?}"
+    );
+    for _ in 0..2 {
+        let volume = rig.open();
+        volume.commit_all().expect("tidy is done");
+        assert!(volume.meta.view().set(set).expect("read").is_some());
+        assert!(
+            volume
+                .meta
+                .view()
+                .setting(rescue::KEEP_BELOW)
+                .expect("read")
+                .is_some()
+        );
+        assert!(read_file(&volume, "f").expect("readable") == bytes);
+        check(&volume, 1);
+        volume.close().expect("closed");
+    }
+}

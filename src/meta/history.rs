@@ -54,6 +54,19 @@ pub(super) enum Relation {
 }
 
 impl History {
+    /// Whether a generation had ended before an epoch, so that nobody was answered for a record of it there, unless the
+    /// record is the one that ended it.
+    pub(super) fn has_ended(&self, generation: u64, epoch: Epoch) -> bool {
+        let mut declared = self.generations.iter();
+        declared
+            .find(|(_, name)| **name == generation)
+            .and_then(|(at, _)| {
+                let behind = (std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded);
+                self.generations.range(behind).next()
+            })
+            .is_some_and(|(end, _)| epoch >= *end)
+    }
+
     /// What a disk with history `other` is if this one is true.
     pub(super) fn relation(&self, other: &History) -> Relation {
         let theirs = other.head;

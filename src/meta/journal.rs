@@ -7,5 +7,5 @@ mod scan;
 mod writer;
 
 pub(super) use record::{HEADER, Header, Kind, Record};
-pub(super) use scan::{FileScan, Place, Scan, read_payload, scan, walk};
+pub(super) use scan::{FileScan, Place, Scan, Transaction, read_payload, scan, walk};
 pub(super) use writer::{Failed, Journal, Series, abandon_all, append_all, begin_all, settle_all};

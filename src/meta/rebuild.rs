@@ -11,7 +11,7 @@ use super::error::{MetaError, Result};
 use super::history::Mark;
 use super::journal::{Journal, Kind, Record, Series, append_all};
 use super::names::Saved;
-use super::recovery::{Found, Plan, WholeImage, changes_at};
+use super::recovery::{Found, Plan, WholeImage, changes_at, remains};
 use super::table::{Key, Table, Value};
 use crate::ids::{DiskId, Epoch, VolumeId};
 
@@ -349,22 +349,11 @@ pub(super) fn salvage(
             }
         }
     }
-    let mut transactions = std::collections::BTreeMap::new();
-    for (place, disk) in found.iter().enumerate() {
-        for t in disk.scan.files.iter().flat_map(|file| &file.transactions) {
-            if t.epoch > from {
-                let entry = transactions.entry(t.epoch).or_insert((*t, Vec::new()));
-                if entry.0.fingerprint == t.fingerprint {
-                    entry.1.extend(t.place.map(|at| (place, at)));
-                }
-            }
-        }
-    }
     let mut mark = Mark {
         epoch: from,
         ..Mark::default()
     };
-    for (epoch, (t, places)) in transactions {
+    for (epoch, (t, places)) in remains(found, from) {
         let lost = mark.epoch.0 + 1..epoch.0;
         report.lost_transactions.extend(lost.map(Epoch));
         match changes_at(found, &places, volume) {
@@ -377,10 +366,13 @@ pub(super) fn salvage(
             fingerprint: t.fingerprint,
         };
     }
-    // A moment of its own: what went before was not all of it.
+    // A moment of its own, behind all that any disk knows of: what went before was not all of it.
+    let files = found.iter().flat_map(|disk| &disk.scan.files);
+    let known = files.flat_map(|file| file.transactions.iter().map(|t| t.epoch));
+    let newest = known.max().unwrap_or_default().max(mark.epoch);
     let generation = super::commit::random_generation();
     mark = Mark {
-        epoch: Epoch(mark.epoch.0 + 1),
+        epoch: Epoch(newest.0 + 1),
         generation,
         fingerprint: generation,
     };

@@ -8,7 +8,7 @@ use super::change::{self, Change};
 use super::database::{Database, State, Sums, WRITE_CACHE};
 use super::error::{MetaError, Result};
 use super::history::{History, Mark, Relation, winner};
-use super::journal::{FileScan, Place, Scan, read_payload, scan};
+use super::journal::{FileScan, Place, Scan, Transaction, read_payload, scan};
 use super::table::{Key, Table};
 use crate::disk::Disk;
 use crate::ids::{DiskId, Epoch, VolumeId};
@@ -228,6 +228,53 @@ pub(super) fn choose(found: &[Found]) -> Result<usize> {
             })
         }
     }
+}
+
+/// What is left of the volume's transactions behind `from`, each with the places where it is readable, where there is no
+/// way without a gap. A tail that nobody was answered for is left out, as far as the others' journals tell.
+pub(super) fn remains(found: &[Found], from: Epoch) -> BTreeMap<Epoch, (Transaction, Places)> {
+    let mut all: BTreeMap<(Epoch, u64), (Transaction, Places)> = BTreeMap::new();
+    for (place, disk) in found.iter().enumerate() {
+        for t in disk.scan.files.iter().flat_map(|file| &file.transactions) {
+            if t.epoch > from {
+                let key = (t.epoch, t.fingerprint);
+                let entry = all.entry(key).or_insert((*t, Vec::new()));
+                entry.1.extend(t.place.map(|at| (place, at)));
+            }
+        }
+    }
+    let of = |epoch: Epoch| all.range((epoch, 0)..=(epoch, u64::MAX));
+    let history = choose(found).ok().and_then(|chosen| found.get(chosen));
+    let history = history.map(|disk| &disk.history);
+    let last = all.keys().next_back().map_or(from, |(epoch, _)| *epoch);
+    // The fingerprint of the newest, then of each one before, where it is known.
+    let mut wanted = None;
+    let mut epoch = last;
+    if let Some(history) = history {
+        let head = history.head;
+        (epoch, wanted) = (head.epoch, Some(head.fingerprint));
+        // Behind the newest that is whole there may be such as are readable on no disk any more.
+        while let Some(((next, fingerprint), _)) = of(Epoch(epoch.0 + 1))
+            .find(|(_, (t, places))| Some(t.previous) == wanted && places.is_empty())
+        {
+            (epoch, wanted) = (*next, Some(*fingerprint));
+        }
+    }
+    let mut remains = BTreeMap::new();
+    for epoch in (from.0 + 1..=epoch.0).rev().map(Epoch) {
+        let known = history.and_then(|history| history.known.get(&epoch).copied());
+        let found = match wanted.or(known) {
+            Some(fingerprint) => all.get(&(epoch, fingerprint)),
+            None => of(epoch).map(|(_, found)| found).find(|(t, _)| {
+                !history.is_some_and(|history| history.has_ended(t.generation, t.epoch))
+            }),
+        };
+        wanted = found.map(|(t, _)| t.previous);
+        if let Some((t, places)) = found {
+            remains.insert(epoch, (*t, places.clone()));
+        }
+    }
+    remains
 }
 
 /// Finds the way to the volume's newest moment.

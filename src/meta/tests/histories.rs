@@ -229,3 +229,42 @@ fn new_metadata_is_not_put_over_old() {
         Err(MetaError::Nothing)
     ));
 }
+
+#[test]
+fn a_rescue_drops_a_record_that_nobody_was_answered_for() {
+    use crate::disk::{Fault, ObjectName, Operation, Operations, Rule, When};
+    let media = volume(3);
+    let (disks_now, plans) = faulty(&media);
+    let meta = Meta::open(disks_now, options()).unwrap();
+    set(&meta, "to be lost", "answered");
+    meta.sync().unwrap();
+    for plan in &plans[1..] {
+        let appends = Operations::of(&[Operation::Append]);
+        plan.add(Rule::new(appends, When::Always, Fault::Death));
+    }
+    set(&meta, "a", "never answered");
+    assert!(meta.sync().is_err());
+    let media = killed(&media);
+    set_on(&media, &[1, 2], false, "b", "1");
+    let media = killed(&media);
+    for disk in &media {
+        let key = Key::setting(b"to be lost");
+        for (object, _) in disk.list().unwrap() {
+            match object {
+                ObjectName::Journal(_) => {
+                    let mut bytes = vec![0; disk.length(object).unwrap() as usize];
+                    disk.read_at(object, 0, &mut bytes).unwrap();
+                    let mut places = bytes.windows(key.as_bytes().len());
+                    let at = places.position(|place| place == key.as_bytes()).unwrap();
+                    let wrong = [bytes[at] ^ 1];
+                    disk.restore(object, at as u64, &wrong).unwrap();
+                }
+                _ => disk.remove(object).unwrap(),
+            }
+        }
+    }
+    let (rescued, report) = Meta::rescue(disks(&media), options()).unwrap();
+    assert_eq!(report.lost_transactions.len(), 1);
+    assert_eq!(get(&rescued, "a"), None);
+    assert_eq!(get(&rescued, "b").as_deref(), Some("1"));
+}

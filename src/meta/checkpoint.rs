@@ -46,7 +46,7 @@ impl Inner {
         let long = commit.length > limit || closing && commit.length > CLOSED_BYTES;
         let journal = long.then_some(commit);
         // 2. then in the databases; unless a new journal is due others go on with the journals meanwhile,
-        let since = self.frozen();
+        let (from, since) = self.since_checkpoint();
         self.advance_databases(mark)?;
         *last = Instant::now();
         // 3. and a journal that holds all that the databases hold can make way for an image of them.
@@ -56,7 +56,7 @@ impl Inner {
             _ => {}
         }
         // 4. The same goes into the manifests of the namespace, for the day when both are lost.
-        self.write_names(&since, mark);
+        self.write_names(from, &since, mark);
         Ok(())
     }
 

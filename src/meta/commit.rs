@@ -164,4 +164,10 @@ impl Inner {
     pub(super) fn frozen(&self) -> Arc<Layer> {
         self.state.read().frozen.clone().unwrap_or_default()
     }
+
+    /// The moment of the databases, and the layer that waits for them and begins there.
+    pub(super) fn since_checkpoint(&self) -> (Mark, Arc<Layer>) {
+        let state = self.state.read();
+        (state.base.mark, state.frozen.clone().unwrap_or_default())
+    }
 }

@@ -63,7 +63,7 @@ impl Inner {
         let journal = Journal::start(id, Arc::clone(disk), Series::Journal, None)?;
         let replica = Arc::new(Replica::new(id, Arc::clone(disk), sums));
         self.replicas.write().push(replica);
-        let since = self.frozen();
+        let (from, since) = self.since_checkpoint();
         let advanced = self.advance_databases(mark);
         commit.journals.push(journal);
         // 4. and a journal is begun everywhere with an image of them.
@@ -77,7 +77,7 @@ impl Inner {
         self.drop_left_out(&mut commit);
         self.begin_generation(&mut commit, Vec::new())?;
         drop(commit);
-        self.write_names(&since, mark);
+        self.write_names(from, &since, mark);
         if self.online().any(|replica| replica.id == id) {
             Ok(())
         } else {
@@ -135,10 +135,10 @@ impl Inner {
     pub(super) fn check_copies(self: &Arc<Self>, repair: bool) -> Result<CopiesReport> {
         let mut report = CopiesReport::default();
         let mut last = self.checkpointing.lock();
-        let (mark, since) = {
+        let (mark, from, since) = {
             let mut commit = self.commit.lock();
             let mark = self.commit_pending(&mut commit, true)?;
-            let since = self.frozen();
+            let (from, since) = self.since_checkpoint();
             self.advance_databases(mark)?;
             *last = std::time::Instant::now();
             for replica in self.online() {
@@ -155,9 +155,9 @@ impl Inner {
                     report.bad.push((replica.id, what));
                 }
             }
-            (mark, since)
+            (mark, from, since)
         };
-        self.write_names(&since, mark);
+        self.write_names(from, &since, mark);
         let mut digests: Vec<(DiskId, u64)> = Vec::new();
         let at = self.state.read().base.mark;
         for replica in self.online() {

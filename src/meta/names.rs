@@ -174,9 +174,9 @@ fn from_of(payload: &[u8]) -> Option<((Epoch, u64), u64)> {
 }
 
 impl Inner {
-    /// Brings the manifests of the namespace to the databases' moment: by what changed `since` they were last there, or
-    /// as a whole.
-    pub(super) fn write_names(self: &Arc<Self>, since: &Layer, mark: Mark) {
+    /// Brings the manifests of the namespace to the databases' moment: by what changed `since` the databases were at
+    /// `from`, or as a whole.
+    pub(super) fn write_names(self: &Arc<Self>, from: Mark, since: &Layer, mark: Mark) {
         let mut names = self.names.lock();
         let names = &mut *names;
         let wanted: BTreeSet<DiskId> = self
@@ -190,7 +190,9 @@ impl Inner {
             if open.mark == mark && has == wanted {
                 return;
             }
-            if has == wanted && open.length <= LENGTH.max(3 * open.image_length) {
+            // Where a step was left out, this one does not lead on from what they hold.
+            let leads_on = open.mark.is_same_as(from);
+            if leads_on && has == wanted && open.length <= LENGTH.max(3 * open.image_length) {
                 let failed = open.step(volume, since, mark);
                 names.leave_out(failed);
                 return;

@@ -656,3 +656,27 @@ fn nothing_is_taken_for_useless_that_cannot_be_read() {
     let nothing = Meta::rescue(super::disks(&media), options()).map(|_| ());
     assert!(matches!(nothing, Err(MetaError::NothingOfUse)));
 }
+
+/// The databases go on without the manifests of the namespace: what these lack is not passed over.
+#[test]
+fn a_step_that_was_left_out_begins_a_manifest_of_the_namespace_anew() {
+    use crate::disk::{Fault, Operation, Operations, Rule, When};
+    let media = volume(2);
+    let (disks_now, plans) = faulty(&media);
+    let meta = Meta::open(disks_now, options()).unwrap();
+    set(&meta, "a", "1");
+    meta.checkpoint().unwrap();
+    set(&meta, "b", "2");
+    let list = Operations::of(&[Operation::List]);
+    plans[0].add(Rule::new(list, When::Always, Fault::Io));
+    assert!(meta.check_copies(false).is_err());
+    plans[0].clear();
+    set(&meta, "c", "3");
+    meta.checkpoint().unwrap();
+    meta.close().unwrap();
+    let expected = everything(&meta);
+    let bare = without_databases_and_journals(&media);
+    let (rescued, _) = Meta::rescue(disks(&bare), options()).unwrap();
+    assert_eq!(get(&rescued, "b").as_deref(), Some("2"));
+    assert_eq!(everything(&rescued), expected);
+}

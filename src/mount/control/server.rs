@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -227,16 +227,19 @@ impl Shared {
     /// again: its connection is given up, or a few such would use up all there are.
     fn end(&self, stream: &UnixStream) -> io::Result<Option<String>> {
         let mut state = self.state.lock();
+        let mut look = Instant::now() + STEP;
         loop {
             if let Some(error) = &state.ended {
                 return Ok(error.clone());
             }
-            if self.changed.wait_for(&mut state, STEP).timed_out()
-                && state.ended.is_none()
-                && hung_up(stream)?
-            {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            // By the clock, whatever woke it: everybody who goes wakes all others.
+            if Instant::now() >= look {
+                if hung_up(stream)? {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+                }
+                look = Instant::now() + STEP;
             }
+            self.changed.wait_until(&mut state, look);
         }
     }
 }

@@ -210,24 +210,34 @@ impl Check<'_> {
 
     /// Every disk's copy of a manifest, page by page.
     fn copies(&mut self, called: &str, base: ManifestRef) {
-        for disk in self.volume.disks.list() {
-            if self.volume.disks.get(disk.id).is_none() {
-                continue;
-            }
-            let own = Manifest::open(
-                self.volume.id,
-                base,
-                Arc::clone(&self.volume.disks),
-                &[disk.id],
-                // Nothing that another disk gave may stand in for it.
-                Arc::new(ManifestCache::new(0)),
-            );
-            let read = own.and_then(|own| own.copy_to(&mut |_: &[u8]| Ok(())));
-            if let Err(error) = read {
-                self.report
-                    .mendable(format!("{called}: disk {}: {error}", disk.name));
+        let here = self.volume.disks.list().into_iter();
+        let here = here.filter(|disk| self.volume.disks.get(disk.id).is_some());
+        let here: Vec<(DiskId, String)> = here.map(|disk| (disk.id, disk.name)).collect();
+        let bad: Vec<String> = here
+            .iter()
+            .filter_map(|(disk, name)| {
+                let error = self.read_manifest(base, &[*disk]).err()?;
+                Some(format!("{called}: disk {name}: {error}"))
+            })
+            .collect();
+        // What one disk lacks may be had from another.
+        let all: Vec<DiskId> = here.iter().map(|(disk, _)| *disk).collect();
+        let whole = bad.len() < here.len() || self.read_manifest(base, &all).is_ok();
+        for what in bad {
+            match whole {
+                true => self.report.mendable(what),
+                false => self.report.broken(what),
             }
         }
+    }
+
+    /// Reads all of a manifest as these disks have it.
+    fn read_manifest(&self, base: ManifestRef, disks: &[DiskId]) -> Result<()> {
+        // Nothing that another disk gave may stand in for it.
+        let cache = Arc::new(ManifestCache::new(0));
+        let all = Arc::clone(&self.volume.disks);
+        let own = Manifest::open(self.volume.id, base, all, disks, cache)?;
+        own.copy_to(&mut |_: &[u8]| -> Result<()> { Ok(()) })
     }
 
     fn window(

@@ -44,7 +44,7 @@ pub struct Status {
     /// What is not done yet.
     pub owed: Owed,
     /// The task that runs, or the last one.
-    pub task: Option<TaskStatus>,
+    pub task: Option<Box<TaskStatus>>,
     /// Bytes of file data that the volume holds in all under its policy.
     pub capacity_total: u64,
     /// Bytes of incompressible critical data that it can still take.
@@ -270,7 +270,7 @@ impl Volume {
             },
             files,
             stored,
-            task: self.task()?,
+            task: self.task()?.map(Box::new),
             capacity_total: capacity.total,
             capacity_free: capacity.free,
         })

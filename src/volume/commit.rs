@@ -53,8 +53,10 @@ const ROUNDS: usize = 6;
 /// What a commit is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// fsync, close: make true what is new.
+    /// fsync: make true what is new. A file that somebody has open for writing is not finished by that.
     MakeTrue,
+    /// close(2): the same, and the file is finished if nobody else has it open for writing.
+    Close,
     /// The map has grown too large for memory: write a base, commit nothing.
     Spill,
     /// Too much is dead: move what lives out of sparse windows. Not while something is new.
@@ -65,6 +67,13 @@ pub enum Purpose {
     Relocate,
 }
 
+impl Purpose {
+    /// What programs wrote becomes true.
+    pub fn makes_true(self) -> bool {
+        matches!(self, Purpose::MakeTrue | Purpose::Close)
+    }
+}
+
 /// What a commit works on.
 pub(super) struct Frozen {
     pub size: u64,
@@ -72,6 +81,10 @@ pub(super) struct Frozen {
     pub writer: Option<Arc<SetWriter>>,
     /// What went by of the bytes; nothing when no bytes become true.
     pub followed: Option<Followed>,
+    /// Nobody is in the middle of writing the file: its tiers are those that hold.
+    pub finished: bool,
+    /// A commit before it left tiers to this one.
+    pub owed_tiers: bool,
     /// Bytes of the file that the policy gave up, if this commit counted them.
     pub dropped: Option<u64>,
     pub dead: u64,
@@ -105,7 +118,7 @@ impl Volume {
             return Ok(());
         }
         let Some(mut frozen) = self.freeze(file, purpose) else {
-            if purpose == Purpose::MakeTrue {
+            if purpose.makes_true() {
                 self.meta.sync()?;
             }
             return Ok(());
@@ -128,6 +141,7 @@ impl Volume {
                     .times
                     .or(std::mem::take(&mut *file.frozen_times.lock()));
                 state.new_pieces.extend(frozen.pieces);
+                state.owes_tiers |= frozen.owed_tiers;
                 if let Some(followed) = &frozen.followed {
                     state.follow.thaw(followed);
                 }
@@ -147,16 +161,24 @@ impl Volume {
     fn freeze(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Option<Frozen> {
         let mut state = file.state.lock();
         let state = &mut *state;
+        // Whoever opens it for writing does so under this lock, and what is written then is not of this commit.
+        let writers = file.writers.load(Ordering::Acquire);
+        let finished = writers <= u32::from(purpose == Purpose::Close);
+        let owed_tiers = finished && state.owes_tiers && purpose != Purpose::Spill;
         match purpose {
-            Purpose::MakeTrue if !state.is_dirty() => return None,
+            Purpose::MakeTrue | Purpose::Close if !state.is_dirty() && !owed_tiers => return None,
             // Whoever is in the middle of writing it says when that becomes true, and its close asks again.
             Purpose::Compact | Purpose::JudgeAgain if state.is_dirty() => return None,
             _ => {}
         }
+        if owed_tiers {
+            state.owes_tiers = false;
+            state.follow.judge_again(state.size);
+        }
         let open = state.gatherer.open_bytes();
         let inline_after = state.inline_bytes as usize + open;
         let mut unpack_pieces = false;
-        if purpose == Purpose::MakeTrue
+        if purpose.makes_true()
             && open <= INLINE_COMMIT
             && inline_after <= INLINE_FILE
             && !state.gatherer.has_sealed()
@@ -189,6 +211,8 @@ impl Volume {
             pieces: std::mem::take(&mut state.new_pieces),
             writer,
             followed: (purpose != Purpose::Spill).then(|| state.follow.freeze()),
+            finished,
+            owed_tiers,
             dropped: None,
             dead: state.dead,
             unpack_pieces,

@@ -99,6 +99,8 @@ pub struct OpenFile {
     pub spilling: AtomicBool,
     /// A read found bytes that are gone.
     pub damaged: AtomicBool,
+    /// Somebody wrote through a mapping: the kernel does not say who, so the close of every handle commits.
+    pub mapped: AtomicBool,
     /// A commit left bytes in place that the policy gives up, since somebody read the file.
     pub owes_drop: AtomicBool,
     /// The times that the running commit makes true: until then they are the file's as well. Locked last, also while the
@@ -148,6 +150,9 @@ pub struct FileState {
     pub dead: u64,
     /// When its bytes changed last, as far as no commit has taken it up.
     pub times: Times,
+    /// A commit in the middle of writing left protected, or in place, what the tiers of a finished file would not. The
+    /// last close judges again.
+    pub owes_tiers: bool,
     /// Bytes were given up that the committed head does not count yet.
     pub gives_up: bool,
     /// How lost bytes are read; none while nobody reads, or nothing was lost when the first reader came.

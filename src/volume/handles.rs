@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -39,6 +39,8 @@ pub struct OpenHandle {
     pub may_write: bool,
     /// Its closing commits: opened for writing, or the file was made or cut to nothing when it was opened for reading.
     pub commits: bool,
+    /// Something was changed by way of it that its closing has to commit.
+    pub changed: AtomicBool,
     /// Served around the kernel's cache.
     pub direct_io: bool,
     /// Where the last read ended.

@@ -156,6 +156,7 @@ impl Volume {
         }
         if let Some(handle) = handle {
             let handle = self.handle(handle)?;
+            handle.changed.store(true, Ordering::Release);
             return self.resize(&handle.file, size);
         }
         let used = self.use_file(file)?;

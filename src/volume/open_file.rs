@@ -1,7 +1,7 @@
 //! Opening files for programs, and what their flushes and closes commit.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -34,11 +34,31 @@ enum Stage {
     /// What it is made of lies on disks, and is to be read.
     Load { file: FileId, flags: i32 },
     /// It is to be known what is lost of it.
-    Look {
-        file: Arc<OpenFile>,
-        access: i32,
-        commits: bool,
-    },
+    Look { file: Arc<OpenFile>, way: Way },
+}
+
+/// What a handle is for.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// The access mode of open(2).
+    access: i32,
+    /// The file was made or cut to nothing by the open.
+    changed: bool,
+}
+
+impl Way {
+    fn may_read(self) -> bool {
+        self.access != libc::O_WRONLY
+    }
+
+    fn may_write(self) -> bool {
+        self.access != libc::O_RDONLY
+    }
+
+    /// What was made by an open for reading is there after its close too.
+    fn commits(self) -> bool {
+        self.may_write() || self.changed
+    }
 }
 
 impl Volume {
@@ -57,9 +77,11 @@ impl Volume {
     }
 
     fn begin(&self, file: FileId, flags: i32, new: bool) -> Result<Opening> {
-        let access = flags & libc::O_ACCMODE;
-        let may_write = access != libc::O_RDONLY;
-        if may_write || flags & libc::O_TRUNC != 0 {
+        let way = Way {
+            access: flags & libc::O_ACCMODE,
+            changed: new || flags & libc::O_TRUNC != 0,
+        };
+        if way.may_write() || flags & libc::O_TRUNC != 0 {
             self.check_writable()?;
         }
         let open = self.take(file)?;
@@ -69,29 +91,19 @@ impl Volume {
             self.let_go(&open);
             return Err(error);
         }
-        // What was made by an open for reading is there after its close too.
-        let commits = may_write || new || flags & libc::O_TRUNC != 0;
-        if access == libc::O_WRONLY || self.try_begin_reading(&open) {
-            return Ok(Opening::Opened(self.opened(open, access, commits)));
+        if !way.may_read() || self.try_begin_reading(&open) {
+            return Ok(Opening::Opened(self.opened(open, way)));
         }
-        Ok(Opening::Waiting(Waiting(Stage::Look {
-            file: open,
-            access,
-            commits,
-        })))
+        Ok(Opening::Waiting(Waiting(Stage::Look { file: open, way })))
     }
 
     /// Ends an open that may take long: what the file is made of is read, and the bytes of it that are stored once are looked for.
     pub fn finish_open(&self, waiting: Waiting) -> Result<Opened> {
         match waiting.0 {
             Stage::Load { file, flags } => self.finish(self.begin(file, flags, false)?),
-            Stage::Look {
-                file,
-                access,
-                commits,
-            } => {
+            Stage::Look { file, way } => {
                 self.begin_reading(&file);
-                Ok(self.opened(file, access, commits))
+                Ok(self.opened(file, way))
             }
         }
     }
@@ -111,14 +123,14 @@ impl Volume {
         if empty { Ok(()) } else { self.resize(file, 0) }
     }
 
-    fn opened(&self, file: Arc<OpenFile>, access: i32, commits: bool) -> Opened {
+    fn opened(&self, file: Arc<OpenFile>, way: Way) -> Opened {
         // Written files are served around the page cache: it would copy every byte once more. A file that nobody
         // writes keeps it, and as long as somebody has it open so, all who come, writers too, go through the cache:
         // what is written there is in the cache at once, and the kernel never has to be told to forget anything.
         let direct_io = {
             // Two that come at once see each other.
             let state = file.state.lock();
-            if commits {
+            if way.commits() {
                 file.writers.fetch_add(1, Ordering::AcqRel);
             }
             let written = file.writers.load(Ordering::Acquire) > 0
@@ -136,9 +148,10 @@ impl Volume {
         let keep_cache = !direct_io && !self.known_losses.was_served(file.id);
         let handle = self.handles.add(OpenHandle {
             file,
-            may_read: access != libc::O_WRONLY,
-            may_write: access != libc::O_RDONLY,
-            commits,
+            may_read: way.may_read(),
+            may_write: way.may_write(),
+            commits: way.commits(),
+            changed: AtomicBool::new(way.changed),
             direct_io,
             next_read: AtomicU64::new(0),
             streak: AtomicU32::new(0),
@@ -187,19 +200,33 @@ impl Volume {
         self.handle(handle).is_ok_and(|handle| handle.commits)
     }
 
-    /// close(2) of one descriptor: commits what is new, or has it committed aside when the config says so.
+    /// close(2) of one descriptor: commits what is new, or has it committed aside when the config says so. A handle by which
+    /// nothing was changed leaves it to the others: whoever has the file open beside it may be in the middle of writing it anew.
     pub fn flush(&self, handle: Handle) -> Result<()> {
         let handle = self.handle(handle)?;
+        let file = &handle.file;
         if !handle.commits {
             return Ok(());
         }
-        if self.background {
-            self.commit_aside(&handle.file, Purpose::MakeTrue);
+        let alone = file.writers.load(Ordering::Acquire) == 1;
+        let changed = handle.changed.load(Ordering::Acquire) || file.mapped.load(Ordering::Acquire);
+        if !alone && !changed {
             return Ok(());
         }
-        self.commit(&handle.file, Purpose::MakeTrue)?;
-        self.consider_compaction(&handle.file);
+        if self.background {
+            self.commit_aside(file, Purpose::Close);
+            return Ok(());
+        }
+        self.commit(file, Purpose::Close)?;
+        self.consider_compaction(file);
         Ok(())
+    }
+
+    /// A write came out of the kernel's cache of a mapped file: by which handle it was made is not known.
+    pub fn wrote_by_mapping(&self, handle: Handle) {
+        if let Ok(handle) = self.handle(handle) {
+            handle.file.mapped.store(true, Ordering::Release);
+        }
     }
 
     /// Commits what is new, and returns when it is durable.
@@ -224,7 +251,8 @@ impl Volume {
                 // Nobody opens it for writing between the two questions.
                 let state = file.state.lock();
                 let last = file.writers.fetch_sub(1, Ordering::AcqRel) == 1;
-                last && state.is_dirty() && !file.unlinked.load(Ordering::Acquire)
+                let owes = state.is_dirty() || state.owes_tiers;
+                last && owes && !file.unlinked.load(Ordering::Acquire)
             };
             if owed && let Err(error) = self.commit(file, Purpose::MakeTrue) {
                 tracing::error!(file = %file.id, %error, "the last commit of a file failed");
@@ -252,7 +280,7 @@ impl Volume {
                 // What failed was logged, and the file's state shows that it is still owed.
                 let _ = volume.commit(&file, purpose);
                 file.spilling.store(false, Ordering::Release);
-                if purpose == Purpose::MakeTrue {
+                if purpose.makes_true() {
                     volume.consider_compaction(&file);
                 }
                 volume.let_go(&file);

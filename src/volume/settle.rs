@@ -204,6 +204,10 @@ impl Volume {
         if gone.is_empty() {
             return Ok(true);
         }
+        if !frozen.finished {
+            file.state.lock().owes_tiers = true;
+            return Ok(false);
+        }
         // Told before the readers are asked for, so that one who goes meanwhile knows. Who begins to read waits for this
         // commit with the lock in hand, so nobody waits for that here.
         file.owes_drop.store(true, Ordering::SeqCst);
@@ -227,7 +231,9 @@ impl Volume {
         Ok(true)
     }
 
-    /// Protects exactly what is critical. `tight`: what is dead gives its room back at once.
+    /// Protects exactly what is critical, and in the middle of writing no less than was protected before: half of a guest's
+    /// new memory beside half of the old says little about what the guest needs in the end. `tight`: what is dead gives its
+    /// room back at once.
     fn give_tiers(
         &self,
         file: &Arc<OpenFile>,
@@ -257,6 +263,7 @@ impl Volume {
         })?;
         let mut moving: HashSet<BlockId> = HashSet::new();
         let mut changing: Vec<Change> = Vec::new();
+        let mut withheld = false;
         view.each_window(|record| {
             let Some(uses) = uses.get(&record.no) else {
                 return Ok(());
@@ -264,7 +271,11 @@ impl Volume {
             let mut differs = false;
             let mut protect = Vec::with_capacity(record.blocks.len());
             for (index, block) in record.blocks.iter().enumerate() {
-                let now = uses.get(&(index as u16)).copied().unwrap_or_default();
+                let mut now = uses.get(&(index as u16)).copied().unwrap_or_default();
+                if !frozen.finished && block.protected && now.expendable {
+                    (now.critical, now.expendable) = (true, false);
+                    withheld = true;
+                }
                 let mut place = self.place_of(now, block.protected, &record);
                 if tight && now.live > 0 && now.live * 4 < u64::from(block.raw) * 3 {
                     place = Place::Move;
@@ -296,6 +307,9 @@ impl Volume {
             }
             Ok(())
         })?;
+        if withheld {
+            file.state.lock().owes_tiers = true;
+        }
         if !moving.is_empty() {
             self.repack(
                 file,
@@ -342,7 +356,11 @@ impl Volume {
                 file,
                 &|source| matches!(source, Source::Block { block, .. } if refused.contains(&block.window)),
                 &|extent, piece| {
-                    tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)))
+                    if frozen.finished {
+                        tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)));
+                    } else {
+                        piece(extent.range.clone(), Lane::Critical);
+                    }
                 },
             )?;
         }

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::error::{Result, VolumeError};
@@ -127,6 +128,7 @@ impl Volume {
                 "a file can have at most 2^60 bytes",
             ));
         }
+        handle.changed.store(true, Ordering::Release);
         Ok(Arc::clone(&handle.file))
     }
 

@@ -56,7 +56,11 @@ impl Adapter {
                 return reply.error(errno("write", ino, &error));
             }
             let (handle, length) = (handle(fh), data.len());
-            let from_program = is_direct(fh) && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+            let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+            if from_cache {
+                self.volume.wrote_by_mapping(handle);
+            }
+            let from_program = is_direct(fh) && !from_cache;
             // The kernel leaves O_SYNC and O_DSYNC (a part of O_SYNC) of direct writes to us.
             let synchronous = from_program && flags.0 & libc::O_DSYNC != 0;
             if !synchronous && let Some(result) = self.volume.try_write(handle, offset, data) {

@@ -408,6 +408,8 @@ impl Volume {
             purpose: Purpose::Relocate,
             dead_pieces: BTreeSet::new(),
             followed: None,
+            finished: false,
+            owed_tiers: false,
             besides: plan.besides,
         };
         // To whoever asks it is what it was: all of it is committed.

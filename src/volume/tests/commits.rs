@@ -230,7 +230,7 @@ fn new_parity_is_synced_although_a_window_after_it_could_not_be_read() {
     volume
         .write(handle, 0, &noise(2, PAGE as usize))
         .expect("written");
-    volume.fsync(handle).expect_err("half of it is lost");
+    volume.flush(handle).expect_err("half of it is lost");
     let open = volume.use_file(file).expect("in use");
     let state = open.state.lock();
     let mut new = 0;

@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 use super::*;
 use crate::store::{Lane, Tier};
 
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
 /// Tiers as the test wants them.
 #[derive(Debug, Default)]
 pub struct MadeUp {
@@ -128,17 +131,18 @@ fn tiers_that_change_move_between_commits() {
     let volume = rig.open_with(tiers.clone());
     let file = write_file(&volume, "f", &bytes);
     assert_eq!(tier_bytes(&volume, file), (size, 0));
-    let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
     for (round, (stride, length)) in [(64, 64), (64, 32), (16, 3), (2048, 1), (64, 0)]
         .into_iter()
         .enumerate()
     {
         *tiers.runs.lock() = runs(size, stride, length);
+        let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
         let page = noise(round as u64, 4096);
         volume.write(handle, 4096, &page).expect("written");
         bytes[4096..8192].copy_from_slice(&page);
-        volume.fsync(handle).expect("synced");
         assert!(volume.read(handle, 0, size as usize).expect("readable") == bytes);
+        close(&volume, handle);
+        assert!(read_file(&volume, "f").expect("readable") == bytes);
         let expendable: u64 = tiers
             .runs
             .lock()
@@ -165,7 +169,122 @@ fn tiers_that_change_move_between_commits() {
             "round {round}: nothing was stored once"
         );
     }
+}
+
+#[test]
+fn a_sync_in_the_middle_of_writing_takes_no_protection_away() {
+    const SIZE: u64 = 4 << 20;
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.guess.lock() = Some(Lane::Critical);
+    *tiers.runs.lock() = runs(SIZE, 2, 1);
+    let volume = rig.open_with(tiers.clone());
+    let (file, handle) = create(&volume, "f");
+    write_all(&volume, handle, &noise(1, SIZE as usize));
+    volume.fsync(handle).expect("synced");
+    assert_eq!(tier_bytes(&volume, file), (SIZE, 0), "a sync");
+    // Nothing is new by now: the close has the tiers to give all the same.
+    volume.flush(handle).expect("committed");
+    assert_eq!(tier_bytes(&volume, file), (SIZE / 2, SIZE / 2), "a close");
+    // As if half of a new guest had been written over: what it needs is not known before it is whole.
+    *tiers.runs.lock() = runs(SIZE, 2, 2);
+    volume.write(handle, 0, &noise(2, PAGE)).expect("written");
+    volume.fsync(handle).expect("synced");
+    let (critical, _) = tier_bytes(&volume, file);
+    assert!(critical >= SIZE / 2, "only {critical} bytes are protected");
+    // Another writer is not done when this one is.
+    let other = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(handle, 0, &noise(3, PAGE)).expect("written");
     close(&volume, handle);
+    assert!(
+        tier_bytes(&volume, file).0 >= SIZE / 2,
+        "one of two writers"
+    );
+    close(&volume, other);
+    // The page lies in the metadata, under the critical code.
+    let page = PAGE as u64;
+    assert_eq!(
+        tier_bytes(&volume, file),
+        (page, SIZE - page),
+        "the last writer"
+    );
+}
+
+#[test]
+fn what_is_critical_of_half_a_file_is_protected_by_a_sync() {
+    const SIZE: u64 = 4 << 20;
+    let rig = Rig::new(6, "critical = \"4+2\"");
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
+    let volume = rig.open_with(tiers.clone());
+    let file = write_file(&volume, "f", &noise(1, SIZE as usize));
+    assert_eq!(tier_bytes(&volume, file), (0, SIZE));
+    tiers.runs.lock().clear();
+    let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(handle, 0, &noise(2, PAGE)).expect("written");
+    volume.fsync(handle).expect("synced");
+    assert_eq!(tier_bytes(&volume, file), (SIZE, 0));
+    close(&volume, handle);
+}
+
+#[test]
+fn the_last_close_drops_what_a_sync_left() {
+    const SIZE: u64 = 2 << 20;
+    let rig = Rig::new(6, "critical = \"4+2\"\nexpendable = \"drop\"");
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = runs(SIZE, 2, 1);
+    let volume = rig.open_with(tiers);
+    let bytes = noise(1, SIZE as usize);
+    let (file, handle) = create(&volume, "f");
+    write_all(&volume, handle, &bytes);
+    let dropped = || {
+        volume
+            .use_file(file)
+            .expect("in use")
+            .state
+            .lock()
+            .head
+            .dropped
+    };
+    volume.fsync(handle).expect("synced");
+    assert_eq!(dropped(), 0, "a sync");
+    let other = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    let again = volume.write(handle, PAGE as u64, &bytes[PAGE..2 * PAGE]);
+    again.expect("written");
+    close(&volume, handle);
+    assert_eq!(dropped(), 0, "one of two writers");
+    close(&volume, other);
+    assert_eq!(dropped(), SIZE / 2, "the last writer");
+}
+
+#[test]
+fn a_close_by_which_nothing_was_written_leaves_another_writer_alone() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let old = noise(1, 1 << 20);
+    let file = write_file(&volume, "f", &old);
+    let writer = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(writer, 0, &noise(2, PAGE)).expect("written");
+    let toucher = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    close(&volume, toucher);
+    let dirty = || {
+        volume
+            .use_file(file)
+            .expect("in use")
+            .state
+            .lock()
+            .is_dirty()
+    };
+    assert!(dirty(), "half of what is written was made true");
+    // By a mapping it may have been anybody.
+    let mapper = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+    volume.wrote_by_mapping(writer);
+    volume.flush(mapper).expect("committed");
+    assert!(!dirty(), "what was written by a mapping is not true");
+    volume.release(mapper);
+    volume.write(writer, 0, &noise(3, PAGE)).expect("written");
+    close(&volume, writer);
+    assert!(!dirty());
 }
 
 pub fn copy_of(rig: &Rig) -> tempfile::TempDir {

@@ -143,11 +143,12 @@ fn qemu_img() {
     let scratch = volume.scratch.path().to_owned();
     shell(
         &scratch,
-        "truncate -s 8M odd
+        "truncate -s 8M odd mnt/odd
          for i in $(seq 0 30); do
-             head -c $((20011 + i * 37)) /dev/urandom | dd of=odd bs=64K seek=$((i * 262147)) oflag=seek_bytes conv=notrunc status=none
+             head -c $((20011 + i * 37)) /dev/urandom > part
+             for file in odd mnt/odd; do dd if=part of=$file bs=64K seek=$((i * 262147)) oflag=seek_bytes conv=notrunc status=none; done
          done
-         cat odd > mnt/odd && cmp odd mnt/odd
+         cmp odd mnt/odd
          # There are holes, or this would show nothing.
          [ $(($(stat -c %b mnt/odd) * 512)) -lt 4000000 ]",
     );

@@ -132,8 +132,11 @@ pub const PARITY_ALIGN: u32 = 64;
 /// What a range of a file is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nothing is stored; it reads as zeros.
+    /// Nothing was ever written there, or it was punched or cut off; it reads as zeros.
     Hole,
+    /// Zeros that were written. Nothing is stored, and it reads as a hole does, but it is data to whoever asks: what is laid over
+    /// another file by its data, as diff snapshots are, brings its zeros along.
+    Zeros,
     /// Nothing is stored any more: the policy gave the bytes up. Reading them is like reading bytes that are lost.
     Dropped,
     /// A block's decompressed bytes, from an offset in them on.
@@ -158,6 +161,7 @@ impl Source {
         let by = by as u32;
         match self {
             Source::Hole => Source::Hole,
+            Source::Zeros => Source::Zeros,
             Source::Dropped => Source::Dropped,
             Source::Block { block, offset } => Source::Block {
                 block,

@@ -34,7 +34,7 @@ impl Volume {
             .map
             .settled
             .iter()
-            .filter(|extent| extent.source != Source::Hole)
+            .filter(|extent| !matches!(extent.source, Source::Hole | Source::Zeros))
             .map(|extent| extent.range.end - extent.range.start)
             .sum();
         // What is dead of the base's bytes since it was written is no longer alive.

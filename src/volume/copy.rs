@@ -1,8 +1,12 @@
 //! copy_file_range(2): bytes go from file to file without crossing into the program.
 
+use std::sync::Arc;
+
 use super::Volume;
 use super::error::{Result, VolumeError};
+use super::file::OpenFile;
 use super::handles::Handle;
+use super::write::Allocate;
 
 /// Bytes copied at once.
 const CHUNK: usize = 1 << 20;
@@ -37,16 +41,8 @@ impl Volume {
         }
         let mut done = 0;
         while done < length {
-            let now = (length - done).min(CHUNK as u64) as usize;
-            let copied = self
-                .read_file(&source.file, from_offset + done, now)
-                .and_then(|bytes| {
-                    if !bytes.is_empty() {
-                        self.write(to, to_offset + done, &bytes)?;
-                    }
-                    Ok(bytes.len() as u64)
-                });
-            match copied {
+            let now = length - done;
+            match self.copy_part(&source.file, from_offset + done, to, to_offset + done, now) {
                 Ok(0) => break,
                 Ok(copied) => done += copied,
                 Err(error) if done == 0 => return Err(error),
@@ -57,5 +53,26 @@ impl Volume {
             }
         }
         Ok(done)
+    }
+
+    /// Copies up to `length` bytes, of a hole or of data; says how many.
+    fn copy_part(
+        &self,
+        source: &Arc<OpenFile>,
+        from: u64,
+        target: Handle,
+        to: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let (data, length) = self.run_at(source, from, length)?;
+        if !data && length > 0 {
+            self.allocate(target, to, length, Allocate::Zero)?;
+            return Ok(length);
+        }
+        let bytes = self.read_file(source, from, length.min(CHUNK as u64) as usize)?;
+        if !bytes.is_empty() {
+            self.write(target, to, &bytes)?;
+        }
+        Ok(bytes.len() as u64)
     }
 }

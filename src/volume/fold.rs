@@ -76,7 +76,7 @@ impl Volume {
                 Source::Inline { piece, .. } => {
                     pieces.insert(piece);
                 }
-                Source::Dropped | Source::Block { .. } => {}
+                Source::Dropped | Source::Zeros | Source::Block { .. } => {}
             }
             match &mut pending {
                 Some(before) if follows(before, &extent) => before.range.end = extent.range.end,
@@ -313,7 +313,7 @@ impl FrozenMap {
 fn follows(before: &Extent, next: &Extent) -> bool {
     let length = before.range.end - before.range.start;
     before.range.end == next.range.start
-        && length < u64::from(u32::MAX)
+        && next.range.end - before.range.start <= u64::from(u32::MAX)
         && before.source.advanced(length) == next.source
 }
 

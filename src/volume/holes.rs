@@ -1,4 +1,5 @@
-//! SEEK_DATA and SEEK_HOLE. Holes may begin and end at any byte here, since a guest's page of zeros lies anywhere in a
+//! SEEK_DATA and SEEK_HOLE. What was written is data, zeros too, though nothing is stored of them: a diff snapshot is laid over
+//! another by what is data in it. Holes may begin and end at any byte here, since a guest's page of zeros lies anywhere in a
 //! stream; programs are told of those only that fill whole pages of the file. QEMU ends itself over a hole that begins in
 //! the middle of a sector of a file it opened with O_DIRECT. Knows extents only.
 
@@ -6,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::error::{Result, VolumeError};
-use super::file::FileState;
+use super::file::{FileState, OpenFile};
 use super::{Handle, Volume};
 use crate::store::{Extent, Source};
 
@@ -105,6 +106,17 @@ impl Volume {
         }
         let found = find(state.size, offset, data, |range| state.map.resolve(range))?;
         found.ok_or_else(nothing_there)
+    }
+
+    /// Whether a byte is data, and how many from there on, `length` at most, are the same; none at the end of the file.
+    pub(super) fn run_at(&self, file: &OpenFile, offset: u64, length: u64) -> Result<(bool, u64)> {
+        let state = file.state.lock();
+        let size = state.size;
+        let end = offset.saturating_add(length).min(size);
+        let next = |data| find(size, offset, data, |range| state.map.resolve(range));
+        let data = next(true)? == Some(offset);
+        let other = next(!data)?.unwrap_or(size);
+        Ok((data, other.min(end).saturating_sub(offset)))
     }
 
     /// The same where somebody has looked before; `None` when it may have to wait. For the threads that serve the kernel.

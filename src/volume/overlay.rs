@@ -147,7 +147,7 @@ impl Overlay {
 
 fn data_in(range: &Range<u64>, source: Source) -> u64 {
     match source {
-        Source::Hole => 0,
+        Source::Hole | Source::Zeros => 0,
         _ => range.end - range.start,
     }
 }
@@ -155,7 +155,7 @@ fn data_in(range: &Range<u64>, source: Source) -> u64 {
 /// Whether `next` is what follows `length` bytes after `source`.
 fn continues(source: Source, length: u64, next: Source) -> bool {
     match source {
-        Source::Hole | Source::Dropped => next == source,
+        Source::Hole | Source::Dropped | Source::Zeros => next == source,
         // An offset must stay below the size of a block or a piece, which longer runs cannot.
         Source::Block { .. } | Source::Inline { .. } => {
             length <= u64::from(u32::MAX) && source.advanced(length) == next

@@ -280,7 +280,7 @@ impl Volume {
             let start = (extent.range.start - offset) as usize;
             let length = (extent.range.end - extent.range.start) as usize;
             let from = match extent.source {
-                Source::Hole => From::Zeros,
+                Source::Hole | Source::Zeros => From::Zeros,
                 Source::Dropped => From::Dropped,
                 Source::Inline { piece, offset } => From::Piece {
                     piece,

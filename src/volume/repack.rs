@@ -326,7 +326,7 @@ pub(super) fn enter(file: &OpenFile, gatherer: &mut Gatherer, moved: &mut Vec<Ex
 pub(super) fn lane_kept(extent: &Extent, protected: impl Fn(BlockId) -> Option<bool>) -> Lane {
     let known = match extent.source {
         Source::Block { block, .. } => protected(block),
-        Source::Hole | Source::Dropped | Source::Inline { .. } => None,
+        Source::Hole | Source::Dropped | Source::Zeros | Source::Inline { .. } => None,
     };
     match known {
         Some(false) => Lane::Expendable,

@@ -70,7 +70,7 @@ impl FrozenBytes for View<'_> {
                 return Ok(());
             }
             end = range.end;
-            if extent.source == Source::Hole {
+            if matches!(extent.source, Source::Hole | Source::Zeros) {
                 add(range);
             }
             Ok(())
@@ -196,7 +196,7 @@ impl Volume {
                     });
                 }
                 Source::Dropped => dropped += extent.range.end - extent.range.start,
-                Source::Block { .. } | Source::Hole | Source::Inline { .. } => {}
+                Source::Block { .. } | Source::Hole | Source::Zeros | Source::Inline { .. } => {}
             }
             Ok(())
         })?;

@@ -143,7 +143,7 @@ pub struct Inspection {
     pub windows: u64,
     /// Bytes in the metadata.
     pub inline_bytes: u64,
-    /// Bytes of the file that are holes.
+    /// Bytes of the file that are holes, or zeros that were written: stored nowhere.
     pub hole_bytes: u64,
     /// The format, if it is a snapshot's.
     pub format: Option<String>,
@@ -496,7 +496,7 @@ impl Volume {
                 return Ok(());
             }
             match extent.source {
-                Source::Hole => found.hole_bytes += length,
+                Source::Hole | Source::Zeros => found.hole_bytes += length,
                 Source::Dropped => found.dropped_bytes += length,
                 Source::Inline { .. } => {
                     found.extents += 1;

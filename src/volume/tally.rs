@@ -62,7 +62,7 @@ impl Tally {
     pub fn extent(&mut self, extent: &Extent) {
         let length = extent.range.end - extent.range.start;
         match extent.source {
-            Source::Hole | Source::Inline { .. } => {}
+            Source::Hole | Source::Zeros | Source::Inline { .. } => {}
             Source::Dropped => self.given_up += length,
             Source::Block { block, .. } => *self.live.entry(block.window).or_default() += length,
         }

@@ -195,7 +195,7 @@ impl Volume {
             first = zeros::leading(data);
             if before + first >= zeros::RUN {
                 let start = offset - before as u64;
-                self.put_hole(state, start..offset + first as u64)?;
+                self.put_zeros(state, start..offset + first as u64)?;
             } else {
                 first = 0;
             }
@@ -204,7 +204,7 @@ impl Volume {
             let piece = first + piece.start..first + piece.end;
             let range = offset + piece.start as u64..offset + piece.end as u64;
             if zero {
-                self.put_hole(state, range)
+                self.put_zeros(state, range)
             } else {
                 self.put_data(file, state, range, &data[piece], permit)
             }
@@ -275,6 +275,16 @@ impl Volume {
         }
         let start = offset as usize;
         Ok(state.gatherer.patch(block, start..start + data.len(), data))
+    }
+
+    /// Zeros are written: nothing is stored of them.
+    fn put_zeros(&self, state: &mut FileState, range: Range<u64>) -> Result<()> {
+        if range.start < state.size {
+            self.count_dead(state, range.clone())?;
+        }
+        state.change(range.clone());
+        state.map.top.insert(range, Source::Zeros);
+        Ok(())
     }
 
     /// Makes a range a hole; what lies behind the end needs no word.
@@ -393,15 +403,16 @@ fn take_back(state: &mut FileState, range: Range<u64>) {
     if range.is_empty() {
         return;
     }
-    let mut placed = 0;
+    let (mut placed, mut dead) = (false, 0);
     let mut said = |extent: Extent| {
-        if extent.source != Source::Hole {
-            placed += extent.range.end - extent.range.start;
+        placed |= extent.source != Source::Hole;
+        if !matches!(extent.source, Source::Hole | Source::Zeros) {
+            dead += extent.range.end - extent.range.start;
         }
     };
     state.map.top.walk(range.clone(), &mut said, &mut |_| {});
-    if placed > 0 {
-        state.dead += placed;
+    state.dead += dead;
+    if placed {
         state.map.top.insert(range, Source::Hole);
     }
 }

@@ -6,7 +6,8 @@
 //! count of windows, then their records (store/window_form.rs)
 //! count of dropped windows, then each one's number less the one's before
 //! count of extents, then each: bytes between it and the one before · length · kind 1 byte
-//!     kind 0, a hole: nothing · 1, a block: window · place · first byte · 2, inline: piece · first byte
+//!     kind 0, a hole, 3, dropped, and 4, zeros that were written: nothing · 1, a block: window · place · first byte · 2, inline:
+//!     piece · first byte
 //! xxh3 of all of this, 8 bytes little-endian
 //! ```
 
@@ -23,6 +24,7 @@ const HOLE: u8 = 0;
 const BLOCK: u8 = 1;
 const INLINE: u8 = 2;
 const DROPPED: u8 = 3;
+const ZEROS: u8 = 4;
 
 /// Why bytes are no delta, or a delta cannot be bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,13 +89,14 @@ fn put_source(out: &mut Vec<u8>, source: Source, length: u64) -> Result<(), Delt
     let (kind, place, first) = match source {
         Source::Hole => (HOLE, 0, 0),
         Source::Dropped => (DROPPED, 0, 0),
+        Source::Zeros => (ZEROS, 0, 0),
         Source::Block { block, offset } => (BLOCK, block.index, offset),
         Source::Inline { offset, .. } => (INLINE, 0, offset),
     };
     check(kind, place, first, length)?;
     out.push(kind);
     match source {
-        Source::Hole | Source::Dropped => {}
+        Source::Hole | Source::Dropped | Source::Zeros => {}
         Source::Block { block, offset } => {
             put_varint(out, block.window.0.into());
             put_varint(out, block.index.into());
@@ -110,7 +113,7 @@ fn put_source(out: &mut Vec<u8>, source: Source, length: u64) -> Result<(), Delt
 fn check(kind: u8, place: u16, first: u32, length: u64) -> Result<(), DeltaError> {
     let fits = match u32::try_from(length) {
         _ if length == 0 => false,
-        _ if kind == HOLE || kind == DROPPED => true,
+        _ if matches!(kind, HOLE | DROPPED | ZEROS) => true,
         Ok(length) => possible(kind, place, first, length),
         Err(_) => false,
     };
@@ -178,6 +181,7 @@ fn take_extent(wire: &mut Wire<'_>, behind: u64) -> Result<Extent, DeltaError> {
     let source = match kind {
         HOLE => Source::Hole,
         DROPPED => Source::Dropped,
+        ZEROS => Source::Zeros,
         BLOCK => Source::Block {
             block: BlockId {
                 window: WindowNo(wire.varint_u32().ok_or(cut)?),
@@ -195,7 +199,7 @@ fn take_extent(wire: &mut Wire<'_>, behind: u64) -> Result<Extent, DeltaError> {
         _ => return Err(DeltaError::Format("an extent's kind is unknown")),
     };
     let (place, first) = match source {
-        Source::Hole | Source::Dropped => (0, 0),
+        Source::Hole | Source::Dropped | Source::Zeros => (0, 0),
         Source::Block { block, offset } => (block.index, offset),
         Source::Inline { offset, .. } => (0, offset),
     };

@@ -12,6 +12,7 @@ use crate::store::wire::Wire;
 const BLOCK: u8 = 1;
 const INLINE: u8 = 2;
 const DROPPED: u8 = 3;
+const ZEROS: u8 = 4;
 
 /// Appends an extent's entry. `None` for a hole, for an empty one, and for one that no entry can hold.
 pub(super) fn put_extent(out: &mut Vec<u8>, extent: &Extent) -> Option<()> {
@@ -20,6 +21,7 @@ pub(super) fn put_extent(out: &mut Vec<u8>, extent: &Extent) -> Option<()> {
     let (number, first, place, kind) = match extent.source {
         Source::Hole => return None,
         Source::Dropped => (0, 0, 0, DROPPED),
+        Source::Zeros => (0, 0, 0, ZEROS),
         Source::Block { block, offset } => (block.window.0, offset, block.index, BLOCK),
         Source::Inline { piece, offset } => (piece, offset, 0, INLINE),
     };
@@ -41,7 +43,7 @@ pub(super) fn possible(kind: u8, place: u16, first: u32, length: u32) -> bool {
             usize::from(place) < WINDOW_BLOCKS && end.is_some_and(|end| end as usize <= BLOCK_MAX)
         }
         INLINE => end.is_some(),
-        DROPPED => place == 0 && first == 0,
+        DROPPED | ZEROS => place == 0 && first == 0,
         _ => false,
     }
 }
@@ -65,7 +67,8 @@ fn parse(entry: &[u8]) -> Option<Extent> {
             offset: first,
         },
         DROPPED if number == 0 => Source::Dropped,
-        DROPPED => return None,
+        ZEROS if number == 0 => Source::Zeros,
+        DROPPED | ZEROS => return None,
         _ => Source::Inline {
             piece: number,
             offset: first,

@@ -168,7 +168,7 @@ impl Check<'_> {
         map.each(|extent| {
             let length = extent.range.end - extent.range.start;
             let wrong = match extent.source {
-                Source::Hole | Source::Dropped => None,
+                Source::Hole | Source::Dropped | Source::Zeros => None,
                 _ if extent.range.start < BEYOND && extent.range.end > size => {
                     Some("lies behind the end of the file")
                 }

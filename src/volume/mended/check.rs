@@ -148,7 +148,7 @@ impl Volume {
                 let gone = match extent.source {
                     Source::Block { block, .. } => lost.contains(block),
                     Source::Dropped => true,
-                    Source::Hole | Source::Inline { .. } => false,
+                    Source::Hole | Source::Zeros | Source::Inline { .. } => false,
                 };
                 if gone && extent.range.start < BEYOND {
                     runs.push(extent.range, 0);

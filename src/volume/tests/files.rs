@@ -11,6 +11,7 @@ use super::*;
 use crate::disk::{
     DirectoryDisk, Disk, Fault, FaultPlan, FaultyDisk, ObjectName, Operations, Rule, When,
 };
+use crate::store::Source;
 
 #[test]
 fn a_large_file_survives_a_remount() {
@@ -218,12 +219,15 @@ proptest! {
         let mut volume = rig.open();
         let (file, mut handle) = create(&volume, "f");
         volume.fsync(handle).expect("synced");
-        let mut model: Vec<u8> = Vec::new();
+        // Nothing where nothing was written.
+        let mut model: Vec<Option<u8>> = Vec::new();
         let mut synced = model.clone();
-        let put = |model: &mut Vec<u8>, at: u64, bytes: &[u8]| {
+        let put = |model: &mut Vec<Option<u8>>, at: u64, bytes: &[u8]| {
             let end = at as usize + bytes.len();
-            if model.len() < end { model.resize(end, 0); }
-            model[at as usize..end].copy_from_slice(bytes);
+            if model.len() < end { model.resize(end, None); }
+            for (place, &byte) in model[at as usize..end].iter_mut().zip(bytes) {
+                *place = Some(byte);
+            }
         };
         for step in steps {
             match step {
@@ -239,12 +243,12 @@ proptest! {
                 Step::Resize(size) => {
                     let changes = Changes { size: Some(size), ..Changes::default() };
                     volume.set_attributes(file, Some(handle), &changes).expect("resized");
-                    model.resize(size as usize, 0);
+                    model.resize(size as usize, None);
                 }
                 Step::Punch { at, length } => {
                     volume.allocate(handle, at, length, Allocate::Punch).expect("punched");
                     let end = (at + length).min(model.len() as u64) as usize;
-                    if (at as usize) < end { model[at as usize..end].fill(0); }
+                    if (at as usize) < end { model[at as usize..end].fill(None); }
                 }
                 Step::Sync => {
                     volume.fsync(handle).expect("synced");
@@ -271,17 +275,108 @@ proptest! {
             }
             let found = volume.read(handle, 0, 4 << 20).expect("readable");
             prop_assert_eq!(found.len(), model.len());
-            prop_assert!(found == model, "the bytes differ after {:?}", model.len());
-            // Every hole that is told of reads as zeros.
+            let bytes: Vec<u8> = model.iter().map(|byte| byte.unwrap_or(0)).collect();
+            prop_assert!(found == bytes, "the bytes differ after {:?}", model.len());
+            // Nothing was written to a hole that is told of, not even zeros.
             let mut at = 0;
             while let Ok(hole) = volume.seek(handle, at, false) {
                 if hole as usize >= model.len() { break; }
                 let end = volume.seek(handle, hole, true).unwrap_or(model.len() as u64);
-                prop_assert!(model[hole as usize..end as usize].iter().all(|&byte| byte == 0));
+                prop_assert!(model[hole as usize..end as usize].iter().all(Option::is_none));
                 at = end;
             }
         }
     }
+}
+
+#[test]
+fn zeros_that_were_written_are_data_and_take_no_room() {
+    const SIZE: u64 = 8 << 20;
+    const AT: u64 = 1 << 20;
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let mut volume = rig.open();
+    let (file, handle) = create(&volume, "diff");
+    volume
+        .resize(&volume.use_file(file).expect("in use"), SIZE)
+        .expect("longer");
+    volume.write(handle, AT, &[0; 4096]).expect("written");
+    volume
+        .write(handle, SIZE, &vec![0; 5 << 20])
+        .expect("written");
+    for when in ["before the commit", "after it", "after a mount"] {
+        let reads = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+        let told: Vec<u64> = [(0, true), (AT, false), (AT + 4096, true), (SIZE, false)]
+            .map(|(at, data)| volume.seek(reads, at, data).expect("told"))
+            .to_vec();
+        assert_eq!(told, [AT, AT + 4096, SIZE, SIZE + (5 << 20)], "{when}");
+        assert!(
+            read_file(&volume, "diff")
+                .expect("readable")
+                .iter()
+                .all(|&byte| byte == 0)
+        );
+        assert_eq!(
+            volume.attributes(file).expect("there").allocated,
+            0,
+            "{when}"
+        );
+        volume.release(reads);
+        match when {
+            "before the commit" => close(&volume, handle),
+            _ => {
+                volume.close().expect("closed");
+                drop(volume);
+                volume = rig.open();
+            }
+        }
+    }
+    // What is copied by the filesystem is as sparse.
+    let source = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    let (copy, target) = create(&volume, "copy");
+    let length = SIZE + (5 << 20);
+    let copied = volume
+        .copy_range(source, 0, target, 0, length)
+        .expect("copied");
+    assert_eq!(copied, length);
+    assert_eq!(volume.seek(target, 0, true).expect("told"), AT);
+    assert_eq!(volume.seek(target, AT, false).expect("told"), AT + 4096);
+    assert_eq!(volume.attributes(copy).expect("there").size, length);
+    // Over bytes that are there a hole is copied, too.
+    volume
+        .write(target, 0, &noise(1, 1 << 20))
+        .expect("written");
+    volume
+        .copy_range(source, 0, target, 0, 1 << 20)
+        .expect("copied");
+    let found = volume.read(target, 0, 1 << 20).expect("readable");
+    assert!(found.iter().all(|&byte| byte == 0));
+    close(&volume, target);
+}
+
+#[test]
+fn dropped_and_zeros_of_more_than_an_entry_can_hold_are_several_extents() {
+    const SIZE: u64 = 13 << 30;
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let (file, handle) = create(&volume, "f");
+    let open = volume.use_file(file).expect("in use");
+    {
+        let mut state = open.state.lock();
+        state.map.top.insert(0..SIZE, Source::Zeros);
+        state.size = SIZE;
+    }
+    volume.fsync(handle).expect("as a delta");
+    volume
+        .commit(&open, commit::Purpose::Compact)
+        .expect("as a base");
+    drop(open);
+    close(&volume, handle);
+    volume.close().expect("closed");
+    drop(volume);
+    let volume = rig.open();
+    let reads = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    assert_eq!(volume.seek(reads, 1, true).expect("told"), 1);
+    assert_eq!(volume.seek(reads, 1, false).expect("told"), SIZE);
 }
 
 #[test]

@@ -33,6 +33,8 @@ candidate() {
 
 # Makes a toolchain in the usual place of rustup's be found.
 find_rust() {
+    # What a service manager starts has no home.
+    export HOME=${HOME:-/root}
     if [ -d "$HOME/.cargo/bin" ]; then PATH=$HOME/.cargo/bin:$PATH; fi
     # Debian's own rustup would otherwise fetch another toolchain in the middle of a test.
     export PATH RUSTUP_AUTO_INSTALL=${RUSTUP_AUTO_INSTALL:-0}

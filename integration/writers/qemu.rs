@@ -113,17 +113,13 @@ fn goes_on(how: How, pair: [usize; 2]) {
 }
 
 #[test]
-fn a_guest_goes_on_from_a_stream() {
-    goes_on(How::File, [1, 4]);
-}
-
-#[test]
 fn a_guest_goes_on_from_a_mapped_save_around_the_page_cache() {
     goes_on(How::Direct, [2, 3]);
 }
 
 #[test]
 fn a_guest_goes_on_from_every_other_way_in_full() {
+    goes_on(How::File, [1, 4]);
     goes_on(How::Exec, [0, 5]);
     goes_on(How::Descriptor, [3, 4]);
     goes_on(How::MappedRam, [1, 2]);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::change;
 use super::error::{MetaError, Result};
-use super::history::Mark;
+use super::history::{EPOCH_MAX, Mark};
 use super::inner::Inner;
 use super::journal::{Journal, Kind, Record, append_all};
 use super::layer::Layer;
@@ -120,6 +120,11 @@ impl Inner {
 
     /// Appends one record to all journals. Tells whether every disk took it; an error when too few did.
     fn append(&self, commit: &mut Commit, payload: &[u8]) -> Result<bool> {
+        if commit.mark.epoch >= EPOCH_MAX {
+            // What is written with a higher one is not read again.
+            self.poison(MetaError::EpochsUsedUp);
+            return Err(MetaError::EpochsUsedUp);
+        }
         let journals: Vec<&Journal> = commit.journals.iter().collect();
         let record = Record {
             kind: Kind::Transaction,

@@ -22,7 +22,7 @@ pub(super) use self::sums::Sums;
 use super::change::Change;
 use super::codec::Decoder;
 use super::error::{MetaError, Result};
-use super::history::Mark;
+use super::history::{EPOCH_MAX, Mark};
 use super::table::{Key, Value};
 use crate::disk::{Disk, ObjectName};
 use crate::ids::{Epoch, VolumeId};
@@ -68,7 +68,9 @@ impl State {
                 fingerprint: decoder.u64()?,
             },
         };
-        decoder.end(state)
+        decoder
+            .end(state)
+            .filter(|state| state.mark.epoch <= EPOCH_MAX)
     }
 }
 

@@ -122,6 +122,11 @@ pub enum MetaError {
     /// The numbers of this mount are used up.
     #[error("this mount has given out all its file numbers; mount anew")]
     NumbersUsedUp,
+    /// The volume's epochs are used up.
+    #[error(
+        "the volume's transactions have come to the highest number there is, which only damage can have made: take out the          disk whose metadata says so and mount without it"
+    )]
+    EpochsUsedUp,
 }
 
 /// The disks of one side, as a sentence has them.

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 
 use crate::ids::Epoch;
 
+/// No volume comes so far: a higher epoch was not written by it. So much is left that adding to one cannot overflow.
+pub(super) const EPOCH_MAX: Epoch = Epoch(1 << 62);
+
 /// A moment in a volume's history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
@@ -54,19 +57,6 @@ pub(super) enum Relation {
 }
 
 impl History {
-    /// Whether a generation had ended before an epoch, so that nobody was answered for a record of it there, unless the
-    /// record is the one that ended it.
-    pub(super) fn has_ended(&self, generation: u64, epoch: Epoch) -> bool {
-        let mut declared = self.generations.iter();
-        declared
-            .find(|(_, name)| **name == generation)
-            .and_then(|(at, _)| {
-                let behind = (std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded);
-                self.generations.range(behind).next()
-            })
-            .is_some_and(|(end, _)| epoch >= *end)
-    }
-
     /// What a disk with history `other` is if this one is true.
     pub(super) fn relation(&self, other: &History) -> Relation {
         let theirs = other.head;

@@ -8,7 +8,7 @@ use super::checkpoint::{Batch, Image};
 use super::commit::{Commit, MOUNTS};
 use super::database::{Database, Snapshot, State, WRITE_CACHE};
 use super::error::{MetaError, Result};
-use super::history::Mark;
+use super::history::{EPOCH_MAX, Mark};
 use super::journal::{Journal, Kind, Record, Series, append_all};
 use super::names::Saved;
 use super::recovery::{Found, Plan, WholeImage, changes_at, remains};
@@ -49,22 +49,20 @@ pub(super) fn advance(
     Ok(())
 }
 
-/// Fills an empty database from an image; `lost` is called for every part that no disk has.
+/// Fills an empty database from the parts of an image that there are; `lost` is called for every one that cannot be read
+/// again.
 pub(super) fn fill_from_image(
     database: &Database,
     image: &WholeImage,
     found: &[Found],
     volume: VolumeId,
-    lost: &mut dyn FnMut(u32) -> Result<()>,
+    lost: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
-    let wanted = image
-        .wanted
-        .or_else(|| image.parts.keys().next_back().map(|last| last + 1));
-    for sequence in 0..wanted.unwrap_or_default() {
-        let places = image.parts.get(&sequence).map(Vec::as_slice);
-        match changes_at(found, places.unwrap_or_default(), volume) {
+    // How many there must be is only a number that a disk holds.
+    for (_, places) in image.parts.range(..image.wanted.unwrap_or(u32::MAX)) {
+        match changes_at(found, places, volume) {
             Some((_, _, changes)) => database.apply_changes(&changes, None)?,
-            None => lost(sequence)?,
+            None => lost()?,
         }
     }
     Ok(())
@@ -75,7 +73,10 @@ fn from_image(database: &Database, plan: &Plan, found: &[Found], volume: VolumeI
     let lowest = plan.chain.keys().next().copied().unwrap_or_default();
     let unreadable = |epoch| MetaError::Unreadable { epoch };
     let image = plan.image.as_ref().ok_or(unreadable(lowest))?;
-    fill_from_image(database, image, found, volume, &mut |_| {
+    if image.missing() > 0 {
+        return Err(unreadable(image.epoch));
+    }
+    fill_from_image(database, image, found, volume, &mut || {
         Err(unreadable(image.epoch))
     })?;
     advance(database, image.epoch, plan, found, volume)?;
@@ -336,9 +337,9 @@ pub(super) fn salvage(
     report.lost_image_parts = 0;
     if let Some(base) = base {
         report.lost_image_parts = base.image.missing();
-        fill_from_image(database, &base.image, found, volume, &mut |part| {
+        fill_from_image(database, &base.image, found, volume, &mut || {
             // It was readable a moment ago.
-            report.lost_image_parts += u32::from(base.image.parts.contains_key(&part));
+            report.lost_image_parts += 1;
             Ok(())
         })?;
         for part in base.steps.iter().flatten() {
@@ -354,22 +355,20 @@ pub(super) fn salvage(
         ..Mark::default()
     };
     for (epoch, (t, places)) in remains(found, from) {
-        let lost = mark.epoch.0 + 1..epoch.0;
-        report.lost_transactions.extend(lost.map(Epoch));
+        report.lose(mark.epoch.0 + 1..epoch.0);
         match changes_at(found, &places, volume) {
             Some((_, _, changes)) => database.apply_changes(&changes, None)?,
-            None => report.lost_transactions.push(epoch),
+            None => report.lose(epoch.0..epoch.0 + 1),
         }
-        mark = Mark {
-            epoch,
-            generation: t.generation,
-            fingerprint: t.fingerprint,
-        };
+        mark = t.mark();
     }
     // A moment of its own, behind all that any disk knows of: what went before was not all of it.
     let files = found.iter().flat_map(|disk| &disk.scan.files);
     let known = files.flat_map(|file| file.transactions.iter().map(|t| t.epoch));
     let newest = known.max().unwrap_or_default().max(mark.epoch);
+    if newest >= EPOCH_MAX {
+        return Err(MetaError::EpochsUsedUp);
+    }
     let generation = super::commit::random_generation();
     mark = Mark {
         epoch: Epoch(newest.0 + 1),

@@ -1,7 +1,7 @@
 //! Finding out what the disks hold: which history is the volume's, from where it can be rebuilt, and what
 //! each disk lacks of it. Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::change::{self, Change};
@@ -74,11 +74,7 @@ pub(super) fn look(
     };
     let transactions = scan.files.iter().flat_map(|file| {
         let whole = file.transactions.iter().filter(|t| t.place.is_some());
-        whole.map(|t| Mark {
-            epoch: t.epoch,
-            generation: t.generation,
-            fingerprint: t.fingerprint,
-        })
+        whole.map(Transaction::mark)
     });
     let images = scan.files.iter().filter_map(|file| {
         let image = file.image.as_ref().filter(|image| image.is_whole())?;
@@ -165,8 +161,10 @@ pub(super) struct WholeImage {
 impl WholeImage {
     /// The parts that no disk has.
     pub(super) fn missing(&self) -> u32 {
-        let wanted = self.wanted.unwrap_or(self.parts.len() as u32 + 1);
-        wanted.saturating_sub(self.parts.len() as u32)
+        match self.wanted {
+            Some(wanted) => wanted.saturating_sub(self.parts.range(..wanted).count() as u32),
+            None => 1,
+        }
     }
 }
 
@@ -231,50 +229,81 @@ pub(super) fn choose(found: &[Found]) -> Result<usize> {
 }
 
 /// What is left of the volume's transactions behind `from`, each with the places where it is readable, where there is no
-/// way without a gap. A tail that nobody was answered for is left out, as far as the others' journals tell.
+/// way without a gap. Looks at what there is, whatever the numbers say.
+///
+/// Where the record behind one is lost, it may be part of a tail that nobody was answered for, and the record that ended
+/// its generation may be lost too. It belongs here only if the volume's history goes on in its generation later, or on the
+/// disk that has it: a tail is cut off before a disk goes on. What is left in doubt is left out, and told of as lost.
 pub(super) fn remains(found: &[Found], from: Epoch) -> BTreeMap<Epoch, (Transaction, Places)> {
-    let mut all: BTreeMap<(Epoch, u64), (Transaction, Places)> = BTreeMap::new();
+    let mut all: BTreeMap<(Epoch, u64), Remaining> = BTreeMap::new();
     for (place, disk) in found.iter().enumerate() {
-        for t in disk.scan.files.iter().flat_map(|file| &file.transactions) {
-            if t.epoch > from {
+        for file in &disk.scan.files {
+            for t in file.transactions.iter().filter(|t| t.epoch > from) {
                 let key = (t.epoch, t.fingerprint);
-                let entry = all.entry(key).or_insert((*t, Vec::new()));
-                entry.1.extend(t.place.map(|at| (place, at)));
+                let of = all.entry(key).or_insert_with(|| Remaining {
+                    transaction: *t,
+                    places: Vec::new(),
+                    journals: Vec::new(),
+                });
+                of.places.extend(t.place.map(|at| (place, at)));
+                of.journals.push((place, file.number));
             }
         }
     }
-    let of = |epoch: Epoch| all.range((epoch, 0)..=(epoch, u64::MAX));
-    let history = choose(found).ok().and_then(|chosen| found.get(chosen));
-    let history = history.map(|disk| &disk.history);
-    let last = all.keys().next_back().map_or(from, |(epoch, _)| *epoch);
-    // The fingerprint of the newest, then of each one before, where it is known.
-    let mut wanted = None;
-    let mut epoch = last;
-    if let Some(history) = history {
-        let head = history.head;
-        (epoch, wanted) = (head.epoch, Some(head.fingerprint));
-        // Behind the newest that is whole there may be such as are readable on no disk any more.
-        while let Some(((next, fingerprint), _)) = of(Epoch(epoch.0 + 1))
-            .find(|(_, (t, places))| Some(t.previous) == wanted && places.is_empty())
-        {
-            (epoch, wanted) = (*next, Some(*fingerprint));
-        }
+    let chosen = choose(found).ok().and_then(|chosen| found.get(chosen));
+    let Some(mut mark) = chosen.map(|disk| disk.history.head) else {
+        // No disk has anything whole: all of it is lost.
+        let all = all.into_iter();
+        return all
+            .map(|((epoch, _), of)| (epoch, (of.transaction, of.places)))
+            .collect();
+    };
+    let of = |epoch: Epoch| {
+        let of = all.range((epoch, 0)..=(epoch, u64::MAX));
+        of.map(|(_, of)| of)
+    };
+    // Behind the newest that is whole there may be such as are readable on no disk any more.
+    let unreadable = |mark: Mark| {
+        of(Epoch(mark.epoch.0 + 1))
+            .find(|of| of.transaction.previous == mark.fingerprint && of.places.is_empty())
+    };
+    while let Some(next) = unreadable(mark) {
+        mark = next.transaction.mark();
     }
+    // What comes before the one behind, as that one says, and the generation in which that one was written.
+    let mut wanted = Some((mark.epoch, mark.fingerprint));
+    let mut generation = mark.generation;
+    let mut going_on: BTreeSet<(usize, u64)> = BTreeSet::new();
+    let mut epochs: Vec<Epoch> = all.keys().map(|(epoch, _)| *epoch).collect();
+    epochs.dedup();
     let mut remains = BTreeMap::new();
-    for epoch in (from.0 + 1..=epoch.0).rev().map(Epoch) {
-        let known = history.and_then(|history| history.known.get(&epoch).copied());
-        let found = match wanted.or(known) {
-            Some(fingerprint) => all.get(&(epoch, fingerprint)),
-            None => of(epoch).map(|(_, found)| found).find(|(t, _)| {
-                !history.is_some_and(|history| history.has_ended(t.generation, t.epoch))
-            }),
+    for epoch in epochs.into_iter().rev().filter(|at| *at <= mark.epoch) {
+        let belongs = |of: &&Remaining| match wanted {
+            Some((at, fingerprint)) if at == epoch => of.transaction.fingerprint == fingerprint,
+            _ => {
+                of.transaction.generation == generation
+                    || of.journals.iter().any(|journal| going_on.contains(journal))
+            }
         };
-        wanted = found.map(|(t, _)| t.previous);
-        if let Some((t, places)) = found {
-            remains.insert(epoch, (*t, places.clone()));
+        let next = of(epoch).find(belongs);
+        wanted = None;
+        if let Some(of) = next {
+            let before = epoch.0.checked_sub(1).map(Epoch);
+            wanted = before.map(|before| (before, of.transaction.previous));
+            generation = of.transaction.generation;
+            going_on.extend(&of.journals);
+            remains.insert(epoch, (of.transaction, of.places.clone()));
         }
     }
     remains
+}
+
+/// A transaction that some disk has, or has the header of.
+struct Remaining {
+    transaction: Transaction,
+    places: Places,
+    /// The journals that have it, by the disk's place and the journal's number.
+    journals: Vec<(usize, u64)>,
 }
 
 /// Finds the way to the volume's newest moment.

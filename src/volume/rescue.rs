@@ -55,10 +55,15 @@ pub(super) fn metadata(
             lines.push(format!(
                 "{rebuilt} databases were of no use and are made anew"
             ));
-            for epoch in &report.lost_transactions {
-                lines.push(format!(
-                    "transaction {epoch} is readable on no disk: what it changed is lost"
-                ));
+            for epochs in &report.lost_transactions {
+                let (first, last) = (epochs.start(), epochs.end());
+                lines.push(if first == last {
+                    format!("transaction {first} is readable on no disk: what it changed is lost")
+                } else {
+                    format!(
+                        "transactions {first} to {last} are readable on no disk: what they changed is lost"
+                    )
+                });
             }
             if report.lost_image_parts > 0 {
                 let parts = report.lost_image_parts;

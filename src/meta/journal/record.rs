@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ids::{Epoch, VolumeId};
 use crate::meta::codec::Decoder;
+use crate::meta::history::EPOCH_MAX;
 
 pub(in crate::meta) const HEADER: usize = 64;
 
@@ -118,6 +119,7 @@ impl Header {
         let fingerprint = decoder.u64()?;
         let good =
             of_volume == fold(volume) && length <= PAYLOAD_MAX && fingerprint == xxh3_64(covered);
+        let good = good && epoch <= EPOCH_MAX;
         decoder.end(good).filter(|good| *good)?;
         Some(Header {
             kind,

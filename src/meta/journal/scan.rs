@@ -7,6 +7,7 @@ use super::writer::Series;
 use crate::disk::{Disk, DiskError, ObjectName, Result};
 use crate::ids::{Epoch, VolumeId};
 use crate::meta::change;
+use crate::meta::history::Mark;
 use crate::meta::table::Table;
 
 /// How much is read at once.
@@ -32,6 +33,17 @@ pub(in crate::meta) struct Transaction {
     pub(in crate::meta) fingerprint: u64,
     /// None where only the header is whole.
     pub(in crate::meta) place: Option<Place>,
+}
+
+impl Transaction {
+    /// The moment that it leads to.
+    pub(in crate::meta) fn mark(&self) -> Mark {
+        Mark {
+            epoch: self.epoch,
+            generation: self.generation,
+            fingerprint: self.fingerprint,
+        }
+    }
 }
 
 /// An image, whole or in part.

@@ -1,6 +1,7 @@
 //! Disks that were away, and disks that went separate ways.
 
 use super::*;
+use crate::ids::Epoch;
 
 fn set_on(media: &Media, here: &[usize], force: bool, name: &str, value: &str) {
     let meta = Meta::open(some(media, here), Options { force, ..options() }).unwrap();
@@ -230,14 +231,16 @@ fn new_metadata_is_not_put_over_old() {
     ));
 }
 
-#[test]
-fn a_rescue_drops_a_record_that_nobody_was_answered_for() {
-    use crate::disk::{Fault, ObjectName, Operation, Operations, Rule, When};
+/// Disk 0 took a record of "a" that nobody was answered for, and the others went on without it and set "b". Gives the
+/// epoch of a record before that, of "before", and that of the unanswered one.
+fn with_an_unanswered_tail() -> (Media, u64, u64) {
+    use crate::disk::{Fault, Operation, Operations, Rule, When};
     let media = volume(3);
     let (disks_now, plans) = faulty(&media);
     let meta = Meta::open(disks_now, options()).unwrap();
-    set(&meta, "to be lost", "answered");
+    set(&meta, "before", "answered");
     meta.sync().unwrap();
+    let before = meta.mark().epoch.0;
     for plan in &plans[1..] {
         let appends = Operations::of(&[Operation::Append]);
         plan.add(Rule::new(appends, When::Always, Fault::Death));
@@ -246,25 +249,102 @@ fn a_rescue_drops_a_record_that_nobody_was_answered_for() {
     assert!(meta.sync().is_err());
     let media = killed(&media);
     set_on(&media, &[1, 2], false, "b", "1");
-    let media = killed(&media);
-    for disk in &media {
-        let key = Key::setting(b"to be lost");
+    (killed(&media), before, before + 1)
+}
+
+/// Has only the journals left, and of them no record of these epochs but on a disk that is spared.
+fn lose(media: &Media, epochs: &[u64], spared: Option<usize>) {
+    use crate::disk::ObjectName;
+    for (number, disk) in media.iter().enumerate() {
         for (object, _) in disk.list().unwrap() {
-            match object {
-                ObjectName::Journal(_) => {
-                    let mut bytes = vec![0; disk.length(object).unwrap() as usize];
-                    disk.read_at(object, 0, &mut bytes).unwrap();
-                    let mut places = bytes.windows(key.as_bytes().len());
-                    let at = places.position(|place| place == key.as_bytes()).unwrap();
-                    let wrong = [bytes[at] ^ 1];
-                    disk.restore(object, at as u64, &wrong).unwrap();
-                }
-                _ => disk.remove(object).unwrap(),
+            if !matches!(object, ObjectName::Journal(_)) {
+                disk.remove(object).unwrap();
+            }
+        }
+        let scan = super::super::journal::scan(&**disk, VOLUME).unwrap();
+        let transactions = scan.files.iter().flat_map(|file| &file.transactions);
+        let lost = transactions.filter(|t| epochs.contains(&t.epoch.0));
+        for place in lost.filter_map(|t| t.place) {
+            if spared != Some(number) {
+                disk.restore(place.object, place.offset, b"lost").unwrap();
             }
         }
     }
-    let (rescued, report) = Meta::rescue(disks(&media), options()).unwrap();
-    assert_eq!(report.lost_transactions.len(), 1);
-    assert_eq!(get(&rescued, "a"), None);
+}
+
+#[test]
+fn a_rescue_drops_a_record_that_nobody_was_answered_for() {
+    let (sound, before, tail) = with_an_unanswered_tail();
+    let case = |lost: &[u64]| {
+        let media = killed(&sound);
+        lose(&media, lost, Some(0));
+        // The record before has to be lost everywhere: otherwise there is nothing to be rescued.
+        lose(&media, &[before], None);
+        Meta::rescue(disks(&media), options()).unwrap()
+    };
+    // The others' record of that epoch is there, which ended the generation; or only the one behind it, which tells what
+    // came before; or neither.
+    for lost in [&[][..], &[tail], &[tail, tail + 1]] {
+        let (rescued, report) = case(lost);
+        assert_eq!(get(&rescued, "a"), None, "{lost:?}");
+        assert_eq!(get(&rescued, "b").as_deref(), Some("1"), "{lost:?}");
+        let last = before + lost.len() as u64;
+        assert_eq!(report.lost_transactions, [Epoch(before)..=Epoch(last)]);
+    }
+}
+
+#[test]
+fn a_rescue_keeps_what_comes_before_a_lost_end_of_its_generation() {
+    let (media, before, tail) = with_an_unanswered_tail();
+    lose(&media, &[tail, tail + 1], None);
+    let (rescued, report) = Meta::rescue(some(&media, &[1, 2]), options()).unwrap();
+    assert_eq!(get(&rescued, "before").as_deref(), Some("answered"));
     assert_eq!(get(&rescued, "b").as_deref(), Some("1"));
+    let lost = [Epoch(before + 1)..=Epoch(before + 2)];
+    assert_eq!(report.lost_transactions, lost);
+}
+
+/// Guards against a walk from number to number: it would not come to an end.
+#[test]
+fn a_record_with_a_number_that_cannot_be_is_no_end_of_the_world() {
+    use super::super::history::EPOCH_MAX;
+    use super::super::journal::{Kind, Record};
+    for epoch in [EPOCH_MAX.0 - 100, EPOCH_MAX.0, EPOCH_MAX.0 + 1, u64::MAX] {
+        let media = volume(2);
+        let meta = open(&media);
+        set(&meta, "a", "1");
+        meta.close().unwrap();
+        let generation = meta.mark().generation;
+        drop(meta);
+        for disk in &media {
+            let scan = super::super::journal::scan(&**disk, VOLUME).unwrap();
+            let file = scan.files.last().unwrap();
+            let record = Record {
+                kind: Kind::Transaction,
+                sequence: 0,
+                epoch: Epoch(epoch),
+                generation,
+                previous: 1,
+                volume: VOLUME,
+            };
+            let (header, _) = record.header(b"");
+            let object = crate::disk::ObjectName::Journal(file.number);
+            let mut appender = disk.resume(object, file.length).unwrap();
+            appender.append(&[&header]).unwrap();
+            appender.sync().unwrap();
+        }
+        let rescued = Meta::rescue(disks(&killed(&media)), options());
+        match rescued {
+            Ok((rescued, report)) => {
+                assert!(epoch != EPOCH_MAX.0, "{epoch}");
+                assert_eq!(get(&rescued, "a").as_deref(), Some("1"), "{epoch}");
+                // The number is believed as far as it goes.
+                assert_eq!(report.is_complete(), epoch > EPOCH_MAX.0, "{epoch}");
+            }
+            Err(error) => {
+                assert!(matches!(error, MetaError::EpochsUsedUp), "{error}");
+                assert_eq!(epoch, EPOCH_MAX.0);
+            }
+        }
+    }
 }

@@ -100,7 +100,7 @@ impl Inner {
                 .map(|(replica, work)| (replica, work.join()))
                 .collect()
         });
-        let mut next = None;
+        let mut good = Vec::new();
         let mut broken = Vec::new();
         for (replica, result) in results {
             let result = result.unwrap_or_else(|_| {
@@ -111,31 +111,28 @@ impl Inner {
                 })
             });
             match result {
-                Ok(snapshot) => next = next.or(Some(snapshot)),
+                Ok(snapshot) => good.push(snapshot),
                 Err(error) => broken.push((replica, error)),
             }
         }
         let mut failed = None;
         for (replica, error) in broken {
             // The journal has it all, and so have the other databases: a damaged one is no loss.
-            let again = match &next {
-                Some(good) => replica.rebuild(good, state),
-                None => Err(error.clone()),
-            };
+            let again = good.iter().any(|good| replica.rebuild(good, state).is_ok());
             match again {
-                Ok(()) => tracing::warn!(
+                true => tracing::warn!(
                     disk = replica.disk.name(),
                     %error,
                     "its metadata database was damaged and is made anew"
                 ),
-                Err(_) => {
+                false => {
                     // The next transaction begins a generation without this disk.
                     self.leave_out(replica.id, &error);
                     failed = Some(error);
                 }
             }
         }
-        match (next, failed) {
+        match (good.into_iter().next(), failed) {
             (Some(snapshot), _) => {
                 let mut state = self.state.write();
                 state.base = Arc::new(snapshot);
@@ -185,7 +182,7 @@ impl Inner {
 }
 
 impl View {
-    /// The next keys of the database, for an image.
+    /// The next keys of the database, from another disk where its own fails.
     pub(super) fn base_batch(&self, after: Option<&Key>) -> Result<Batch> {
         let found = self.inner.after_base(&self.base, after, BATCH)?;
         found
@@ -195,7 +192,10 @@ impl View {
                     Some(value) => Some(value),
                     None => self.inner.read_base(&self.base, &key)?,
                 };
-                Ok((key, value.unwrap_or_default()))
+                match value {
+                    Some(value) => Ok((key, value)),
+                    None => Err(MetaError::Damaged { key }),
+                }
             })
             .collect()
     }

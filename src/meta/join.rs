@@ -1,16 +1,17 @@
 //! A disk joins while the metadata is in use, or comes back, or leaves for good; and all copies are looked over. Whoever
 //! changes something meanwhile waits for the copying only if there is too much of it to be kept in memory.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::database::{Database, Snapshot, Sums, WRITE_CACHE};
+use super::database::{Database, Snapshot, State, Sums, WRITE_CACHE};
 use super::error::{MetaError, Result};
 use super::inner::Inner;
 use super::journal::{Journal, Series, scan};
-use super::rebuild::copy_all;
+use super::rebuild::fill;
 use super::replica::Replica;
 use super::table::Key;
 use crate::disk::Disk;
@@ -43,24 +44,44 @@ impl Inner {
         self.join_now(id, disk)
     }
 
-    /// The same, with `checkpointing` locked.
+    /// The same, with `checkpointing` locked. Tells of a disk that took part until now and could not begin anew.
     fn join_now(self: &Arc<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        let took_part = self.online().any(|replica| replica.id == id);
+        let joined = self.join_anew(id, disk);
+        if let Err(error) = &joined {
+            // One that came as far as to take part again was told of when it was left out.
+            let replicas = self.replicas.read().clone();
+            if took_part && replicas.iter().all(|replica| replica.id != id) {
+                tracing::error!(
+                    disk = disk.name(),
+                    %error,
+                    "its copy of the metadata was bad and cannot be written anew: the disk takes no part until it is brought \
+                     online again or replaced"
+                );
+                (self.options.on_disk_failed)(id, error);
+            }
+        }
+        joined
+    }
+
+    fn join_anew(self: &Arc<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
         // 1. An earlier part of the disk in this is ended, and nobody reads its database any more.
         self.part_with(id)?;
-        // 2. The database as of the last checkpoint is copied, while others go on.
-        let base = Arc::clone(&self.state.read().base);
-        let state = base.database.state()?.ok_or(MetaError::Nothing)?;
+        // 2. The database as of the last checkpoint is copied, while others go on; from any disk that answers.
+        let view = self.view();
+        let state = State {
+            volume: self.options.volume,
+            mark: view.base.mark,
+        };
         let sums: Arc<Sums> = Arc::default();
-        copy_all(
-            &base,
-            &Database::create(&**disk, &sums, WRITE_CACHE)?,
-            state,
-        )?;
-        drop(base);
-        // 3. Then nobody commits for a moment: what has changed since is brought into all databases, this one too,
+        let database = Database::create(&**disk, &sums, WRITE_CACHE)?;
+        fill(&database, state, &|after| view.base_batch(after))?;
+        drop((database, view));
+        let journal = Journal::start(id, Arc::clone(disk), Series::Journal, None)?;
+        // 3. Then nobody commits for a moment: what has changed since is brought into all databases, this one too. Nothing
+        // that can fail comes between the two: a layer that is put aside and not brought in would be taken for the newest.
         let mut commit = self.commit.lock();
         let mark = self.commit_pending(&mut commit, true)?;
-        let journal = Journal::start(id, Arc::clone(disk), Series::Journal, None)?;
         let replica = Arc::new(Replica::new(id, Arc::clone(disk), sums));
         self.replicas.write().push(replica);
         let (from, since) = self.since_checkpoint();
@@ -192,19 +213,26 @@ impl Inner {
     }
 
     fn repair_copies(self: &Arc<Self>, report: &mut CopiesReport) -> Result<()> {
-        let mut bad: Vec<DiskId> = report.bad.iter().map(|(id, _)| *id).collect();
-        bad.dedup();
-        let all = self.online().count();
+        let bad: BTreeSet<DiskId> = report.bad.iter().map(|(id, _)| *id).collect();
         for id in bad {
             let disk = {
                 let replicas = self.replicas.read();
                 let replica = replicas.iter().find(|replica| replica.id == id);
                 replica.map(|replica| Arc::clone(&replica.disk))
             };
-            // The last one has nobody to copy from; its values are healed one by one as they are read.
-            if let Some(disk) = disk.filter(|_| all > 1) {
-                self.join_now(id, &disk)?;
-                report.repaired.push(id);
+            let Some(disk) = disk else { continue };
+            // While it is written anew the others go on without it, which must be enough of them. What is not repaired is
+            // healed value by value as it is read, and written anew by the next mount.
+            if self.online().count() <= self.disks_needed.load(Ordering::SeqCst).max(1) {
+                continue;
+            }
+            match self.join_now(id, &disk) {
+                Ok(()) => report.repaired.push(id),
+                Err(error) => {
+                    self.check_writable()?;
+                    let what = format!("its metadata cannot be written anew: {error}");
+                    report.bad.push((id, what));
+                }
             }
         }
         Ok(())

@@ -106,9 +106,9 @@ impl RescueReport {
             return;
         }
         let mut first = Epoch(epochs.start);
-        let before = self.lost_transactions.pop_if(|before| {
-            before.end().0 + 1 == epochs.start
-        });
+        let before = self
+            .lost_transactions
+            .pop_if(|before| before.end().0 + 1 == epochs.start);
         if let Some(before) = before {
             first = *before.start();
         }
@@ -450,7 +450,7 @@ fn bring_up(
         let state = Reached { volume, mark };
         let brought = match usable {
             Some((plan, epoch, database)) => advance(database, epoch, plan, found, volume),
-            None => copy(&first.1, disk, state),
+            None => copy(&first.1, disk, state, plan, found),
         };
         match brought {
             Ok(()) => {

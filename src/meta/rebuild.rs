@@ -84,31 +84,58 @@ fn from_image(database: &Database, plan: &Plan, found: &[Found], volume: VolumeI
     database.apply_changes(&[], Some(State { volume, mark }))
 }
 
-/// A new database on a disk with all that another one holds.
-pub(super) fn copy(from: &Arc<Database>, to: &Found, state: State) -> Result<()> {
-    let database = Database::create(&*to.disk, &to.sums, WRITE_CACHE)?;
-    copy_all(&from.snapshot()?, &database, state)
+/// A new database on a disk with all that another one holds. Where that one fails, what the journals hold is taken.
+pub(super) fn copy(
+    from: &Arc<Database>,
+    to: &Found,
+    state: State,
+    plan: Option<&Plan>,
+    found: &[Found],
+) -> Result<()> {
+    let new = || Database::create(&*to.disk, &to.sums, WRITE_CACHE);
+    let copied = new().and_then(|database| copy_all(&from.snapshot()?, &database, state));
+    match (copied, plan) {
+        (Err(error), Some(plan)) => new()
+            .and_then(|database| from_image(&database, plan, found, state.volume))
+            .map_err(|_| error),
+        (copied, _) => copied,
+    }
 }
 
 /// Fills an empty database with all that another one holds.
 pub(super) fn copy_all(from: &Snapshot, to: &Database, state: State) -> Result<()> {
+    fill(to, state, &|after| whole_batch(from, after))
+}
+
+/// Fills an empty database with all that `next` gives, which is asked for what comes after a key until there is nothing.
+pub(super) fn fill(
+    to: &Database,
+    state: State,
+    next: &dyn Fn(Option<&Key>) -> Result<Batch>,
+) -> Result<()> {
     let mut after = None;
     loop {
-        let batch = from.after(after.as_ref(), BATCH)?;
-        let changes: Vec<Change> = batch
-            .into_iter()
-            .map(|(key, value)| match value {
-                Some(value) => Ok((key, Some(value))),
-                None => Err(MetaError::Damaged { key }),
-            })
-            .collect::<Result<_>>()?;
-        match changes.last() {
+        let batch = next(after.as_ref())?;
+        match batch.last() {
             Some((key, _)) => after = Some(key.clone()),
             None => break,
         }
+        let batch = batch.into_iter();
+        let changes: Vec<Change> = batch.map(|(key, value)| (key, Some(value))).collect();
         to.apply_changes(&changes, None)?;
     }
     to.apply_changes(&[], Some(state))
+}
+
+/// The next keys of a database; an error where a value is damaged.
+fn whole_batch(of: &Snapshot, after: Option<&Key>) -> Result<Batch> {
+    let batch = of.after(after, BATCH)?.into_iter();
+    batch
+        .map(|(key, value)| match value {
+            Some(value) => Ok((key, value)),
+            None => Err(MetaError::Damaged { key }),
+        })
+        .collect()
 }
 
 /// What a mount reads of a database before another one can stand in for it: the count of mounts, the states of disks.
@@ -257,16 +284,7 @@ pub(super) fn open_journals(
         };
         let journals: Vec<&Journal> = anew.iter().collect();
         let snapshot = database.snapshot()?;
-        let (length, broken) = image.write(&journals, &|after| {
-            let batch = snapshot.after(after, BATCH)?;
-            batch
-                .into_iter()
-                .map(|(key, value)| match value {
-                    Some(value) => Ok((key, value)),
-                    None => Err(MetaError::Damaged { key }),
-                })
-                .collect::<Result<Batch>>()
-        })?;
+        let (length, broken) = image.write(&journals, &|after| whole_batch(&snapshot, after))?;
         commit.length = commit.length.max(length);
         commit.image_length = commit.image_length.max(length);
         anew.retain(|journal| broken.iter().all(|(disk, _)| *disk != journal.disk));

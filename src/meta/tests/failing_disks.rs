@@ -63,22 +63,27 @@ fn each_disk_dies_at_each_call_and_nothing_answered_is_lost() {
     assert!(reached_end);
 }
 
+type Told = Arc<Mutex<Vec<(DiskId, String)>>>;
+
+/// Options that note which disks are told of as failed.
+fn telling() -> (Options, Told) {
+    let told = Told::default();
+    let note = Arc::clone(&told);
+    let options = Options {
+        on_disk_failed: Box::new(move |disk, error| {
+            note.lock().push((disk, error.to_string()));
+        }),
+        ..options()
+    };
+    (options, told)
+}
+
 #[test]
 fn a_failed_disk_is_told_of_once_and_by_name() {
     let media = volume(3);
     let (disks_now, plans) = faulty(&media);
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let note = Arc::clone(&told);
-    let meta = Meta::open(
-        disks_now,
-        Options {
-            on_disk_failed: Box::new(move |disk, error| {
-                note.lock().push((disk, error.to_string()));
-            }),
-            ..options()
-        },
-    )
-    .unwrap();
+    let (telling, told) = telling();
+    let meta = Meta::open(disks_now, telling).unwrap();
     plans[1].die();
     let before = meta.mark();
     set(&meta, "a", "1");
@@ -258,4 +263,112 @@ fn a_database_of_which_writes_were_dropped_has_no_gap_then_or_later() {
         }
     }
     assert!(opened > 100, "{opened}");
+}
+
+/// Flips a bit in the middle of a disk's journal.
+fn harm_journal(disk: &MemoryDisk) {
+    let objects = disk.list().unwrap().into_iter();
+    let journals = objects.filter(|(object, _)| matches!(object, ObjectName::Journal(_)));
+    for (object, length) in journals {
+        let mut byte = [0];
+        disk.read_at(object, length / 2, &mut byte).unwrap();
+        disk.restore(object, length / 2, &[byte[0] ^ 1]).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_whose_copy_cannot_be_made_good_is_told_of_and_the_others_are_mended() {
+    let media = volume(5);
+    let (disks_now, plans) = faulty(&media);
+    let (telling, told) = telling();
+    let meta = Meta::open(disks_now, telling).unwrap();
+    set(&meta, "a", "1");
+    meta.sync().unwrap();
+    for disk in [1, 2] {
+        harm_journal(&media[disk]);
+    }
+    let remove = Operations::of(&[Operation::Remove]);
+    let rule = Rule::new(remove, When::Always, Fault::Io);
+    plans[1].add(rule.only(|object| object == ObjectName::Database));
+    let report = meta.check_copies(true).unwrap();
+    assert_eq!(report.repaired, [DiskId(2)]);
+    assert!(
+        report
+            .bad
+            .iter()
+            .any(|(disk, why)| { *disk == DiskId(1) && why.contains("cannot be written anew") })
+    );
+    {
+        let told = told.lock();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, DiskId(1));
+        assert!(told[0].1.contains("disk1"), "{}", told[0].1);
+    }
+    assert_eq!(meta.online().len(), 4);
+    // What is changed now goes into the databases that are left.
+    set(&meta, "b", "1");
+    meta.checkpoint().unwrap();
+    let expected = everything(&meta);
+    for left in [0, 2] {
+        let media = killed(&media);
+        for disk in &media {
+            for (object, _) in disk.list().unwrap() {
+                if object != ObjectName::Database {
+                    disk.remove(object).unwrap();
+                }
+            }
+        }
+        let force = Options {
+            force: true,
+            ..options()
+        };
+        let alone = Meta::open(some(&media, &[left]), force).unwrap();
+        assert_eq!(everything(&alone), expected, "disk {left}");
+    }
+    // It comes back.
+    plans[1].clear();
+    let disk: Arc<dyn Disk> = Arc::clone(&media[1]) as Arc<dyn Disk>;
+    meta.join(DiskId(1), &disk).unwrap();
+    assert_eq!(meta.online().len(), 5);
+    assert_eq!(told.lock().len(), 1);
+}
+
+/// Otherwise a look at the copies would leave fewer disks than a volume may be written with.
+#[test]
+fn a_copy_is_left_as_it_is_where_the_others_are_too_few() {
+    let media = volume(3);
+    let meta = Meta::open(some(&media, &[0, 1]), options()).unwrap();
+    set(&meta, "a", "1");
+    meta.sync().unwrap();
+    harm_journal(&media[1]);
+    let report = meta.check_copies(true).unwrap();
+    assert!(report.bad.iter().any(|(disk, _)| *disk == DiskId(1)));
+    set(&meta, "b", "1");
+    meta.sync().unwrap();
+    assert_eq!(meta.online().len(), 2);
+}
+
+#[test]
+fn a_disk_that_joins_is_filled_from_another_where_the_first_does_not_answer() {
+    let media = volume(4);
+    let meta = open(&media);
+    for n in 0..500 {
+        set(&meta, &format!("k{n}"), &"v".repeat(300));
+    }
+    meta.close().unwrap();
+    drop(meta);
+    let (disks_now, plans) = faulty(&media);
+    let meta = Meta::open(disks_now, options()).unwrap();
+    let reads = Operations::of(&[Operation::RandomRead]);
+    plans[0].add(Rule::new(reads, When::Always, Fault::Io));
+    let disk: Arc<dyn Disk> = Arc::clone(&media[3]) as Arc<dyn Disk>;
+    meta.join(DiskId(3), &disk).unwrap();
+    assert!(plans[0].injected() > 0);
+    let expected = everything(&meta);
+    let force = Options {
+        force: true,
+        ..options()
+    };
+    let alone = Meta::open(some(&killed(&media), &[3]), force).unwrap();
+    assert_eq!(everything(&alone), expected);
 }

@@ -10,7 +10,7 @@
 //!
 //! Before step 5 nothing that an earlier commit refers to is touched; after it the new state is whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -96,7 +96,7 @@ pub(super) struct Frozen {
     pub sweep: Sweep,
     pub purpose: Purpose,
     /// Pieces that nothing refers to any more; those that went into blocks a fold finds again.
-    pub dead_pieces: BTreeSet<u32>,
+    pub dead_pieces: BTreeMap<u32, u32>,
     /// Bytes that are to be written anew later, besides those whose blocks are marked.
     pub besides: u64,
 }
@@ -219,7 +219,7 @@ impl Volume {
             must_fold: false,
             sweep: Sweep::default(),
             purpose,
-            dead_pieces: BTreeSet::new(),
+            dead_pieces: BTreeMap::new(),
             besides: 0,
         })
     }
@@ -421,17 +421,12 @@ impl Volume {
                 }
             }
         }
-        let dead_bytes: u32 = frozen
-            .dead_pieces
-            .iter()
-            .filter_map(|piece| state.pieces.get(piece))
-            .map(|bytes| bytes.len() as u32)
-            .sum();
+        let dead_bytes: u32 = frozen.dead_pieces.values().sum();
         head.inline_bytes = state.inline_bytes.saturating_sub(dead_bytes);
         let pieces: Vec<(u32, Arc<[u8]>)> = frozen
             .pieces
             .iter()
-            .filter(|piece| !frozen.dead_pieces.contains(*piece))
+            .filter(|piece| !frozen.dead_pieces.contains_key(*piece))
             .filter_map(|piece| Some((*piece, Arc::clone(state.pieces.get(piece)?))))
             .collect();
         let spilled = state
@@ -451,7 +446,7 @@ impl Volume {
             for (piece, bytes) in &pieces {
                 update.put_inline(file.id, *piece, bytes);
             }
-            for piece in &frozen.dead_pieces {
+            for piece in frozen.dead_pieces.keys() {
                 update.delete(Key::inline(file.id, *piece));
             }
             for sequence in gone_deltas.clone() {
@@ -619,7 +614,7 @@ impl Volume {
         }
         state.gives_up &= head.dropped == 0;
         state.head = head;
-        for piece in &frozen.dead_pieces {
+        for piece in frozen.dead_pieces.keys() {
             state.pieces.remove(piece);
         }
         state.sets.retain(|set| !gone_sets.contains(set));

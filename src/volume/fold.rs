@@ -16,7 +16,7 @@ use super::sweep::Sweep;
 use super::tally::{Sums, Tally};
 use crate::disk::{Appender, ObjectName};
 use crate::ids::{DiskId, SetId, WindowNo};
-use crate::meta::PunchKey;
+use crate::meta::{PunchKey, Records};
 use crate::store::manifest::{Manifest, ManifestRef, ManifestWriter, Totals};
 use crate::store::parity::PARITY_HEADER;
 use crate::store::{BEYOND, Extent, Source, WindowRecord};
@@ -33,7 +33,8 @@ pub(super) struct Folded {
     pub dead: u64,
     /// Bytes that were given up, at most.
     pub given_up: u64,
-    pub dead_pieces: Vec<u32>,
+    /// The inline pieces that nothing refers to any more, with their lengths.
+    pub dead_pieces: BTreeMap<u32, u32>,
 }
 
 impl Volume {
@@ -145,17 +146,10 @@ impl Volume {
             &all,
             Arc::clone(&self.manifests),
         )?;
-        let dead_pieces = {
-            let state = file.state.lock();
-            // A piece that is newer than what was frozen is not dead because the base does not know it.
-            let known = state
-                .pieces
-                .keys()
-                .filter(|piece| !state.new_pieces.contains(piece));
-            known
-                .copied()
-                .filter(|piece| !pieces.contains(piece))
-                .collect()
+        let dead_pieces = match spill {
+            // The committed file may refer to them.
+            true => BTreeMap::new(),
+            false => self.dead_pieces(file, &pieces),
         };
         let sets = folded_sets.into_iter().collect();
         Ok(Folded {
@@ -167,6 +161,25 @@ impl Volume {
             given_up: tally.given_up,
             dead_pieces,
         })
+    }
+
+    /// The inline pieces of a file that are not among those that are used, with their lengths, whether or not anybody has read
+    /// them since the file was opened.
+    pub(super) fn dead_pieces(&self, file: &OpenFile, used: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
+        let kept = self.meta.view().inlines(file.id).unwrap_or_else(|error| {
+            // They go with the next base, then.
+            tracing::warn!(file = %file.id, %error, "inline pieces that are of no use may stay");
+            Vec::new()
+        });
+        let state = file.state.lock();
+        let kept = kept.iter().map(|(piece, bytes)| (*piece, bytes.len()));
+        let in_memory = state.pieces.iter();
+        let in_memory = in_memory.map(|(piece, bytes)| (*piece, bytes.len()));
+        // A piece that is newer than what was frozen is not dead because that does not know it.
+        kept.chain(in_memory)
+            .filter(|(piece, _)| !used.contains(piece) && !state.new_pieces.contains(piece))
+            .map(|(piece, length)| (piece, length as u32))
+            .collect()
     }
 
     /// Makes the copies of a manifest durable; enough of them must succeed for the policy's losses.

@@ -177,13 +177,6 @@ impl Volume {
 
     /// Moves all inline pieces into blocks.
     pub(super) fn unpack_pieces(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
-        let mut pieces: BTreeSet<u32> = BTreeSet::new();
-        self.frozen_view(file).each(|extent| {
-            if let Source::Inline { piece, .. } = extent.source {
-                pieces.insert(piece);
-            }
-            Ok(())
-        })?;
         self.repack(
             file,
             &|source| matches!(source, Source::Inline { .. }),
@@ -191,7 +184,8 @@ impl Volume {
                 piece(extent.range.clone(), Lane::Critical);
             },
         )?;
-        frozen.dead_pieces.extend(pieces);
+        let all = self.dead_pieces(file, &BTreeSet::new());
+        frozen.dead_pieces.extend(all);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //!
 //! Before that commit only bytes are added that nothing refers to; after it the old ones are given back.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -406,7 +406,7 @@ impl Volume {
             must_fold: !anew.is_empty(),
             sweep,
             purpose: Purpose::Relocate,
-            dead_pieces: BTreeSet::new(),
+            dead_pieces: BTreeMap::new(),
             followed: None,
             finished: false,
             owed_tiers: false,

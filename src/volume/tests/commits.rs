@@ -14,6 +14,7 @@ use super::tiers::MadeUp;
 use super::*;
 use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk};
 use crate::ids::{BlockId, WindowNo};
+use crate::meta::Records;
 use crate::store::{Extent, Lane, Source, Tier};
 
 /// Small windows, of bytes that are stored as they are.
@@ -384,10 +385,11 @@ fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_ba
     assert!(lost > 0, "nothing was stored once on a disk that died");
 }
 
-#[test]
-fn pieces_that_go_into_blocks_are_taken_off_the_sum_once() {
-    const PIECE: usize = 30_000;
-    let rig = Rig::new(3, "critical = \"2+1\"");
+/// The length of a piece.
+const PIECE: usize = 30_000;
+
+/// A file of two inline pieces, of which the second dies without having been read since the volume was opened.
+fn with_a_dead_piece(rig: &Rig) -> (Arc<Volume>, FileId, Handle) {
     let volume = rig.open();
     let (file, handle) = create(&volume, "f");
     for number in 0..2 {
@@ -401,17 +403,51 @@ fn pieces_that_go_into_blocks_are_taken_off_the_sum_once() {
     drop(volume);
     let volume = rig.open();
     let handle = open_to_write(&volume, file);
-    // The second piece dies without having been read.
     let (at, length) = (PIECE as u64, PIECE as u64);
     volume
         .allocate(handle, at, length, Allocate::Punch)
         .expect("punched");
-    spill(&volume, file);
-    volume
-        .write(handle, 2 * at, &noise(3, 4 * PIECE))
-        .expect("written");
-    volume.fsync(handle).expect("synced");
+    (volume, file, handle)
+}
+
+/// The lengths of the pieces that the metadata has.
+fn kept_pieces(volume: &Volume, file: FileId) -> Vec<usize> {
+    let kept = volume.meta.view().inlines(file).expect("read");
+    kept.iter().map(|(_, bytes)| bytes.len()).collect()
+}
+
+#[test]
+fn pieces_that_go_into_blocks_are_taken_off_the_sum_once() {
+    for spilled in [false, true] {
+        let rig = Rig::new(3, "critical = \"2+1\"");
+        let (volume, file, handle) = with_a_dead_piece(&rig);
+        if spilled {
+            spill(&volume, file);
+        }
+        volume
+            .write(handle, 2 * PIECE as u64, &noise(3, 4 * PIECE))
+            .expect("written");
+        volume.fsync(handle).expect("synced");
+        close(&volume, handle);
+        assert!(kept_pieces(&volume, file).is_empty());
+        volume.close().expect("closed");
+        drop(volume);
+        check_nothing_is_wrong(&rig);
+    }
+}
+
+#[test]
+fn a_piece_that_nobody_has_read_does_not_outlive_its_last_use() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let (volume, file, handle) = with_a_dead_piece(&rig);
     close(&volume, handle);
+    let open = volume.use_file(file).expect("in use");
+    volume.commit(&open, Purpose::Compact).expect("folded");
+    drop(open);
+    assert_eq!(kept_pieces(&volume, file), [PIECE]);
+    let found = read_file(&volume, "f").expect("readable");
+    assert!(found[..PIECE] == noise(0, PIECE));
+    assert!(found[PIECE..].iter().all(|&byte| byte == 0));
     volume.close().expect("closed");
     drop(volume);
     check_nothing_is_wrong(&rig);

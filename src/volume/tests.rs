@@ -61,13 +61,27 @@ impl Rig {
         Volume::open_with(&self.config, Mode::ReadWrite, options).expect("the volume opens")
     }
 
+    /// A plan for every disk, by which nothing fails yet.
+    pub fn plans(&self) -> Vec<Arc<FaultPlan>> {
+        let disks = self.config.disks.iter().zip(0..);
+        disks.map(|(_, seed)| FaultPlan::new(seed)).collect()
+    }
+
     /// A volume whose disks fail by these plans, one each.
     pub fn open_failing(&self, plans: &[Arc<FaultPlan>]) -> Arc<Volume> {
+        self.open_failing_with(plans, VolumeOptions::default())
+    }
+
+    /// The same with other options than the usual ones.
+    pub fn open_failing_with(
+        &self,
+        plans: &[Arc<FaultPlan>],
+        options: VolumeOptions,
+    ) -> Arc<Volume> {
         let disks = self.config.disks.iter().zip(plans).map(|(disk, plan)| {
             let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
             Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(plan))) as Arc<dyn Disk>)
         });
-        let options = VolumeOptions::default();
         let volume = Volume::open_on(&self.config, disks.collect(), Mode::ReadWrite, options);
         volume.expect("the volume opens")
     }
@@ -157,6 +171,16 @@ pub(super) fn write_all(volume: &Volume, handle: Handle, bytes: &[u8]) {
         volume
             .write(handle, (number << 20) as u64, chunk)
             .expect("written");
+    }
+}
+
+/// Waits until no more than so many bytes of what was written are held in memory: the others are on the disks.
+pub(super) fn wait_until_held(volume: &Volume, bytes: u64) {
+    let since = std::time::Instant::now();
+    while volume.pipeline.budget.held() > bytes {
+        let waited = since.elapsed();
+        assert!(waited < std::time::Duration::from_secs(60), "all is kept");
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -12,7 +11,6 @@ use super::super::overlay::Overlay;
 use super::super::repack::Pace;
 use super::tiers::MadeUp;
 use super::*;
-use crate::disk::{DirectoryDisk, Disk, FaultPlan, FaultyDisk};
 use crate::ids::{BlockId, WindowNo};
 use crate::meta::Records;
 use crate::store::{Extent, Lane, Source, Tier};
@@ -334,18 +332,13 @@ fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_ba
     let mut lost = 0;
     for dies in 0..3 {
         let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
-        let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+        let plans = rig.plans();
         let tiers = Arc::new(MadeUp::default());
-        let disks = rig.config.disks.iter().zip(&plans).map(|(disk, plan)| {
-            let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
-            Some(Arc::new(FaultyDisk::new(Arc::new(medium), Arc::clone(plan))) as Arc<dyn Disk>)
-        });
         let options = VolumeOptions {
             tiers: tiers.clone(),
             ..VolumeOptions::default()
         };
-        let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
-        let volume = volume.expect("the volume opens");
+        let volume = rig.open_failing_with(&plans, options);
         let (_, handle) = create(&volume, "f");
         *tiers.guess.lock() = Some(Lane::Critical);
         volume.write(handle, 0, &bytes[..1 << 20]).expect("written");
@@ -356,11 +349,7 @@ fn what_is_stored_once_on_a_disk_that_dies_in_a_commit_is_there_when_it_comes_ba
                 .write(handle, at as u64, &bytes[at..at + (1 << 20)])
                 .expect("written");
         }
-        let since = Instant::now();
-        while volume.pipeline.budget.held() > SIZE as u64 / 2 {
-            assert!(since.elapsed() < Duration::from_secs(60), "all is kept");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until_held(&volume, SIZE as u64 / 2);
         plans[dies].die();
         volume.fsync(handle).expect("synced");
         let pages = (0..SIZE).step_by(PAGE as usize);

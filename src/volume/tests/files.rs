@@ -8,9 +8,7 @@ use proptest::prelude::*;
 use super::super::commit::Purpose;
 use super::super::open_file::Opening;
 use super::*;
-use crate::disk::{
-    DirectoryDisk, Disk, Fault, FaultPlan, FaultyDisk, ObjectName, Operations, Rule, When,
-};
+use crate::disk::{Fault, FaultPlan, ObjectName, Operations, Rule, When};
 use crate::store::Source;
 
 #[test]
@@ -441,16 +439,10 @@ fn with_a_slow_manifest(rig: &Rig, bytes: &[u8], slow: Duration) -> (Arc<Volume>
     volume.close().expect("closed");
     drop(volume);
     let plan = FaultPlan::new(1);
-    let disks = rig.config.disks.iter().map(|disk| {
-        let medium = DirectoryDisk::open(&disk.name, &disk.path).expect("a disk");
-        let faulty = FaultyDisk::new(Arc::new(medium), Arc::clone(&plan));
-        Some(Arc::new(faulty) as Arc<dyn Disk>)
-    });
-    let options = VolumeOptions::default();
-    let volume = Volume::open_on(&rig.config, disks.collect(), Mode::ReadWrite, options);
+    let volume = rig.open_failing(&vec![Arc::clone(&plan); rig.config.disks.len()]);
     let rule = Rule::new(Operations::READS, When::Always, Fault::Delay(slow));
     plan.add(rule.only(|object| matches!(object, ObjectName::Manifest(_))));
-    (volume.expect("the volume opens"), file)
+    (volume, file)
 }
 
 #[test]
@@ -577,7 +569,7 @@ fn where_holes_are_is_told_without_a_look_at_the_disks_and_never_what_was_before
 fn where_holes_are_is_told_as_it_was_written_while_a_commit_makes_it_true() {
     const HOLE: u64 = 4 << 20;
     let rig = Rig::new(3, "critical = \"2+1\"");
-    let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+    let plans = rig.plans();
     let volume = rig.open_failing(&plans);
     let (file, handle) = create(&volume, "f");
     let bytes = noise(1, 1 << 20);

@@ -35,7 +35,7 @@ fn a_file_that_is_being_written_is_read_although_a_disk_fails_while_another_is_b
     let mut tried = 0;
     for slow in 0..3 {
         let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
-        let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+        let plans = rig.plans();
         let delay = Fault::Delay(Duration::from_millis(600));
         let rule = Rule::new(Operations::WRITES, When::Always, delay);
         plans[slow].add(rule.only(|object| matches!(object, ObjectName::Blocks(_))));
@@ -102,15 +102,11 @@ fn a_file_that_is_being_written_is_read_although_a_disk_has_failed_since() {
     let bytes = noise(1, SIZE);
     for dies in 0..3 {
         let rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
-        let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+        let plans = rig.plans();
         let volume = rig.open_failing(&plans);
         let (_, handle) = create(&volume, "f");
         write_all(&volume, handle, &bytes);
-        let since = Instant::now();
-        while volume.pipeline.budget.held() > SIZE as u64 * 3 / 4 {
-            assert!(since.elapsed() < Duration::from_secs(60), "all is kept");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until_held(&volume, SIZE as u64 * 3 / 4);
         plans[dies].die();
         assert!(volume.read(handle, 0, SIZE).expect("read") == bytes);
         close(&volume, handle);

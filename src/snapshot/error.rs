@@ -26,6 +26,18 @@ pub enum SnapshotError {
         /// The file offset of the delta in bytes.
         offset: u64,
     },
+    /// A page has more deltas than are followed.
+    #[error(
+        "a page has {deltas} deltas, of which the first is at byte {offset}, and no more than {most} are followed"
+    )]
+    TooManyDeltas {
+        /// The file offset of the first delta in bytes.
+        offset: u64,
+        /// How many there are.
+        deltas: usize,
+        /// How many are followed.
+        most: usize,
+    },
     /// The buffer is not one page long.
     #[error("a buffer of one page of {page_size} bytes is needed")]
     Buffer {

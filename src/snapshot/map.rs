@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::pieces::Pieces;
 use super::runs::{Kind, Run, RunLog};
 use super::source::ByteSource;
-use super::supersede::Delta;
+use super::supersede::{DELTAS_MAX, Delta};
 use super::xbzrle;
 
 /// A block of guest RAM as the file names it.
@@ -238,40 +238,58 @@ impl PageMap {
         deltas.get(from..end).unwrap_or_default()
     }
 
-    /// Reads the page at the address as the guest sees it, deltas applied. The buffer is of one page.
+    /// The pages that are put together from deltas, by where they begin in RAM space, in bytes: each once, ascending, those of
+    /// devices included. The same under every layout.
+    pub fn patched(&self) -> impl Iterator<Item = u64> + '_ {
+        let pages = self.inner.deltas.chunk_by(|a, b| a.page == b.page);
+        pages.filter_map(|deltas| Some(deltas.first()?.page * self.page_size()))
+    }
+
+    /// Where the layout puts a page of RAM space.
+    pub fn address(&self, ram: u64) -> Option<Gpa> {
+        self.layout.gpa_of(ram).map(|(gpa, _)| gpa)
+    }
+
+    /// Reads the page at the address as the guest sees it, deltas applied. The buffer is of one page. A page with more deltas
+    /// than a save makes cannot be read.
     pub fn read(
         &self,
         source: &dyn ByteSource,
         gpa: Gpa,
         buffer: &mut [u8],
     ) -> Result<Content, SnapshotError> {
+        match self.page_at(gpa) {
+            Some(page) => self.read_ram(source, page * self.page_size(), buffer),
+            None => {
+                buffer.fill(0);
+                Ok(Content::Absent)
+            }
+        }
+    }
+
+    /// The same for a page of RAM space, whatever the layout.
+    pub fn read_ram(
+        &self,
+        source: &dyn ByteSource,
+        ram: u64,
+        buffer: &mut [u8],
+    ) -> Result<Content, SnapshotError> {
         let page_size = self.page_size();
         if buffer.len() as u64 != page_size {
             return Err(SnapshotError::Buffer { page_size });
         }
-        let Some(page) = self.page_at(gpa) else {
-            buffer.fill(0);
-            return Ok(Content::Absent);
-        };
+        let page = ram / page_size;
         let fill = |offset, buffer: &mut [u8]| {
             source
                 .read_at(offset, buffer)
                 .map_err(|source| SnapshotError::Read { offset, source })
         };
-        match self.place_of(page) {
+        let run = match self.place_of(page) {
             (Place::Stored(offset), _) => {
                 fill(offset, buffer)?;
                 return Ok(Content::Bytes);
             }
-            (Place::Patched, Some(run)) => {
-                let geometry = self.inner.log.geometry();
-                if run.kind == Kind::Base {
-                    let inside = (page - run.page) * geometry.unit(run.kind);
-                    fill(run.file + inside + geometry.lead, buffer)?;
-                } else {
-                    buffer.fill(0);
-                }
-            }
+            (Place::Patched, Some(run)) => run,
             (Place::Zero, _) => {
                 buffer.fill(0);
                 return Ok(Content::Zero);
@@ -280,9 +298,24 @@ impl PageMap {
                 buffer.fill(0);
                 return Ok(Content::Absent);
             }
+        };
+        let deltas = self.deltas_of(page);
+        if let Some(first) = deltas.first().filter(|_| deltas.len() > DELTAS_MAX) {
+            return Err(SnapshotError::TooManyDeltas {
+                offset: first.file,
+                deltas: deltas.len(),
+                most: DELTAS_MAX,
+            });
+        }
+        let geometry = self.inner.log.geometry();
+        if run.kind == Kind::Base {
+            let inside = (page - run.page) * geometry.unit(run.kind);
+            fill(run.file + inside + geometry.lead, buffer)?;
+        } else {
+            buffer.fill(0);
         }
         let mut bytes = Vec::new();
-        for delta in self.deltas_of(page) {
+        for delta in deltas {
             bytes.resize(usize::from(delta.length), 0);
             fill(delta.file, &mut bytes)?;
             if !xbzrle::apply(buffer, &bytes) {

@@ -9,6 +9,8 @@
 mod insight;
 mod layouts;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod uses;
 mod view;
 
@@ -321,14 +323,25 @@ fn find(
     }
     let maps = layouts::all(map);
     let mut notes: Vec<u64> = maps.iter().flat_map(|map| scan.notes(map)).collect();
+    // What is put together from deltas was not scanned. It is looked at once for all layouts, if the note is not elsewhere.
+    if notes.is_empty() {
+        let places = scan::patched_notes(map, source);
+        if places.len() > scan::NOTES_MAX {
+            return Err(GuestError::TooManyPlaces(scan::NOTES_MAX));
+        }
+        for map in &maps {
+            let addresses = places.iter().filter_map(|&ram| map.address(ram));
+            notes.extend(addresses.map(|gpa| gpa.0));
+        }
+        notes.sort_unstable();
+        notes.dedup();
+    }
     if let Some(NotePlace::Guest { gpa, .. }) = snapshot.hints.vmcoreinfo {
         notes.insert(0, gpa.0);
     }
-    // What is put together from deltas was not scanned; if the note is not elsewhere, the guest room must search.
-    let only_hinted = !notes.is_empty() || map.counts().patched == 0;
     let hints = Hints {
         vmcoreinfo: notes,
-        only_hinted,
+        only_hinted: true,
     };
     let views: Vec<View<'_>> = maps.into_iter().map(|map| View::new(map, source)).collect();
     let candidates = views.iter().map(|view| view as &dyn GuestMemory);

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::{Known, Progress};
 use crate::guest::is_candidate;
 use crate::snapshot::{
-    AddressRun, Addresses, ByteSource, Gpa, PageMap, PieceKind, Place, SnapshotError, is_zero,
+    AddressRun, Addresses, ByteSource, Content, Gpa, PageMap, PieceKind, Place, SnapshotError,
+    is_zero,
 };
 
 /// Pages' worth of the file that are read at once: one word of bits, and little enough to stay in a core's cache.
@@ -162,6 +163,19 @@ impl Scan {
         };
         self.notes.iter().filter_map(address).collect()
     }
+}
+
+/// The pages put together from deltas that may hold vmcoreinfo, by where they begin in RAM space; no more than are
+/// remembered and one. What cannot be read is none.
+pub(super) fn patched_notes(map: &PageMap, source: &dyn ByteSource) -> Vec<u64> {
+    let mut page = vec![0; map.page_size() as usize];
+    map.patched()
+        .filter(|&ram| {
+            let read = map.read_ram(source, ram, &mut page);
+            matches!(read, Ok(Content::Bytes)) && is_candidate(&page)
+        })
+        .take(NOTES_MAX + 1)
+        .collect()
 }
 
 /// Where the source has holes, in rising order.

@@ -93,12 +93,16 @@ impl<'s> View<'s> {
                     true
                 }
                 Place::Stored(file) => self.read_run(file, run.stride, part),
+                // Put together once, however often it is read in a row.
                 Place::Patched => part
                     .chunks_exact_mut(size as usize)
-                    .zip(0..)
-                    .all(|(page, n)| {
-                        let read = self.map.read(self.source, Gpa(at + n * size), page);
-                        matches!(read, Ok(Content::Bytes | Content::Zero))
+                    .zip((at..).step_by(size as usize))
+                    .all(|(to, gpa)| match self.page(gpa) {
+                        Some(page) => {
+                            to.copy_from_slice(&page);
+                            true
+                        }
+                        None => false,
                     }),
                 Place::Absent => false,
             };
@@ -159,5 +163,56 @@ impl GuestMemory for View<'_> {
         (head.is_empty() || self.read_small(gpa, head))
             && (body.is_empty() || self.read_pages(first, body))
             && (tail.is_empty() || self.read_small(last, tail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::index;
+    use crate::snapshot::tests::counting::Counting;
+    use crate::snapshot::tests::writers::{Head, PAGE, StreamWriter, page_of};
+
+    #[test]
+    fn a_page_is_put_together_once_however_often_it_is_read() {
+        const PAGES: u64 = 16;
+        const DELTAS: u8 = 8;
+        let head = Head {
+            machine: "pc-q35-10.0",
+            ..Head::default()
+        };
+        let mut writer = StreamWriter::new(&[], head, &[("pc.ram", PAGES)]);
+        writer.next_section(true);
+        let mut wanted = Vec::new();
+        for page in 0..PAGES {
+            let mut content = page_of(page, 1);
+            writer.page(0, page, &content);
+            content[9] = DELTAS;
+            wanted.extend(content);
+        }
+        for delta in 1..=DELTAS {
+            for page in 0..PAGES {
+                writer.delta(0, page, 9, &[delta]);
+            }
+        }
+        let bytes = writer.finish();
+        let snapshot = index(&bytes).unwrap();
+        let source = Counting::new(&bytes);
+        let view = View::new(snapshot.map().unwrap().clone(), &source);
+        let mut read = vec![0; wanted.len()];
+        for part in [1, 3, PAGES as usize] {
+            for _ in 0..20 {
+                for (at, part) in (0..).zip(read.chunks_mut(part * PAGE)) {
+                    assert!(view.read(at * (part.len() / PAGE * PAGE) as u64, part));
+                }
+            }
+        }
+        assert!(view.read(0, &mut read));
+        assert!(read == wanted);
+        let reads = source.reads();
+        assert!(
+            reads <= PAGES * (1 + u64::from(DELTAS)),
+            "{reads} reads of the file"
+        );
     }
 }

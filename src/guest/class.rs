@@ -229,9 +229,21 @@ impl Classes {
         self.get(gpa >> self.page_shift)
     }
 
+    /// Which ranges have any of these frames: most calls are about few frames, and there may be many ranges.
+    pub(super) fn touching(&self, target: &Range<u64>) -> Range<usize> {
+        let from = self
+            .ranges
+            .partition_point(|(frames, _)| frames.end <= target.start);
+        let to = self
+            .ranges
+            .partition_point(|(frames, _)| frames.start < target.end);
+        from..to.max(from)
+    }
+
     /// Sets frames to one class; those outside the guest's memory fall away.
     pub(super) fn fill(&mut self, target: Range<u64>, class: PageClass) {
-        for (frames, at) in &self.ranges {
+        let touched = self.touching(&target);
+        for (frames, at) in self.ranges.get(touched).unwrap_or_default() {
             let (from, to) = (frames.start.max(target.start), frames.end.min(target.end));
             if from < to {
                 let first = at + (from - frames.start) as usize;
@@ -246,7 +258,8 @@ impl Classes {
     /// Sets the classes of consecutive frames; those outside the guest's memory fall away.
     pub(super) fn copy(&mut self, first: u64, classes: &[PageClass]) {
         let end = first.saturating_add(classes.len() as u64);
-        for (frames, at) in &self.ranges {
+        let touched = self.touching(&(first..end));
+        for (frames, at) in self.ranges.get(touched).unwrap_or_default() {
             let (from, to) = (frames.start.max(first), frames.end.min(end));
             if from >= to {
                 continue;

@@ -37,6 +37,9 @@ pub enum GuestError {
     /// The sections of memory could not be read or describe no memory of this guest.
     #[error("no memory map was found")]
     NoMemmap,
+    /// The guest's memory lies in so many sections that not all are looked up.
+    #[error("the guest's memory lies in more than {0} sections, more than any guest has")]
+    TooManySections(usize),
     /// Too many struct pages contradict themselves or each other.
     #[error("{contradictions} of {pages} struct pages contradict themselves")]
     MemmapContradicts {
@@ -55,7 +58,7 @@ impl GuestError {
             GuestError::PagingContradicts => 1,
             GuestError::ReleaseContradicts => 2,
             GuestError::MissingKey(_) | GuestError::ImpossibleValue(_) => 3,
-            GuestError::NoMemmap => 4,
+            GuestError::NoMemmap | GuestError::TooManySections(_) => 4,
             GuestError::LayoutUnsure => 5,
             GuestError::MemmapContradicts { .. } => 6,
             GuestError::TwoKernels | GuestError::TooManyPlaces(_) => 7,

@@ -1,5 +1,8 @@
 //! The memory map: which sections of memory the kernel knows, and the struct pages of each, read in runs as long as the
 //! page tables map them (`include/linux/mmzone.h`, `mm/sparse.c`). Knows where struct pages are and not what they say.
+//!
+//! A section counts only as far as the guest has memory in it. A guest may claim a section of a GiB, with as many struct pages,
+//! wherever it has a page, and let all of them lie in one place: what is read is bounded by the memory that there is.
 
 use std::ops::Range;
 
@@ -13,10 +16,10 @@ const USABLE: u64 = 0b111;
 /// Bits of a section's map that are no address.
 const MAP_FLAGS: u64 = 0x3F;
 
-/// More sections than 64 TiB of guest have.
+/// Sections that are looked up at most: more than 64 TiB of guest have.
 const SECTIONS_MAX: usize = 1 << 19;
 
-/// One section that is online.
+/// One section that is online, or the part of it that is memory of this guest without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Section {
     /// Its first page frame.
@@ -31,6 +34,9 @@ pub struct Section {
 /// than 64 TiB of guest have.
 const ROOTS_MAX: usize = 1 << 19;
 const ENTRIES_MAX: u64 = 1 << 22;
+
+/// Roots that may have sections behind them without any memory there: of memory that was taken away.
+const ROOTS_BESIDE: u64 = 64;
 
 /// All sections that are online and hold memory of this guest, ascending.
 #[derive(Clone, Debug)]
@@ -53,24 +59,47 @@ impl Memmap {
         let pages = 1usize << (bits - kernel.page_shift.min(bits));
         let mut translations = Translations::new(memory, kernel.tables);
         let mut sections = Vec::new();
-        let mut last = None;
+        // The section that was looked up last, and its map if it is online.
+        let mut last: Option<(u64, Option<u64>)> = None;
+        let mut looked_up = 0;
         for range in memory.ranges() {
-            for number in range.start >> bits..=range.end.saturating_sub(1) >> bits {
-                if last.is_some_and(|last| number <= last) {
-                    continue;
-                }
-                last = Some(number);
-                if number / table.per_root >= table.roots || sections.len() >= SECTIONS_MAX {
+            // A frame that is memory in part has no class.
+            let frames =
+                range.start.div_ceil(1 << kernel.page_shift)..range.end >> kernel.page_shift;
+            if frames.is_empty() {
+                continue;
+            }
+            for number in range.start >> bits..=(range.end - 1) >> bits {
+                if number / table.per_root >= table.roots {
                     break;
                 }
-                let Some(encoded) = table.section(&mut translations, number) else {
-                    continue;
-                };
-                // The kernel keeps the map as if it began with page frame 0.
                 let first = number << (bits - kernel.page_shift);
-                let map = (encoded & !MAP_FLAGS).wrapping_add(first.wrapping_mul(page_size as u64));
-                if map.checked_add((pages * page_size) as u64).is_some() {
-                    sections.push(Section { first, pages, map });
+                let map = match last {
+                    Some((before, map)) if before == number => map,
+                    _ => {
+                        looked_up += 1;
+                        if looked_up > SECTIONS_MAX {
+                            return Err(GuestError::TooManySections(SECTIONS_MAX));
+                        }
+                        let encoded = table.section(&mut translations, number);
+                        // The kernel keeps the map as if it began with page frame 0.
+                        let map = encoded.map(|encoded| {
+                            (encoded & !MAP_FLAGS)
+                                .wrapping_add(first.wrapping_mul(page_size as u64))
+                        });
+                        map.filter(|map| map.checked_add((pages * page_size) as u64).is_some())
+                    }
+                };
+                last = Some((number, map));
+                let part = frames.start.max(first)..frames.end.min(first + pages as u64);
+                if let Some(map) = map
+                    && !part.is_empty()
+                {
+                    sections.push(Section {
+                        first: part.start,
+                        pages: (part.end - part.start) as usize,
+                        map: map + (part.start - first) * page_size as u64,
+                    });
                 }
             }
         }
@@ -99,7 +128,7 @@ impl Memmap {
                 section.first << page_shift,
                 (section.first + section.pages as u64) << page_shift,
             );
-            for range in ranges {
+            for range in touching(ranges, start, end) {
                 bytes =
                     bytes.saturating_add(range.end.min(end).saturating_sub(range.start.max(start)));
             }
@@ -187,6 +216,13 @@ impl Memmap {
         }
         (buffer, absent)
     }
+}
+
+/// The ranges, of those that are given ascending and apart, of which a byte lies between two addresses.
+fn touching(ranges: &[Range<u64>], start: u64, end: u64) -> &[Range<u64>] {
+    let from = ranges.partition_point(|range| range.end <= start);
+    let to = ranges.partition_point(|range| range.start < end).max(from);
+    ranges.get(from..to).unwrap_or_default()
 }
 
 /// The kernel's table of sections.
@@ -281,6 +317,19 @@ impl Table {
         Some(found)
     }
 
+    /// How many roots have memory of these ranges, ascending, behind them.
+    fn roots_touched(&self, ranges: &[Range<u64>]) -> u64 {
+        let mut roots = 0u64;
+        let mut next = 0;
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let root = |gpa: u64| (gpa >> self.bits) / self.per_root;
+            let (first, end) = (root(range.start).max(next), root(range.end - 1) + 1);
+            roots = roots.saturating_add(end.saturating_sub(first));
+            next = next.max(end);
+        }
+        roots
+    }
+
     /// A section's word, if the section is online.
     fn section(&self, guest: &mut Translations<'_>, number: u64) -> Option<u64> {
         let (root, index) = (number / self.per_root, number % self.per_root);
@@ -307,12 +356,19 @@ pub(super) fn knows_more(kernel: &Kernel, memory: &dyn GuestMemory) -> bool {
     }
     let mut guest = Translations::new(memory, kernel.tables);
     let mut looked_at = 0;
+    // A kernel has a root where it has memory, and every root is a page of sections to look at.
+    let most = if table.extreme {
+        let roots = table.roots_touched(memory.ranges()) + ROOTS_BESIDE;
+        roots.saturating_mul(table.per_root).min(ENTRIES_MAX)
+    } else {
+        ENTRIES_MAX
+    };
     let Some(arrays) = table.arrays(&mut guest) else {
         return true;
     };
     for (root, array) in arrays {
         looked_at += table.per_root;
-        if looked_at > ENTRIES_MAX {
+        if looked_at > most {
             return true;
         }
         for index in 0..table.per_root {
@@ -326,8 +382,7 @@ pub(super) fn knows_more(kernel: &Kernel, memory: &dyn GuestMemory) -> bool {
             ) else {
                 return true;
             };
-            let is_there = |range: &Range<u64>| range.start < end && start < range.end;
-            if !memory.ranges().iter().any(is_there) {
+            if touching(memory.ranges(), start, end).is_empty() {
                 return true;
             }
         }

@@ -1,5 +1,6 @@
 //! The rules of the judgement, each tried alone on a guest made by hand.
 
+mod bounds;
 mod mend;
 
 use super::synthetic::{BASE, LISTS, MEMMAP, SECTIONS, Synthetic, VMCOREINFO, flag, word};

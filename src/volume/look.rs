@@ -34,6 +34,11 @@ use crate::store::Tier;
 /// and a bit a page beside.
 const MEMORY_MAX: u64 = 16 << 40;
 
+/// Guest memory that is looked at however small the file is, and how much more for each byte of the file: a page. The shortest
+/// record of a page has nine bytes, and a guest that tells which pages are free has most of them left out.
+const MEMORY_ANYWAY: u64 = 16 << 30;
+const MEMORY_A_BYTE: u64 = 4096;
+
 /// Told how many bytes of guest memory have been looked at since the last call.
 pub type Progress<'p> = &'p (dyn Fn(u64) + Sync);
 
@@ -48,6 +53,14 @@ pub enum NoGuest {
     TooLarge {
         /// The guest's memory in bytes.
         bytes: u64,
+    },
+    /// The file names so much guest memory that most of it can be nowhere in it.
+    #[error("{bytes} bytes of guest memory are more than a file of {length} bytes can be about")]
+    NotInFile {
+        /// The guest's memory in bytes.
+        bytes: u64,
+        /// The file's length in bytes.
+        length: u64,
     },
     /// No kernel was found that passes the checks.
     #[error(transparent)]
@@ -153,11 +166,9 @@ impl Look {
             }
             snapshot::Contents::Mapped(map) => map.clone(),
         };
-        let bytes = map.ram().map(|(_, length)| length).sum();
-        if bytes > MEMORY_MAX || map.file_length() > 2 * MEMORY_MAX {
-            let guest = Err(NoGuest::TooLarge { bytes });
+        if let Err(reason) = fits(&map) {
             return Ok(Look {
-                guest,
+                guest: Err(reason),
                 snapshot,
                 classes: None,
                 empty: 0,
@@ -309,6 +320,21 @@ impl Look {
         let guest = Guest::find(&view, &hints).ok()?;
         Some(ask(&guest, classes))
     }
+}
+
+/// Whether so much guest memory may be looked at, in whatever layout.
+fn fits(map: &PageMap) -> Result<(), NoGuest> {
+    let of = |layout: &snapshot::Layout| layout.ranges().iter().map(|range| range.length).sum();
+    let layouts = map.layouts().iter().chain([map.layout()]);
+    let bytes: u64 = layouts.map(of).max().unwrap_or_default();
+    let length = map.file_length();
+    if bytes > MEMORY_MAX || length > 2 * MEMORY_MAX {
+        return Err(NoGuest::TooLarge { bytes });
+    }
+    if bytes > MEMORY_ANYWAY + length * MEMORY_A_BYTE {
+        return Err(NoGuest::NotInFile { bytes, length });
+    }
+    Ok(())
 }
 
 /// Looks for the guest in every layout.

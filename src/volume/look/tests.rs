@@ -61,3 +61,29 @@ fn a_page_with_deltas_does_not_have_all_memory_searched_in_every_layout() {
     let reads = source.reads();
     assert!(reads < 100, "{reads} reads of a guest of {}", guest.pages());
 }
+
+#[test]
+fn memory_that_can_be_nowhere_in_the_file_gets_no_classes() {
+    let claim = |bytes: u64| {
+        let mut writer = StreamWriter::new(&[], HEAD, &[("pc.ram", bytes >> 12)]);
+        writer.next_section(true);
+        writer.zero(0, 0);
+        let bytes = writer.finish();
+        let look = Look::knowing(index(&bytes).unwrap(), &bytes, &known()).unwrap();
+        let classes = look.classes().map(Classes::len);
+        (look.guest().err().cloned(), classes, bytes.len() as u64)
+    };
+    let much = 64 << 30;
+    let (reason, classes, length) = claim(much);
+    let wanted = NoGuest::NotInFile {
+        bytes: much,
+        length,
+    };
+    assert_eq!((reason, classes), (Some(wanted), None));
+    let (reason, classes, _) = claim(MEMORY_ANYWAY);
+    let wanted = NoGuest::NotFound(GuestError::NoVmcoreinfo);
+    assert_eq!(
+        (reason, classes),
+        (Some(wanted), Some((MEMORY_ANYWAY >> 12) as usize))
+    );
+}

@@ -1,6 +1,7 @@
 //! The commands as an administrator uses them, mount(8) and fstab included.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -222,6 +223,31 @@ fn umount_waits_for_what_is_open() {
     volume.kill();
     volume.mount();
     content::check_file(&path, 1, 6_000_000).expect("what was written while it was unmounted");
+}
+
+/// Where no daemon tells that everything is committed, nobody is told that it is.
+#[test]
+fn umount_without_an_answer_is_no_success() {
+    let mut volume = Volume::mounted();
+    let path = volume.path("file");
+    content::write_file(&path, 1, 1_000_000).expect("a file");
+    let device = fs::metadata(&volume.mountpoint).expect("the mount").dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let ending = format!("-{major}.{minor}.sock");
+    let sockets = fs::read_dir("/run/parsfs").expect("the control sockets");
+    let socket = sockets
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().ends_with(&ending))
+        .expect("the socket of this mount");
+    fs::remove_file(socket.path()).expect("taking the socket away");
+    expect_failure(&parsfs(&volume, "umount MOUNTPOINT"), 1, "is not known");
+    assert!(!volume.is_mounted());
+    wait_until("the daemon to end", Duration::from_secs(30), || {
+        !volume.serves()
+    });
+    volume.kill();
+    volume.mount();
+    content::check_file(&path, 1, 1_000_000).expect("the file");
 }
 
 /// After a kill the mount point answers ENOTCONN to all; mounting again must need nobody to clean up.

@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
   parsfs umount /mnt/vms
   parsfs umount --lazy /mnt/vms      # although it is in use; waits for who uses it
 
-Exit codes: 0 unmounted and everything committed, 1 failed (in use, or a commit failed), 2 wrong usage.")]
+Exit codes: 0 unmounted and everything committed, 1 failed (in use, a commit failed,
+or no daemon told that everything is committed), 2 wrong usage.")]
 pub(super) struct Umount {
     /// Where the volume is mounted
     mountpoint: PathBuf,
@@ -40,26 +41,31 @@ impl Umount {
         let mount = mount_at(&path)?;
         // Before unmounting: afterwards the socket may be gone before it is found.
         let mut daemon = match Client::of_mount(&mount) {
-            Ok(mut daemon) => {
-                // Only when the daemon has promised to tell of its end may it be brought about.
-                match daemon.ask(&Request::AwaitEnd {})? {
-                    Response::Awaited {} => Some(daemon),
-                    _ => return Err(unexpected()),
-                }
-            }
+            Ok(daemon) => daemon,
+            // A mount that nobody answers for can be taken away all the same.
             Err(error) => {
-                eprintln!(
-                    "parsfs: warning: {error}; unmounting without waiting for the last commit"
-                );
-                None
+                unmount_soon(&path, self.lazy)?;
+                return Err(unknown_end(&path, &error));
             }
         };
-        unmount_soon(&path, self.lazy)?;
-        if let Some(daemon) = &mut daemon {
-            await_end(daemon)?;
+        // Only when the daemon has promised to tell of its end may it be brought about.
+        match daemon.ask(&Request::AwaitEnd {})? {
+            Response::Awaited {} => {}
+            _ => return Err(unexpected()),
         }
-        Ok(())
+        unmount_soon(&path, self.lazy)?;
+        await_end(&mut daemon)
     }
+}
+
+/// The mount is gone, and whether its daemon has committed what was open nobody has told.
+fn unknown_end(path: &Path, error: &ControlError) -> Failure {
+    Failure::Other(format!(
+        "{} is unmounted, but whether everything is committed is not known: {error}. A daemon that still runs \
+         commits what is left, and its log says how that went; the next `parsfs mount` waits for it. Mount the volume \
+         again, and look at what was written last",
+        path.display()
+    ))
 }
 
 /// Unmounts. A program that ends, or is only just started, holds a mount for a moment longer than its files:

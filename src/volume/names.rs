@@ -57,16 +57,37 @@ impl Uncommitted {
 }
 
 impl Volume {
-    /// The file that a name stands for.
+    /// The file that a name stands for. Its attributes are taken after the name, by `attributes`: an inode that was seen with
+    /// the name is old when a commit ends, and the file is let go of, before anybody asks whether it is in use.
     pub fn lookup(&self, parent: FileId, name: &[u8]) -> Result<Attributes> {
-        let (file, inode) = self.meta.view().lookup(parent, name)?;
-        self.current(file, inode)
+        let mut seen = None;
+        loop {
+            let (file, _) = self.meta.view().lookup(parent, name)?;
+            match self.attributes(file) {
+                // Another file was given its name, and it went: the name was there all the while.
+                Err(error) if error.errno() == libc::ENOENT && seen != Some(file) => {
+                    seen = Some(file);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// A file's attributes.
     pub fn attributes(&self, file: FileId) -> Result<Attributes> {
+        self.attributes_with(file, || {
+            self.meta.view().inode(file)?.ok_or_else(|| gone(file))
+        })
+    }
+
+    /// The attributes of a file whose inode is had by `inode`: only after what is not committed was looked at.
+    fn attributes_with(
+        &self,
+        file: FileId,
+        inode: impl FnOnce() -> Result<Inode>,
+    ) -> Result<Attributes> {
         let uncommitted = self.in_use(file).map(|open| Uncommitted::of(&open));
-        let inode = self.meta.view().inode(file)?.ok_or_else(|| gone(file))?;
+        let inode = inode()?;
         let mut attributes = Attributes::of(file, &inode);
         if let Some(uncommitted) = uncommitted
             && inode.kind == FileKind::Regular
@@ -74,14 +95,6 @@ impl Volume {
             uncommitted.put_over(&mut attributes);
         }
         Ok(attributes)
-    }
-
-    /// The attributes of a file whose inode was just seen.
-    fn current(&self, file: FileId, inode: Inode) -> Result<Attributes> {
-        match self.in_use(file) {
-            Some(_) => self.attributes(file),
-            None => Ok(Attributes::of(file, &inode)),
-        }
     }
 
     /// Changes attributes. A new size is committed at once unless the file is open for writing.
@@ -242,10 +255,12 @@ impl Volume {
     /// Gives a file another name.
     pub fn make_link(&self, file: FileId, parent: FileId, name: &[u8]) -> Result<Attributes> {
         self.check_writable()?;
-        let inode = self
-            .meta
-            .update(|update| update.link(file, parent, name, Timestamp::now()))?;
-        self.current(file, inode)
+        self.attributes_with(file, || {
+            let link = self
+                .meta
+                .update(|update| update.link(file, parent, name, Timestamp::now()));
+            Ok(link?)
+        })
     }
 
     /// Where a symbolic link points.

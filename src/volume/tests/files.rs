@@ -9,6 +9,7 @@ use super::super::commit::Purpose;
 use super::super::open_file::Opening;
 use super::*;
 use crate::disk::{Fault, FaultPlan, ObjectName, Operations, Rule, When};
+use crate::meta::{Records, Rename, Timestamp, WriteRecords};
 use crate::store::Source;
 
 #[test]
@@ -653,4 +654,54 @@ fn a_copy_that_fails_on_its_way_says_how_far_it_came() {
     volume.release(from);
     volume.remove(ROOT, b"to").expect("removed");
     volume.release(to);
+}
+
+/// Looks a name up, and does something when its file is known and nothing else is yet.
+fn look_up_during(volume: &Volume, name: &str, change: impl FnOnce()) -> Result<Attributes> {
+    std::thread::scope(|scope| {
+        // Whoever wants to know whether the file is in use waits for this.
+        let files = volume.files.lock();
+        let lookup = scope.spawn(|| volume.lookup(ROOT, name.as_bytes()));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!lookup.is_finished());
+        change();
+        drop(files);
+        lookup.join().expect("no panic")
+    })
+}
+
+/// What was told of a file that was in use stays true when it is committed and let go of during a lookup.
+#[test]
+fn a_lookup_is_not_older_than_a_commit_that_ended_in_between() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let file = write_file(&volume, "f", b"one");
+    let found = look_up_during(&volume, "f", || {
+        let committed = volume.meta.update(|update| -> Result<()> {
+            let mut inode = update.inode(file)?.expect("there");
+            inode.size = 5;
+            update.put_inode(file, &inode);
+            Ok(())
+        });
+        committed.expect("committed");
+    });
+    assert_eq!(found.expect("there").size, 5);
+}
+
+/// A name that always leads to some file is always found, though the files change.
+#[test]
+fn a_lookup_finds_a_name_that_is_given_to_another_file() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f", b"");
+    let other = write_file(&volume, "g", b"");
+    let found = look_up_during(&volume, "f", || {
+        let replaced = volume.meta.update(|update| {
+            let (from, to) = ((ROOT, &b"g"[..]), (ROOT, &b"f"[..]));
+            update.rename(from, to, Rename::Replace, Timestamp::now(), &|_| false)
+        });
+        replaced.expect("renamed");
+    });
+    assert_eq!(found.expect("there").file, other);
+    assert!(volume.lookup(ROOT, b"g").is_err());
 }

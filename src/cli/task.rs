@@ -58,7 +58,7 @@ impl Task {
             Some(rate) => Request::TaskRate {
                 rate: Some(rate).filter(|rate| *rate > 0),
             },
-            None => Request::Task {},
+            None => Request::Task { number: None },
         };
         let Some(status) = target.task(&request)? else {
             if !self.json {
@@ -67,7 +67,7 @@ impl Task {
             return Ok(());
         };
         if self.wait && status.state == TaskState::Running {
-            return target.follow(self.json);
+            return target.follow(&status, self.json);
         }
         if self.json {
             println!(
@@ -113,17 +113,15 @@ impl How {
                 "--detach needs a mounted volume: nobody else would go on with it".to_string(),
             ));
         }
-        let status = target.task(request)?;
+        let status = target.task(request)?.ok_or_else(odd)?;
         if self.detach {
-            if let Some(status) = status {
-                println!(
-                    "{} has begun; `parsfs task` shows how it goes on",
-                    status.what
-                );
-            }
+            println!(
+                "{} has begun; `parsfs task` shows how it goes on",
+                status.what
+            );
             return Ok(());
         }
-        target.follow(self.json)
+        target.follow(&status, self.json)
     }
 }
 
@@ -179,18 +177,19 @@ impl Target {
         }
     }
 
-    /// Shows how the task goes on until it has ended.
-    fn follow(mut self, json: bool) -> Result<(), Failure> {
+    /// Shows how a task goes on until it has ended, by its number: the next one may begin the moment it has.
+    fn follow(mut self, begun: &TaskStatus, json: bool) -> Result<(), Failure> {
         let mut progress = Progress::new(json);
-        let mut kind = None;
+        // A daemon of an older version gives none.
+        let number = Some(begun.number).filter(|number| *number > 0);
         let status = loop {
-            let status = self.task(&Request::Task {})?.ok_or_else(odd)?;
-            if *kind.get_or_insert_with(|| status.kind.clone()) != status.kind {
+            let status = self.task(&Request::Task { number })?.ok_or_else(odd)?;
+            if status.kind != begun.kind {
                 self.close()?;
                 progress.end(&status);
                 return Err(Failure::Other(format!(
-                    "it was ended, and {} has begun",
-                    status.what
+                    "{} has begun meanwhile, and how {} ended is not known; the daemon's log tells",
+                    status.what, begun.what
                 )));
             }
             if status.state != TaskState::Running {

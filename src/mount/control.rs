@@ -33,7 +33,11 @@ pub enum Request {
     /// Commit everything that is open, and answer when it is done.
     Commit {},
     /// How is the task that runs, or the last one?
-    Task {},
+    Task {
+        /// The one with this number, though another has begun since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+    },
     /// End the task that runs.
     CancelTask {},
     /// Have the task keep to so many bytes a second; without a rate it goes as fast as it can.

@@ -13,6 +13,7 @@ mod squeeze;
 mod tests;
 mod throttle;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -45,6 +46,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long a disk that a rebuild left without something is left alone before the next one, unless the last one took longer.
 const AGAIN: Duration = Duration::from_secs(600);
 
+/// Tasks that have ended and can still be asked for by their numbers: whoever waits for one asks several times a second.
+const PAST: usize = 16;
+
 /// Problems that are told one by one.
 const PROBLEMS: usize = 100;
 
@@ -52,6 +56,10 @@ const PROBLEMS: usize = 100;
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     now: Mutex<Option<Arc<Running>>>,
+    /// Those of this mount before it, the last one last.
+    past: Mutex<VecDeque<Arc<Running>>>,
+    /// The number that the last one was given.
+    number: AtomicU64,
     /// An administrator ended a rebuild: it is not begun again in this mount.
     no_rebuild: AtomicBool,
     /// The last rebuild that came to its end.
@@ -187,7 +195,7 @@ impl Volume {
         self.launch(status)
     }
 
-    fn launch(&self, status: TaskStatus) -> Result<TaskStatus> {
+    fn launch(&self, mut status: TaskStatus) -> Result<TaskStatus> {
         let mut now = self.tasks.now.lock();
         if let Some(running) = now.as_ref().filter(|running| !running.is_over()) {
             return Err(VolumeError::new(
@@ -202,6 +210,7 @@ impl Volume {
             .me
             .upgrade()
             .ok_or_else(|| VolumeError::new(libc::EIO, "the volume is closed"))?;
+        status.number = self.tasks.number.fetch_add(1, Ordering::Relaxed) + 1;
         let running = Arc::new(Running::new(status.clone()));
         self.keep_task(&running)?;
         // Whoever began it may rely on it from now on, over a crash too.
@@ -215,7 +224,13 @@ impl Volume {
                     VolumeError::new(libc::EAGAIN, format!("no thread for a task: {error}"))
                 })?
         };
-        *now = Some(running);
+        if let Some(before) = now.replace(running) {
+            let mut past = self.tasks.past.lock();
+            past.push_back(before);
+            if past.len() > PAST {
+                past.pop_front();
+            }
+        }
         // The one before has ended.
         if let Some(before) = self.tasks.thread.lock().replace(thread)
             && before.is_finished()
@@ -329,6 +344,25 @@ impl Volume {
             };
         }
         Ok(kept)
+    }
+
+    /// The task with a number, as long as it is known: the one that runs, or one that ended not long before it. Whoever waits
+    /// for a task asks so, since another may begin the moment that one is done.
+    pub fn task_of(&self, number: u64) -> Result<TaskStatus> {
+        let now = self.tasks.now.lock();
+        let past = self.tasks.past.lock();
+        now.iter()
+            .chain(past.iter().rev())
+            .map(|running| running.status())
+            .find(|status| status.number == number)
+            .ok_or_else(|| {
+                VolumeError::new(
+                    libc::ENOENT,
+                    format!(
+                        "how task {number} ended is not known any more; the log tells, and `parsfs status` how the disks are"
+                    ),
+                )
+            })
     }
 
     /// Refuses to change a task that does not run, and that the next mount goes on with: it would not hear of it.

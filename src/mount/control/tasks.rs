@@ -8,7 +8,12 @@ use crate::volume::Volume;
 pub fn answer(volume: &Volume, request: &Request) -> Option<Response> {
     let task = |status| Response::Task(Box::new(Some(status)));
     let answered = match request {
-        Request::Task {} => volume.task().map(|status| Response::Task(Box::new(status))),
+        Request::Task { number: None } => {
+            volume.task().map(|status| Response::Task(Box::new(status)))
+        }
+        Request::Task {
+            number: Some(number),
+        } => volume.task_of(*number).map(task),
         Request::CancelTask {} => volume
             .cancel_task()
             .map(|status| Response::Task(Box::new(status))),

@@ -82,6 +82,10 @@ impl TaskState {
 pub struct TaskStatus {
     /// The version of this form.
     pub version: u32,
+    /// Which task of this mount it is, from 1; 0 where it has not run in this mount. Never kept: a task that a mount goes on
+    /// with has a number of that mount.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub number: u64,
     /// What is done.
     pub kind: TaskKind,
     /// The same in words: "the scrub".
@@ -134,6 +138,11 @@ pub struct TaskStatus {
     pub error: Option<String>,
 }
 
+/// Zero stands for a number that is not there, which older versions do not know.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl TaskStatus {
     pub(in crate::volume) fn new(
         kind: TaskKind,
@@ -143,6 +152,7 @@ impl TaskStatus {
     ) -> TaskStatus {
         TaskStatus {
             version: VERSION,
+            number: 0,
             kind,
             what,
             state: TaskState::Running,
@@ -172,8 +182,12 @@ impl TaskStatus {
     }
 
     pub(in crate::volume) fn encode(&self) -> Vec<u8> {
+        let kept = TaskStatus {
+            number: 0,
+            ..self.clone()
+        };
         // Plain fields of plain types: it cannot fail.
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_vec(&kept).unwrap_or_default()
     }
 
     /// A task from stored bytes; none if a newer version, or nobody, wrote them.
@@ -202,6 +216,9 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(TaskStatus::decode(&bytes[..length]), None);
         }
+        // A number is of one mount, and is not kept.
+        status.number = 7;
+        assert_eq!(status.encode(), bytes);
         status.version += 1;
         assert_eq!(TaskStatus::decode(&status.encode()), None);
     }

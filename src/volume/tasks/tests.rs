@@ -222,3 +222,29 @@ fn a_disk_that_fails_and_comes_back_while_it_is_rebuilt_is_rebuilt_again() {
     lacking.let_it_be_rebuilt();
     lacking.is_rebuilt(&[disk]);
 }
+
+/// Whoever waits for a task hears of its end, though the next begins before he asks.
+#[test]
+fn a_task_is_told_of_by_its_number_when_another_has_begun() {
+    let lacking = Lacking::new(4, "2+2");
+    let volume = &lacking.volume;
+    let first = volume.scrub(None).expect("begun");
+    let of = |number| volume.task_of(number).expect("known");
+    lacking.wait("done", || of(first.number).state == TaskState::Done);
+    let mut last = first.number;
+    for _ in 0..PAST {
+        let next = volume.rebalance(None).expect("begun");
+        assert_eq!(next.number, last + 1);
+        last = next.number;
+        let told = of(first.number);
+        assert_eq!(
+            (&told.kind, told.state),
+            (&TaskKind::Scrub {}, TaskState::Done)
+        );
+        lacking.wait("done", || of(last).state == TaskState::Done);
+    }
+    // Nobody waits for it any more.
+    volume.rebalance(None).expect("begun");
+    volume.task_of(first.number).expect_err("forgotten");
+    volume.task_of(0).expect_err("none has it");
+}

@@ -26,13 +26,31 @@ const RESERVE: std::ops::RangeInclusive<u64> = (4 << 20)..=(256 << 20);
 pub struct Room {
     disks: Arc<Disks>,
     state: Mutex<State>,
+    /// Held while the disks are asked, which may hang for a while: `state` is not, since every write looks there.
+    asking: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// When the last answer came, if nothing was forgotten since.
     asked: Option<Instant>,
+    /// How often what was answered has been forgotten.
+    forgotten: u64,
+    /// The same when the disks were last asked.
+    answered: u64,
     space: BTreeMap<DiskId, Space>,
     full: BTreeMap<DiskId, Instant>,
+}
+
+impl State {
+    fn is_fresh(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() <= FRESH)
+    }
+
+    fn forget(&mut self) {
+        self.asked = None;
+        self.forgotten += 1;
+    }
 }
 
 impl Room {
@@ -41,54 +59,94 @@ impl Room {
         Room {
             disks,
             state: Mutex::default(),
+            asking: Mutex::default(),
         }
     }
 
-    /// Each disk's space, at most `FRESH` old.
+    /// Each disk's space, at most `FRESH` old; older while somebody else asks the disks.
     pub fn space(&self) -> BTreeMap<DiskId, Space> {
-        let mut state = self.state.lock();
-        if state.asked.is_none_or(|asked| asked.elapsed() > FRESH) {
-            let mut space = BTreeMap::new();
-            for status in self.disks.list() {
-                // Asked here because nothing else notices that a disk is gone on which nothing new is made.
-                if status.state.takes_writes() && !self.disks.check(status.id) {
-                    continue;
-                }
-                match self.disks.ask(status.id, |disk| disk.space()) {
-                    Some(Ok(now)) => {
-                        space.insert(status.id, now);
-                    }
-                    Some(Err(_)) => {}
-                    // It hangs: what it last said is as good as anything.
-                    None => {
-                        let before = state.space.get(&status.id);
-                        space.extend(before.map(|before| (status.id, *before)));
-                    }
-                }
+        let forgotten = {
+            let state = self.state.lock();
+            if state.is_fresh() {
+                return state.space.clone();
             }
-            state.space = space;
+            state.forgotten
+        };
+        let _asking = match self.asking.try_lock() {
+            Some(asking) => asking,
+            None => {
+                {
+                    let state = self.state.lock();
+                    if state.asked.is_some() {
+                        return state.space.clone();
+                    }
+                }
+                let asking = self.asking.lock();
+                let state = self.state.lock();
+                // Asked after it was last forgotten here: one answer does for all who have waited.
+                if state.answered >= forgotten {
+                    return state.space.clone();
+                }
+                drop(state);
+                asking
+            }
+        };
+        let (forgotten, before) = {
+            let state = self.state.lock();
+            if state.is_fresh() {
+                return state.space.clone();
+            }
+            (state.forgotten, state.space.clone())
+        };
+        let space = self.ask_disks(&before);
+        let mut state = self.state.lock();
+        state.space = space.clone();
+        state.answered = forgotten;
+        if state.forgotten == forgotten {
             state.asked = Some(Instant::now());
         }
-        state.space.clone()
+        space
+    }
+
+    fn ask_disks(&self, before: &BTreeMap<DiskId, Space>) -> BTreeMap<DiskId, Space> {
+        let mut space = BTreeMap::new();
+        for status in self.disks.list() {
+            // Asked here because nothing else notices that a disk is gone on which nothing new is made.
+            if status.state.takes_writes() && !self.disks.check(status.id) {
+                continue;
+            }
+            match self.disks.ask(status.id, |disk| disk.space()) {
+                Some(Ok(now)) => {
+                    space.insert(status.id, now);
+                }
+                Some(Err(_)) => {}
+                // It hangs: what it last said is as good as anything.
+                None => {
+                    let before = before.get(&status.id);
+                    space.extend(before.map(|before| (status.id, *before)));
+                }
+            }
+        }
+        space
     }
 
     /// Forgets what was answered, since much has changed.
     pub fn forget(&self) {
-        self.state.lock().asked = None;
+        self.state.lock().forget();
     }
 
     /// Room was given back: a disk that was full may have some.
     pub fn given_back(&self) {
         let mut state = self.state.lock();
         state.full.clear();
-        state.asked = None;
+        state.forget();
     }
 
     /// A disk refused an append for want of room.
     pub fn mark_full(&self, disk: DiskId) {
         let mut state = self.state.lock();
         state.full.insert(disk, Instant::now());
-        state.asked = None;
+        state.forget();
     }
 
     /// The disks that can take new windows of so many disks, with what they can take beyond the reserve. Suspect

@@ -384,16 +384,21 @@ impl Volume {
         Err(VolumeError::new(libc::ENOSPC, why))
     }
 
-    /// Asks the disks anew, and takes bytes if they are there.
-    fn ask_for_room(&self, length: u64) -> bool {
+    /// Asks the disks anew, and takes bytes if they are there. Not under the lock: a disk may hang, and writers for whom there
+    /// is room do not wait for it.
+    pub(super) fn ask_for_room(&self, length: u64) -> bool {
         self.pipeline.room.forget();
-        let open: u64 = self
-            .files_in_use()
-            .iter()
-            .map(|file| file.open_bytes())
-            .sum();
+        let open = || -> u64 {
+            let files = self.files_in_use();
+            files.iter().map(|file| file.open_bytes()).sum()
+        };
+        let before = self.pipeline.unwritten() + open();
+        let data_room = self.data_room();
+        let open = open();
         let mut room = self.room.lock();
-        *room = RoomLeft::new(self.data_room(), self.pipeline.unwritten() + open);
+        // What came to the disks while they were asked may be in their answer or not, and what was gathered meanwhile is not.
+        let on_its_way = before.max(self.pipeline.unwritten() + open);
+        *room = RoomLeft::new(data_room, on_its_way);
         room.take(length)
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::super::commit::Purpose;
 use super::super::open_file::Opening;
 use super::*;
-use crate::disk::{Fault, FaultPlan, ObjectName, Operations, Rule, When};
+use crate::disk::{Fault, FaultPlan, ObjectName, Operation, Operations, Rule, When};
 use crate::meta::{Records, Rename, Timestamp, WriteRecords};
 use crate::store::Source;
 
@@ -704,4 +704,28 @@ fn a_lookup_finds_a_name_that_is_given_to_another_file() {
     });
     assert_eq!(found.expect("there").file, other);
     assert!(volume.lookup(ROOT, b"g").is_err());
+}
+
+/// A disk that hangs when it is asked for its room holds up nobody for whom there is some.
+#[test]
+fn a_write_does_not_wait_for_who_asks_for_room() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let plans: Vec<_> = (0..3).map(FaultPlan::new).collect();
+    let volume = rig.open_failing(&plans);
+    let (_, handle) = create(&volume, "f");
+    volume.write(handle, 0, b"one").expect("written");
+    let hang = Duration::from_millis(1500);
+    let space = Operations::of(&[Operation::Space]);
+    plans[1].add(Rule::new(space, When::Always, Fault::Delay(hang)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(volume.ask_for_room(1), "there is room"));
+        std::thread::sleep(Duration::from_millis(200));
+        let begun = Instant::now();
+        let written = volume.try_write(handle, 3, b"two");
+        written.expect("at once").expect("written");
+        volume.pipeline.room.forget();
+        assert!(begun.elapsed() < hang / 3, "{:?}", begun.elapsed());
+    });
+    plans[1].clear();
+    close(&volume, handle);
 }

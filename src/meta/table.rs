@@ -161,6 +161,11 @@ impl Key {
         )
     }
 
+    /// What all room to be given back in a segment set begins with.
+    pub fn punches_of(set: SetId) -> Key {
+        Self::build(Table::Punch, &[&set.0.to_be_bytes()])
+    }
+
     /// A disk.
     pub fn disk(disk: DiskId) -> Key {
         Self::build(Table::Disk, &[&disk.0.to_be_bytes()])

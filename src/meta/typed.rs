@@ -105,7 +105,17 @@ pub trait Records: Read {
 
     /// All room that is still to be given back, with its length in bytes.
     fn punches(&self) -> Result<Vec<(PunchKey, u64)>> {
-        self.scan(&Key::table_prefix(Table::Punch))
+        self.punches_below(&Key::table_prefix(Table::Punch))
+    }
+
+    /// The same of one segment set.
+    fn punches_of(&self, set: SetId) -> Result<Vec<(PunchKey, u64)>> {
+        self.punches_below(&Key::punches_of(set))
+    }
+
+    /// The same of all keys that begin so.
+    fn punches_below(&self, prefix: &Key) -> Result<Vec<(PunchKey, u64)>> {
+        self.scan(prefix)
             .map(|found| {
                 let (key, value) = found?;
                 let length = value.as_ref().try_into().ok().map(u64::from_le_bytes);

@@ -153,6 +153,11 @@ impl Disks {
         self.state(id).takes_writes()
     }
 
+    /// Whether it is a disk of the volume, missing or not.
+    pub fn is_member(&self, id: DiskId) -> bool {
+        self.slots.read().contains_key(&id)
+    }
+
     /// Whether every disk is online.
     pub fn all_online(&self) -> bool {
         let slots = self.slots.read();

@@ -588,6 +588,7 @@ impl Volume {
             .mark_rebuilding(disk, "an administrator brought it back");
         let members = self.roster.lock().members.clone();
         self.relabel(members, &BTreeMap::new())?;
+        self.punch_again(disk)?;
         self.pipeline.room.forget();
         self.bell.ring();
         Ok(())

@@ -1,6 +1,9 @@
 //! The sweeper gives back what no manifest refers to any more: segment sets, manifests, and ranges inside
 //! segments that live on. It acts only once the transaction that let go of them is durable, and when no read
 //! of the file is under way that may still look for them.
+//!
+//! Sets and manifests that a disk could not remove are found by the next mount. Nothing finds ranges: those on a disk that
+//! is away, or that failed, stay in the metadata until the disk is back or their set goes.
 
 use std::sync::{Arc, Weak};
 
@@ -9,7 +12,7 @@ use crossbeam_channel::{Sender, unbounded};
 use super::Volume;
 use super::file::OpenFile;
 use crate::disk::{DiskError, ObjectName};
-use crate::ids::{ManifestId, SetId};
+use crate::ids::{DiskId, ManifestId, SetId};
 use crate::meta::{Key, PunchKey, Records};
 
 /// What can be given back.
@@ -144,39 +147,98 @@ impl Volume {
                 }
             }
         }
-        for (key, length) in &sweep.punches {
-            let object = if key.parity {
-                ObjectName::Parity(key.set)
-            } else {
-                ObjectName::Blocks(key.set)
-            };
-            let Some(disk) = self.disks.get(key.disk) else {
-                continue;
-            };
-            match disk.punch(object, key.offset..key.offset + length) {
-                Ok(()) | Err(DiskError::Unsupported { .. } | DiskError::Missing { .. }) => {}
-                Err(error) => tracing::debug!(%error, "not punched"),
-            }
-        }
-        if !sweep.punches.is_empty() {
-            let done = self.meta.update(|update| -> super::Result<()> {
-                for (key, _) in &sweep.punches {
-                    update.delete(Key::punch(key));
-                }
-                Ok(())
-            });
-            if let Err(error) = done {
-                tracing::debug!(%error, "punches will be done again");
-            }
+        if let Err(error) = self.punch(&sweep.punches, &gone) {
+            tracing::debug!(%error, "punches will be done again");
         }
         self.pipeline.room.given_back();
+    }
+}
+
+impl Volume {
+    /// Gives back ranges, and forgets those that are given back; with a set that is gone all of its ranges are.
+    fn punch(&self, punches: &[(PunchKey, u64)], gone: &[SetId]) -> super::Result<()> {
+        let mut done: Vec<PunchKey> = Vec::new();
+        let view = self.meta.view();
+        for set in gone {
+            done.extend(view.punches_of(*set)?.into_iter().map(|(key, _)| key));
+        }
+        let mut here: Vec<&(PunchKey, u64)> = Vec::new();
+        for punch in punches {
+            // A disk that has left takes its ranges along.
+            let of_nobody = !self.disks.is_member(punch.0.disk) || view.set(punch.0.set)?.is_none();
+            match of_nobody {
+                true => done.push(punch.0),
+                false => here.push(punch),
+            }
+        }
+        drop(view);
+        let given_back = here
+            .into_iter()
+            .filter(|(key, length)| self.punch_one(key, *length));
+        done.extend(given_back.map(|(key, _)| *key));
+        if done.is_empty() {
+            return Ok(());
+        }
+        self.meta.update(|update| {
+            for key in &done {
+                update.delete(Key::punch(key));
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether a range is given back, as far as its disk can.
+    fn punch_one(&self, key: &PunchKey, length: u64) -> bool {
+        let disk = self.disks.get(key.disk);
+        let Some(disk) = disk.filter(|_| self.disks.is_online(key.disk)) else {
+            return false;
+        };
+        let object = match key.parity {
+            true => ObjectName::Parity(key.set),
+            false => ObjectName::Blocks(key.set),
+        };
+        match disk.punch(object, key.offset..key.offset.saturating_add(length)) {
+            Ok(()) | Err(DiskError::Unsupported { .. }) => true,
+            // On a disk that has just gone away all objects are missing.
+            Err(DiskError::Missing { .. }) => {
+                self.disks.check(key.disk) && self.disks.is_online(key.disk)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "not punched");
+                false
+            }
+        }
+    }
+
+    /// Gives back what a disk missed while it was away.
+    pub(super) fn punch_again(&self, disk: DiskId) -> super::Result<()> {
+        let mut punches = self.meta.view().punches()?;
+        punches.retain(|(key, _)| key.disk == disk);
+        self.sweeper.add_closed(Sweep {
+            punches,
+            ..Sweep::default()
+        });
+        Ok(())
+    }
+
+    /// Where the last range of an object ends that is still to be given back on a disk: what is put behind it now must not go
+    /// with it.
+    pub(super) fn end_of_punches(&self, disk: DiskId, object: ObjectName) -> super::Result<u64> {
+        let (set, parity) = match object {
+            ObjectName::Blocks(set) => (set, false),
+            ObjectName::Parity(set) => (set, true),
+            _ => return Ok(0),
+        };
+        let punches = self.meta.view().punches_of(set)?.into_iter();
+        let own = punches.filter(|(key, _)| (key.disk, key.parity) == (disk, parity));
+        let ends = own.map(|(key, length)| key.offset.saturating_add(length));
+        Ok(ends.max().unwrap_or(0))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::DiskId;
 
     #[test]
     fn ranges_that_touch_are_joined_within_their_object() {

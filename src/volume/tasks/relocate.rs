@@ -327,7 +327,7 @@ impl Volume {
             Err(error) if error.is_missing() => 0,
             Err(error) => return Err(error.into()),
         };
-        let start = there.max(*end);
+        let start = there.max(*end).max(self.end_of_punches(disk, object)?);
         self.note_hollow(&[disk])?;
         if let Err(error) = medium.restore(object, start, bytes) {
             if error.is_full() {

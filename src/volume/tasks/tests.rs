@@ -8,7 +8,10 @@ use super::*;
 use crate::disk::{
     DirectoryDisk, Fault, FaultPlan, FaultyDisk, ObjectName, Operation, Operations, Rule, When,
 };
+use crate::ids::SetId;
+use crate::meta::PunchKey;
 use crate::store::{BlockCache, Reader, WindowRecord};
+use crate::volume::sweep::Sweep;
 use crate::volume::tests::{Rig, noise, write_file};
 
 /// A volume with a file, in which no rebuild begins by itself.
@@ -247,4 +250,111 @@ fn a_task_is_told_of_by_its_number_when_another_has_begun() {
     volume.rebalance(None).expect("begun");
     volume.task_of(first.number).expect_err("forgotten");
     volume.task_of(0).expect_err("none has it");
+}
+
+/// The room that is still to be given back in a set.
+fn to_give_back(volume: &Volume, set: SetId) -> Vec<(PunchKey, u64)> {
+    volume.meta.view().punches_of(set).expect("read")
+}
+
+fn keep(volume: &Volume, punches: &[(PunchKey, u64)]) {
+    let kept = volume.meta.update(|update| -> Result<()> {
+        for (key, length) in punches {
+            update.put_punch(key, *length);
+        }
+        Ok(())
+    });
+    kept.expect("kept");
+}
+
+/// Room on a disk that is away is given back when it has come back.
+#[test]
+fn room_on_a_disk_that_is_away_is_given_back_later() {
+    const LENGTH: usize = 64 << 10;
+    let lacking = Lacking::new(4, "2+2");
+    let (volume, disk) = (&lacking.volume, lacking.disk());
+    let set = lacking.records()[0].set;
+    let object = ObjectName::Blocks(set);
+    let mut behind = Ends::new();
+    let offset = volume.append_to(disk, object, &[7; LENGTH], &mut behind);
+    let key = PunchKey {
+        set,
+        disk,
+        offset: offset.expect("appended"),
+        parity: false,
+    };
+    let punches = vec![(key, LENGTH as u64)];
+    keep(volume, &punches);
+    volume.disks.mark_faulty(disk, "for this test");
+    let sweep = Sweep {
+        punches: punches.clone(),
+        ..Sweep::default()
+    };
+    volume.sweeper.add_closed(sweep);
+    volume.sweeper.wait();
+    assert_eq!(to_give_back(volume, set), punches);
+    let read = || {
+        let mut bytes = vec![1; LENGTH];
+        let medium = volume.disks.get(disk).expect("a disk");
+        medium
+            .read_at(object, key.offset, &mut bytes)
+            .expect("read");
+        bytes
+    };
+    assert!(read().iter().all(|byte| *byte == 7));
+    lacking.comes_back(disk);
+    volume.sweeper.wait();
+    assert_eq!(to_give_back(volume, set), []);
+    assert!(read().iter().all(|byte| *byte == 0));
+    lacking.let_it_be_rebuilt();
+    lacking.is_rebuilt(&[disk]);
+}
+
+/// With a set go its ranges on disks that are away, and with a disk that has left all of its ranges.
+#[test]
+fn room_that_nobody_has_any_more_is_forgotten() {
+    let lacking = Lacking::new(4, "2+2");
+    let (volume, disk) = (&lacking.volume, lacking.disk());
+    let set = lacking.records()[0].set;
+    let of = |disk| {
+        let key = PunchKey {
+            set,
+            disk,
+            offset: 4096,
+            parity: true,
+        };
+        (key, 4096)
+    };
+    volume.disks.mark_faulty(disk, "for this test");
+    keep(volume, &[of(disk), of(DiskId(77))]);
+    let sweep = Sweep {
+        punches: vec![of(DiskId(77))],
+        ..Sweep::default()
+    };
+    volume.sweeper.add_closed(sweep);
+    volume.sweeper.wait();
+    assert_eq!(to_give_back(volume, set), [of(disk)]);
+    volume.remove(crate::meta::ROOT, b"f").expect("removed");
+    volume.sweeper.wait();
+    assert_eq!(to_give_back(volume, set), []);
+}
+
+/// What is put behind an object does not lie where something is still to be given back.
+#[test]
+fn nothing_is_put_where_room_is_still_to_be_given_back() {
+    let lacking = Lacking::new(4, "2+2");
+    let (volume, disk) = (&lacking.volume, lacking.disk());
+    let set = lacking.records()[0].set;
+    let object = ObjectName::Blocks(set);
+    let medium = volume.disks.get(disk).expect("a disk");
+    let offset = medium.length(object).expect("known") + 100;
+    let key = PunchKey {
+        set,
+        disk,
+        offset,
+        parity: false,
+    };
+    keep(volume, &[(key, 5000)]);
+    let start = volume.append_to(disk, object, &[7; 100], &mut Ends::new());
+    assert_eq!(start.expect("appended"), offset + 5000);
 }

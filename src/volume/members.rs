@@ -29,7 +29,7 @@ fn refused(message: String) -> VolumeError {
 
 impl Volume {
     /// The disk of a name, or of a path.
-    fn disk_called(&self, name: &str) -> Result<DiskId> {
+    pub(super) fn disk_called(&self, name: &str) -> Result<DiskId> {
         let list = self.disks.list();
         let by_path = || {
             let paths = self.paths.lock();

@@ -19,7 +19,7 @@ use crate::store::{BlockRecord, Code, Source, WindowRecord};
 use crate::volume::Volume;
 use crate::volume::commit::{Frozen, Purpose};
 use crate::volume::error::{Result, VolumeError};
-use crate::volume::file::OpenFile;
+use crate::volume::file::{FileState, OpenFile};
 use crate::volume::filemap::Window;
 use crate::volume::fold::{parity_punches, punch_ranges};
 use crate::volume::overlay::Overlay;
@@ -68,6 +68,24 @@ struct Moved {
     old: Arc<WindowRecord>,
     new: WindowRecord,
     moves: Vec<(usize, DiskId)>,
+}
+
+/// Windows that were exchanged for others in memory, and are not made true yet.
+#[derive(Default)]
+struct Exchanged {
+    /// As they were before: none where a window was in the base only. Where it is not made true, it is so again.
+    before: Vec<(WindowNo, Option<Window>)>,
+    /// Bytes that are given up with them.
+    given_up: u64,
+}
+
+/// Puts a record in a window's place, to be committed.
+fn exchange(state: &mut FileState, record: WindowRecord, given_up: u64, all: &mut Exchanged) {
+    let no = record.no;
+    let window = Window::Made(Arc::new(record));
+    all.before.push((no, state.map.windows.insert(no, window)));
+    all.given_up += given_up;
+    state.uncommitted.insert(no);
 }
 
 /// What a window cannot be moved for.
@@ -371,25 +389,34 @@ impl Volume {
             return Ok(Walked::Later);
         }
         let mut sweep = Sweep::default();
-        let mut before: Vec<(WindowNo, Option<Window>)> = Vec::new();
+        let mut exchanged = Exchanged::default();
         let mut stale = Vec::new();
-        let mut given_up = 0;
         let (size, dead) = {
             let mut state = file.state.lock();
-            for moved in moved {
-                let no = moved.old.no;
-                if state.map.record(no)?.as_deref() != Some(&*moved.old) {
+            // All of it is looked at before anything is changed.
+            let is_same = |moved: &Moved| -> Result<bool> {
+                let record = state.map.record(moved.old.no)?;
+                Ok(record.as_deref() == Some(&*moved.old))
+            };
+            let same: Result<Vec<bool>> = moved.iter().map(is_same).collect();
+            let same = match same {
+                Ok(same) => same,
+                Err(error) => {
+                    drop(state);
+                    self.give_back(&moved);
+                    return Err(error);
+                }
+            };
+            for (moved, same) in moved.into_iter().zip(same) {
+                if !same {
                     stale.push(moved);
                     continue;
                 }
                 if plan.punch {
                     left_places(&moved, &mut sweep);
                 }
-                before.push((no, state.map.windows.get(&no).cloned()));
-                given_up += newly_lost(&moved.old, &moved.new);
-                let made = Window::Made(Arc::new(moved.new));
-                state.map.windows.insert(no, made);
-                state.uncommitted.insert(no);
+                let given_up = newly_lost(&moved.old, &moved.new);
+                exchange(&mut state, moved.new, given_up, &mut exchanged);
             }
             state.map.frozen = Some(Overlay::default());
             state.version += 1;
@@ -413,7 +440,7 @@ impl Volume {
             besides: plan.besides,
         };
         // To whoever asks it is what it was: all of it is committed.
-        let result = self.make_moves_true(file, anew, plan, running, &mut frozen, given_up);
+        let result = self.make_moves_true(file, anew, plan, running, &mut frozen, &mut exchanged);
         match result {
             Ok(lost) => {
                 running.note(|status| status.lost += lost);
@@ -423,7 +450,7 @@ impl Volume {
             Err(error) => {
                 let mut state = file.state.lock();
                 state.map.thaw();
-                for (no, window) in before {
+                for (no, window) in exchanged.before.into_iter().rev() {
                     state.uncommitted.remove(&no);
                     match window {
                         Some(window) => state.map.windows.insert(no, window),
@@ -443,11 +470,12 @@ impl Volume {
         plan: &Plan<'_>,
         running: &Running,
         frozen: &mut Frozen,
-        mut given_up: u64,
+        exchanged: &mut Exchanged,
     ) -> Result<u64> {
         if !anew.is_empty() {
-            given_up += self.write_anew(file, anew, plan, running)?;
+            self.write_anew(file, anew, plan, running, exchanged)?;
         }
+        let given_up = exchanged.given_up;
         if given_up > 0 {
             // Whoever opens it from now on has a view of what is left.
             let before = file.state.lock().head.dropped;
@@ -458,15 +486,16 @@ impl Volume {
         Ok(given_up)
     }
 
-    /// Writes what lives in these windows into new ones. What cannot be had is recorded as lost where it is given up; says
-    /// how many bytes that are. A window of which other bytes cannot be had stays as it is: their disk may come back.
+    /// Writes what lives in these windows into new ones. What cannot be had is recorded as lost where it is given up. A
+    /// window of which other bytes cannot be had stays as it is: their disk may come back.
     fn write_anew(
         &self,
         file: &Arc<OpenFile>,
         windows: &BTreeSet<WindowNo>,
         plan: &Plan<'_>,
         running: &Running,
-    ) -> Result<u64> {
+        exchanged: &mut Exchanged,
+    ) -> Result<()> {
         let mut taken: BTreeSet<WindowNo> = BTreeSet::new();
         let mut protected: HashMap<BlockId, bool> = HashMap::new();
         let mut lost: HashSet<BlockId> = HashSet::new();
@@ -542,17 +571,13 @@ impl Volume {
                 Ok(())
             })?;
         }
-        let mut given_up = 0;
         let mut state = file.state.lock();
         for (record, lost) in remains {
-            let no = record.no;
-            if !needed.contains(&no) {
-                state.map.windows.insert(no, Window::Made(Arc::new(record)));
-                state.uncommitted.insert(no);
-                given_up += lost;
+            if !needed.contains(&record.no) {
+                exchange(&mut state, record, lost, exchanged);
             }
         }
-        Ok(given_up)
+        Ok(())
     }
 
     /// What an administrator has to do before a window can be written anew of which bytes cannot be had.

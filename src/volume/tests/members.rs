@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::tiers::{MadeUp, runs};
 use super::*;
+use crate::disk::{Fault, ObjectName, Operations, Rule, When};
 use crate::volume::TaskState;
 
 /// Waits for the end of the task that runs.
@@ -167,4 +168,48 @@ fn a_disk_is_replaced_by_a_new_one_or_by_the_one_that_had_joined_for_it() {
     assert_eq!(task.state, TaskState::Done, "{task:?}");
     assert_eq!(members(&volume), ["d0", "d2", "d3", "new"]);
     assert!(lost_now(&volume).is_empty());
+}
+
+/// What is given up in a commit that fails is not given up in memory either: a later commit would make the loss true.
+#[test]
+fn what_is_given_up_and_not_made_true_is_not_lost() {
+    let rig = with_expendable(5, "critical = \"2+1\"");
+    let plans: Vec<_> = (0..5).map(FaultPlan::new).collect();
+    let volume = rig.open_failing(&plans);
+    let handles: Vec<_> = (0..FILES)
+        .map(|number| {
+            let name = format!("f{number}");
+            let file = volume.lookup(ROOT, name.as_bytes()).expect("there").file;
+            volume.open_file(file, libc::O_RDWR).expect("open").handle
+        })
+        .collect();
+    // Of some windows two disks are gone: those are written anew, without what was there.
+    for number in [1, 3] {
+        rig.take_away(number);
+        let disk = volume.disk_called(&format!("d{number}")).expect("a disk");
+        volume.disks.mark_missing(disk, "for this test");
+    }
+    // Manifests are not taken, and nothing else fails.
+    for plan in &plans {
+        let rule = Rule::new(Operations::WRITES, When::Always, Fault::Io);
+        plan.add(rule.only(|object| matches!(object, ObjectName::Manifest(_))));
+    }
+    let d3 = ["d3".to_owned()];
+    volume.remove_disk("d1", true, &d3, None).expect("begun");
+    let task = ended(&volume);
+    assert_ne!(task.state, TaskState::Done, "{task:?}");
+    plans.iter().for_each(|plan| plan.clear());
+    let is_lost =
+        |record: &crate::store::WindowRecord| record.blocks.iter().any(|block| block.lost);
+    for file in volume.files_in_use() {
+        let windows = &file.state.lock().map.windows;
+        let lost = windows.values().any(|window| match window {
+            crate::volume::filemap::Window::Made(record) => is_lost(record),
+            crate::volume::filemap::Window::Making(_) => false,
+        });
+        assert!(!lost, "file {}", file.id);
+    }
+    for handle in handles {
+        volume.release(handle);
+    }
 }

@@ -1,7 +1,8 @@
-//! Set-user-id and set-group-id bits, and the capabilities of a program, which a write by anyone but root takes away.
+//! Set-user-id and set-group-id bits, which a write by anyone but root takes away, and the capabilities of a program, which
+//! any write takes away: as ext4 does it, where CAP_FSETID keeps the bits and nothing keeps the capabilities.
 //! With `default_permissions` and without HANDLE_KILLPRIV the kernel does so itself, by requests of its own before chown,
 //! truncate, fallocate and buffered writes, and together with the cut of an open with O_TRUNC. One way is left to the
-//! file system: a direct write, which only carries a flag.
+//! file system: a direct write, which only carries a flag, and that only where the bits are to go.
 
 use fuser::INodeNo;
 
@@ -22,8 +23,25 @@ fn without_privileges(mode: u16) -> Option<u16> {
     (left != mode).then_some(left)
 }
 
-/// Takes them away from a regular file, and from what the kernel remembers of it: it runs programs by that.
-pub(super) fn drop_privileges(volume: &Volume, kernel: &Kernel, file: INodeNo) -> Result<()> {
+/// What a direct write takes away: the capabilities, and the bits if the kernel says so.
+pub(super) fn drop_by_write(
+    volume: &Volume,
+    kernel: &Kernel,
+    file: INodeNo,
+    bits: bool,
+) -> Result<()> {
+    if bits {
+        return drop_privileges(volume, kernel, file);
+    }
+    let capabilities = drop_capabilities(volume, FileId(file.0));
+    if !matches!(capabilities, Ok(false)) {
+        kernel.forget_attributes(file);
+    }
+    capabilities.map(drop)
+}
+
+/// Takes them all away from a regular file, and from what the kernel remembers of it: it runs programs by that.
+fn drop_privileges(volume: &Volume, kernel: &Kernel, file: INodeNo) -> Result<()> {
     let attributes = volume.attributes(FileId(file.0))?;
     if attributes.kind != FileKind::Regular {
         return Ok(());
@@ -60,6 +78,7 @@ fn drop_capabilities(volume: &Volume, file: FileId) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
     use crate::config::Config;
@@ -75,8 +94,8 @@ mod tests {
         assert_eq!(without_privileges(0o7777), Some(0o1777));
     }
 
-    #[test]
-    fn capabilities_go_and_other_attributes_stay() {
+    /// A volume with a file of mode 4755.
+    fn program() -> (tempfile::TempDir, Arc<Volume>, FileId) {
         let place = tempfile::tempdir().unwrap();
         let text = format!(
             "[volume]\nname = \"test\"\n[[disk]]\npath = {:?}\n[policy]\ncritical = \"1+0\"\n",
@@ -88,6 +107,12 @@ mod tests {
         let caller = Caller { uid: 0, gid: 0 };
         let made = volume.make_node(ROOT, b"program", FileKind::Regular, 0o4755, 0, caller);
         let file = made.unwrap().file;
+        (place, volume, file)
+    }
+
+    #[test]
+    fn capabilities_go_and_other_attributes_stay() {
+        let (_place, volume, file) = program();
         for name in [&b"security.capability"[..], b"security.other", b"user.name"] {
             volume.set_xattr(file, name, b"value", 0).unwrap();
         }
@@ -109,5 +134,21 @@ mod tests {
             .unwrap();
         drop();
         assert!(volume.get_xattr(file, b"security.capability").is_err());
+    }
+
+    /// What a program sees on ext4 that may keep the bits.
+    #[test]
+    fn a_write_by_root_takes_the_capabilities_and_leaves_the_bits() {
+        let (_place, volume, file) = program();
+        volume.set_xattr(file, CAPABILITIES, b"value", 0).unwrap();
+        let write = |bits| {
+            drop_by_write(&volume, &Kernel::default(), INodeNo(file.0), bits).unwrap();
+        };
+        write(false);
+        let gone = volume.get_xattr(file, CAPABILITIES);
+        assert_eq!(gone.unwrap_err().errno(), libc::ENODATA);
+        assert_eq!(volume.attributes(file).unwrap().mode, 0o4755);
+        write(true);
+        assert_eq!(volume.attributes(file).unwrap().mode, 0o755);
     }
 }

@@ -8,7 +8,7 @@ use fuser::{
 use super::Adapter;
 use super::answers::{answer_empty, answer_seek, answer_write, handle, id, is_direct, open_answer};
 use crate::mount::errno::errno;
-use crate::mount::privileges::drop_privileges;
+use crate::mount::privileges::drop_by_write;
 use crate::mount::workers::guarded;
 use crate::volume::{Allocate, Opened, Opening, Result};
 
@@ -50,17 +50,18 @@ impl Adapter {
         reply: ReplyWrite,
     ) {
         guarded("write", || {
-            if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-                && let Err(error) = drop_privileges(&self.volume, &self.kernel, ino)
-            {
-                return reply.error(errno("write", ino, &error));
-            }
             let (handle, length) = (handle(fh), data.len());
             let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
             if from_cache {
                 self.volume.wrote_by_mapping(handle);
             }
             let from_program = is_direct(fh) && !from_cache;
+            let bits = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+            if (from_program || bits)
+                && let Err(error) = drop_by_write(&self.volume, &self.kernel, ino, bits)
+            {
+                return reply.error(errno("write", ino, &error));
+            }
             // The kernel leaves O_SYNC and O_DSYNC (a part of O_SYNC) of direct writes to us.
             let synchronous = from_program && flags.0 & libc::O_DSYNC != 0;
             if !synchronous && let Some(result) = self.volume.try_write(handle, offset, data) {

@@ -18,7 +18,7 @@ use super::head::FileHead;
 use super::names::gone;
 use super::sweep::Sweep;
 use crate::ids::{FileId, SetId};
-use crate::meta::{FileKind, Inode, Records, WriteRecords};
+use crate::meta::{FileKind, Inode, Records, Timestamp, WriteRecords};
 use crate::store::manifest::{Manifest, decode_delta};
 
 /// One at a time reads what a file is made of; of other files others may.
@@ -97,7 +97,16 @@ impl Volume {
         self.bring_in(file, false)
     }
 
-    /// The same if it is in use.
+    /// The same as `use_file` for one whose length is to be set.
+    pub(super) fn use_to_resize(&self, file: FileId, size: u64) -> Result<InUse<'_>> {
+        let file = match size {
+            0 => self.take_to_empty(file)?,
+            _ => self.take(file)?,
+        };
+        Ok(InUse { volume: self, file })
+    }
+
+    /// The same as `take` if it is in use.
     pub(super) fn hold(&self, file: FileId) -> Option<Arc<OpenFile>> {
         let files = self.files.lock();
         let open = files.get(&file)?;
@@ -111,6 +120,79 @@ impl Volume {
             volume: self,
             file: self.bring_in(file, true)?,
         })
+    }
+
+    /// Has a file in use that is to become empty. One that is not whole becomes so at once: nothing of its old bytes is
+    /// needed, and everything it refers to is known all the same.
+    pub(super) fn take_to_empty(&self, file: FileId) -> Result<Arc<OpenFile>> {
+        match self.take(file) {
+            Err(error) if error.errno() == libc::EIO && !self.read_only => {
+                match self.empty_what_is_not_whole(file) {
+                    Ok(()) => self.take(file),
+                    Err(reason) => {
+                        tracing::warn!(%file, %reason, "a file that is not whole cannot be emptied");
+                        Err(error)
+                    }
+                }
+            }
+            taken => taken,
+        }
+    }
+
+    /// Drops what is known of a file's bytes, in one change. Its head and its base name all sets that it refers to, also those
+    /// of deltas that are lost; with either of them unreadable nothing is dropped, since nobody would find their room.
+    /// What is numbered goes on where it was: a number that was in use means other bytes to caches.
+    fn empty_what_is_not_whole(&self, file: FileId) -> Result<()> {
+        let turn = self.loads.turn(file);
+        let _turn = turn.lock();
+        let Some(bytes) = self.meta.view().manifest(file)? else {
+            return Err(self.not_whole(file));
+        };
+        let head = FileHead::decode(&bytes).ok_or_else(|| damaged(file))?;
+        let mut sets: BTreeSet<SetId> = head.sets.iter().copied().collect();
+        if let Some(base) = head.base {
+            for found in self.manifest(base)?.sets() {
+                sets.insert(found?.set);
+            }
+        }
+        let empty = FileHead {
+            first_delta: head.next_delta,
+            next_delta: head.next_delta,
+            next_window: head.next_window,
+            next_piece: head.next_piece,
+            ..FileHead::default()
+        };
+        {
+            // A name is taken away under this lock.
+            let files = self.files.lock();
+            if files.contains_key(&file) {
+                return Ok(());
+            }
+            self.meta.update(|update| -> Result<()> {
+                let mut inode = update.inode(file)?.ok_or_else(|| gone(file))?;
+                let same = update.manifest(file)?.as_deref() == Some(&*bytes);
+                if inode.kind != FileKind::Regular || inode.links == 0 || !same {
+                    return Err(gone(file));
+                }
+                for set in &sets {
+                    self.drop_set_reference(update, *set)?;
+                }
+                update.drop_content(file)?;
+                update.put_manifest(file, &empty.encode());
+                let now = Timestamp::now();
+                (inode.size, inode.stored) = (0, 0);
+                (inode.mtime, inode.ctime) = (now, now);
+                update.put_inode(file, &inode);
+                Ok(())
+            })?;
+        }
+        self.sweeper.add_closed(Sweep {
+            sets: sets.into_iter().collect(),
+            manifests: head.base.into_iter().map(|base| base.id).collect(),
+            ..Sweep::default()
+        });
+        tracing::warn!(%file, "a file that was not whole is empty now, as a program asked");
+        Ok(())
     }
 
     /// Whether to have it in use its manifest has to be read from disks, which may take however long.

@@ -172,7 +172,7 @@ impl Volume {
             handle.changed.store(true, Ordering::Release);
             return self.resize(&handle.file, size);
         }
-        let used = self.use_file(file)?;
+        let used = self.use_to_resize(file, size)?;
         self.resize(&used, size)?;
         if used.writers.load(Ordering::Acquire) == 0 {
             self.commit(&used, Purpose::MakeTrue)

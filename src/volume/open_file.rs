@@ -84,7 +84,10 @@ impl Volume {
         if way.may_write() || flags & libc::O_TRUNC != 0 {
             self.check_writable()?;
         }
-        let open = self.take(file)?;
+        let open = match flags & libc::O_TRUNC {
+            0 => self.take(file)?,
+            _ => self.take_to_empty(file)?,
+        };
         if flags & libc::O_TRUNC != 0
             && let Err(error) = self.truncate_open(&open)
         {

@@ -648,3 +648,67 @@ fn a_set_that_was_noted_in_a_lost_transaction_is_not_removed() {
         volume.close().expect("closed");
     }
 }
+
+fn next_window(volume: &Volume, file: FileId) -> u32 {
+    let open = volume.use_file(file).expect("in use");
+    open.state.lock().head.next_window
+}
+
+/// A file of which a change is lost can be written anew: nothing of its old bytes is needed for that.
+#[test]
+fn a_file_of_which_a_change_is_lost_can_be_emptied() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let kept = noise(0, 3 << 20);
+    write_file(&volume, "f0", &kept);
+    let bytes = noise(5, 3 << 20);
+    let parts: Vec<(u64, &[u8])> = bytes
+        .chunks(1 << 20)
+        .enumerate()
+        .map(|(number, part)| ((number << 20) as u64, part))
+        .collect();
+    volume.sweeper.wait();
+    let without = rig.occupied();
+    let cut = Changes {
+        size: Some(0),
+        ..Changes::default()
+    };
+    for by_open in [false, true] {
+        let file = write_in_deltas(&volume, "holey", &parts);
+        let all = deltas(&volume, file);
+        let (lost, _) = all[all.len() - 2];
+        let windows = next_window(&volume, file);
+        change(&volume, |update| update.delete(Key::delta(file, lost)));
+        assert!(read_file(&volume, "holey").is_err());
+        let longer = Changes {
+            size: Some(1),
+            ..Changes::default()
+        };
+        let refused = volume.set_attributes(file, None, &longer);
+        assert_eq!(refused.expect_err("not whole").errno(), libc::EIO);
+        if by_open {
+            let flags = libc::O_RDWR | libc::O_TRUNC;
+            let handle = volume.open_file(file, flags).expect("emptied").handle;
+            close(&volume, handle);
+        } else {
+            let emptied = volume.set_attributes(file, None, &cut).expect("emptied");
+            assert_eq!(emptied.size, 0);
+        }
+        volume.sweeper.wait();
+        assert_eq!(rig.occupied(), without, "all of it is given back");
+        // What is written now is no old window.
+        let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+        let anew = noise(9, 2 << 20);
+        write_all(&volume, handle, &anew);
+        close(&volume, handle);
+        assert!(read_file(&volume, "holey").expect("whole") == anew);
+        assert!(next_window(&volume, file) > windows);
+        volume.remove(ROOT, b"holey").expect("removed");
+        volume.sweeper.wait();
+    }
+    assert!(read_file(&volume, "f0").expect("whole") == kept);
+    volume.close().expect("closed");
+    drop(volume);
+    let (report, _) = Volume::fsck(&rig.config, false).expect("checked");
+    assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+}

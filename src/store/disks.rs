@@ -85,12 +85,25 @@ impl Disks {
 
     /// Enters a disk, or puts it in the place of one that was missing; `None` is a disk known to be missing.
     pub fn insert(&self, id: DiskId, name: impl Into<String>, disk: Option<Arc<dyn Disk>>) {
+        let state = match disk {
+            Some(_) => DiskState::Online,
+            None => DiskState::Missing,
+        };
+        self.enter(id, name.into(), disk, state);
+        self.changed();
+    }
+
+    /// Puts a disk in the place of one that was missing or faulty. It lacks what was written meanwhile, and at no moment
+    /// looks as if it had all.
+    pub fn insert_rebuilding(&self, id: DiskId, disk: Arc<dyn Disk>, why: impl fmt::Display) {
+        self.enter(id, self.name(id), Some(disk), DiskState::Missing);
+        self.mark_rebuilding(id, why);
+    }
+
+    fn enter(&self, id: DiskId, name: String, disk: Option<Arc<dyn Disk>>, state: DiskState) {
         let slot = Slot {
-            name: name.into(),
-            state: match disk {
-                Some(_) => DiskState::Online,
-                None => DiskState::Missing,
-            },
+            name,
+            state,
             patience: disk.clone().map(Patience::new),
             disk,
             note: String::new(),
@@ -105,7 +118,6 @@ impl Disks {
             waits: AtomicU32::new(0),
         };
         self.slots.write().insert(id, slot);
-        self.changed();
     }
 
     /// Takes a disk that has left out of the table.

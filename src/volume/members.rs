@@ -579,13 +579,11 @@ impl Volume {
     }
 
     fn take_back(&self, disk: DiskId, medium: Arc<dyn Disk>) -> Result<()> {
-        let name = self.disks.name(disk);
         let medium = PatientDisk::over(medium);
         self.meta.join(disk, &medium)?;
         self.pipeline.end_writer(disk);
-        self.disks.insert(disk, &name, Some(medium));
         self.disks
-            .mark_rebuilding(disk, "an administrator brought it back");
+            .insert_rebuilding(disk, medium, "an administrator brought it back");
         let members = self.roster.lock().members.clone();
         self.relabel(members, &BTreeMap::new())?;
         self.punch_again(disk)?;

@@ -133,3 +133,24 @@ fn a_disk_that_is_read_after_the_others_is_not_told_what_will_be_read() {
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(plan.injected(), 0);
 }
+
+/// A disk that comes back lacks what was written meanwhile, and at no moment looks as if it had all.
+#[test]
+fn a_disk_that_comes_back_is_at_once_one_that_is_rebuilt() {
+    let disks = Arc::new(Disks::new(false));
+    disks.insert(DiskId(1), "a", None);
+    let seen: Arc<Mutex<Vec<DiskState>>> = Arc::default();
+    let told = {
+        let (seen, disks) = (Arc::clone(&seen), Arc::downgrade(&disks));
+        Box::new(move || {
+            let disks = disks.upgrade().expect("the table");
+            seen.lock().push(disks.state(DiskId(1)));
+        })
+    };
+    disks.set_on_change(told);
+    let medium: Arc<dyn Disk> = Arc::new(MemoryDisk::new("a"));
+    disks.insert_rebuilding(DiskId(1), medium, "for this test");
+    assert_eq!(disks.state(DiskId(1)), DiskState::Rebuilding);
+    assert_eq!(disks.name(DiskId(1)), "a");
+    assert_eq!(*seen.lock(), [DiskState::Rebuilding]);
+}

@@ -221,8 +221,17 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("unlink", || {
-            let result = self.volume.remove(id(parent), name.as_bytes());
-            answer_empty("unlink", parent, reply, result);
+            let (volume, name) = (self.volume.clone(), name.as_bytes().to_vec());
+            let waits = volume.removal_may_wait(id(parent), &name);
+            let remove = move || {
+                let result = volume.remove(id(parent), &name);
+                answer_empty("unlink", parent, reply, result);
+            };
+            if waits {
+                self.waiters.run("unlink", remove);
+            } else {
+                remove();
+            }
         });
     }
 
@@ -266,14 +275,19 @@ impl Filesystem for Adapter {
             if !known.contains(flags) {
                 return reply.error(Errno::EINVAL);
             }
-            let result = self.volume.rename(
-                id(parent),
-                name.as_bytes(),
-                id(to_parent),
-                to_name.as_bytes(),
-                flags.bits(),
-            );
-            answer_empty("rename", parent, reply, result);
+            let volume = self.volume.clone();
+            let (name, to_name) = (name.as_bytes().to_vec(), to_name.as_bytes().to_vec());
+            let waits = volume.removal_may_wait(id(to_parent), &to_name);
+            let rename = move || {
+                let (from, to) = (id(parent), id(to_parent));
+                let result = volume.rename(from, &name, to, &to_name, flags.bits());
+                answer_empty("rename", parent, reply, result);
+            };
+            if waits {
+                self.waiters.run("rename", rename);
+            } else {
+                rename();
+            }
         });
     }
 

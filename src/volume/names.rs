@@ -271,6 +271,19 @@ impl Volume {
         Ok(target.to_vec())
     }
 
+    /// Whether, when this name is taken away, a file goes whose manifest has to be read from disks to know what it was made
+    /// of, which may take however long.
+    pub fn removal_may_wait(&self, parent: FileId, name: &[u8]) -> bool {
+        match self.meta.view().lookup(parent, name) {
+            Ok((file, inode)) => {
+                inode.kind == FileKind::Regular
+                    && inode.links <= 1
+                    && self.is_on_disks(file).unwrap_or(true)
+            }
+            Err(_) => false,
+        }
+    }
+
     /// Takes a name from a file that is no directory.
     pub fn remove(&self, parent: FileId, name: &[u8]) -> Result<()> {
         self.check_writable()?;

@@ -203,6 +203,17 @@ impl Volume {
         self.handle(handle).is_ok_and(|handle| handle.commits)
     }
 
+    /// Whether the release of this handle may have to wait for disks: it commits, or with it goes a file without a name, whose
+    /// manifest is read to know what it was made of.
+    pub fn release_may_wait(&self, handle: Handle) -> bool {
+        self.handle(handle).is_ok_and(|handle| {
+            let file = &handle.file;
+            handle.commits
+                || file.unlinked.load(Ordering::Acquire)
+                || file.owes_drop.load(Ordering::SeqCst)
+        })
+    }
+
     /// close(2) of one descriptor: commits what is new, or has it committed aside when the config says so. A handle by which
     /// nothing was changed leaves it to the others: whoever has the file open beside it may be in the middle of writing it anew.
     pub fn flush(&self, handle: Handle) -> Result<()> {

@@ -87,7 +87,7 @@ impl Adapter {
                 volume.release(handle);
                 reply.ok();
             };
-            if self.volume.owes_commit(handle) {
+            if self.volume.release_may_wait(handle) {
                 self.waiters.run("release", release);
             } else {
                 release();

@@ -729,3 +729,25 @@ fn a_write_does_not_wait_for_who_asks_for_room() {
     plans[1].clear();
     close(&volume, handle);
 }
+
+/// Who takes the last name of a large file away, or closes it last, is told before that it may take long.
+#[test]
+fn what_a_removal_has_to_read_is_known_before() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "small", b"small");
+    let file = write_file(&volume, "large", &noise(1, 40 << 20));
+    let waits = |name: &str| volume.removal_may_wait(ROOT, name.as_bytes());
+    assert!(waits("large"));
+    assert!(!waits("small") && !waits("none"));
+    volume.make_link(file, ROOT, b"link").expect("linked");
+    assert!(!waits("large"), "another name is left");
+    volume.remove(ROOT, b"link").expect("removed");
+    let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+    // It is read when it is closed.
+    assert!(!waits("large") && !volume.release_may_wait(handle));
+    volume.remove(ROOT, b"large").expect("removed");
+    assert!(volume.release_may_wait(handle));
+    volume.release(handle);
+    assert!(!volume.release_may_wait(handle));
+}

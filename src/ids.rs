@@ -41,7 +41,8 @@ id!(
     ManifestId(u64), "{}"
 );
 id!(
-    /// A window's number within its file: counts up, never used again.
+    /// A window's number within its file: counts up. Never used again for what was committed; numbers of what was given
+    /// up before that come again, in another set.
     WindowNo(u32), "{}"
 );
 id!(

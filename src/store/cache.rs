@@ -1,5 +1,7 @@
-//! Decompressed blocks that are kept in memory within a budget, for all files of a volume. A block's name is
-//! never used again, nor is a file's, so nothing here ever becomes stale.
+//! Decompressed blocks that are kept in memory within a budget, for all files of a volume. A block is known here by its
+//! file, its set and its number in the file. No set's number is ever used again, so nothing here becomes stale; a
+//! block's number alone may be: a file that is given up before it was committed begins again where its last commit
+//! ended.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,10 +9,10 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::ids::{BlockId, FileId};
+use crate::ids::{BlockId, FileId, SetId};
 
 /// The name of a block in a volume.
-pub type BlockKey = (FileId, BlockId);
+pub type BlockKey = (FileId, SetId, BlockId);
 
 /// What an entry occupies beyond its bytes, about.
 const OVERHEAD: u64 = 100;
@@ -96,7 +98,7 @@ mod tests {
             window: WindowNo(number),
             index: 3,
         };
-        (FileId(1), block)
+        (FileId(1), SetId(1), block)
     }
 
     #[test]
@@ -117,6 +119,14 @@ mod tests {
             }
         });
         assert_eq!(loads.into_inner(), 1);
+    }
+
+    #[test]
+    fn a_block_of_another_set_is_another_block() {
+        let cache = BlockCache::new(1 << 20);
+        let (file, _, block) = key(1);
+        cache.insert((file, SetId(1), block), Arc::from([1].as_slice()));
+        assert_eq!(cache.get((file, SetId(2), block)), None);
     }
 
     #[test]

@@ -252,10 +252,14 @@ impl Volume {
         if file.users.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        files.remove(&file.id);
-        drop(files);
         let mut state = file.state.lock();
         let dirty = state.is_dirty();
+        if dirty {
+            // Before somebody opens it again.
+            self.known_losses.gave_up(file.id);
+        }
+        files.remove(&file.id);
+        drop(files);
         // What was begun and never committed is of no use any more.
         state.gatherer.seal_all();
         let mut writers = std::mem::take(&mut state.pending);

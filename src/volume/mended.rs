@@ -223,7 +223,8 @@ impl Over {
 pub struct KnownLosses {
     /// Files of which a block was found bad that no other disk makes good.
     bad: Mutex<HashSet<FileId>>,
-    /// Files that were read through a view: what the kernel keeps of them may be of another one.
+    /// Files that were read through a view, or changed in a way that was given up: what the kernel keeps of them may be
+    /// of another one.
     served: Mutex<HashSet<FileId>>,
 }
 
@@ -236,6 +237,11 @@ impl KnownLosses {
     /// Whether blocks of the file are known to be bad.
     pub fn is_bad(&self, file: FileId) -> bool {
         self.bad.lock().contains(&file)
+    }
+
+    /// What of the file was not committed is given up: what the kernel keeps may be of it.
+    pub fn gave_up(&self, file: FileId) {
+        self.served.lock().insert(file);
     }
 
     /// Whether the kernel may keep bytes that were read in another view of the file.

@@ -462,7 +462,7 @@ impl Volume {
                 set: at.set,
                 block: at.block,
             };
-            return self.cache.get_or_load((file.id, at.block), || {
+            return self.cache.get_or_load((file.id, at.set, at.block), || {
                 open_sealed(ids, &block.sealed, record).map_err(|error| {
                     VolumeError::new(libc::EIO, format!("a block in memory is bad: {error}"))
                 })

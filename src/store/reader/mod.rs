@@ -22,7 +22,7 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 pub use check::{BadBlock, BadShard, WindowReport};
 
 use super::block::{BLOCK_HEADER, BlockError, BlockIds, open, open_into};
-use super::cache::BlockCache;
+use super::cache::{BlockCache, BlockKey};
 use super::disks::{DiskState, Disks, ReadFailure};
 use super::records::{BLOCK_MAX, BlockRecord, WindowRecord};
 use crate::disk::ObjectName;
@@ -129,6 +129,10 @@ impl Wanted<'_> {
         }
     }
 
+    fn key(&self) -> BlockKey {
+        (self.file, self.window.set, self.block())
+    }
+
     fn object(&self) -> ObjectName {
         ObjectName::Blocks(self.window.set)
     }
@@ -176,7 +180,7 @@ impl Reader {
     ) -> Result<Arc<[u8]>, ReadError> {
         let wanted = self.find(file, window, index)?;
         self.cache
-            .get_or_load((file, wanted.block()), || self.load(wanted, false))
+            .get_or_load(wanted.key(), || self.load(wanted, false))
     }
 
     /// The same for a reader that goes on to the blocks behind: when the block has to be reconstructed
@@ -190,7 +194,7 @@ impl Reader {
     ) -> Result<Arc<[u8]>, ReadError> {
         let wanted = self.find(file, window, index)?;
         self.cache
-            .get_or_load((file, wanted.block()), || self.load(wanted, true))
+            .get_or_load(wanted.key(), || self.load(wanted, true))
     }
 
     /// A block's bytes into `out`, which must be as long; what is not in the cache does not go there either. For a
@@ -203,13 +207,13 @@ impl Reader {
         out: &mut [u8],
     ) -> Result<(), ReadError> {
         let wanted = self.find(file, window, index)?;
-        let cached = self.cache.get((file, wanted.block()));
+        let cached = self.cache.get(wanted.key());
         let doubtful = wanted.is_protected() && self.disks.reads_fail(wanted.disk);
         let block = match cached {
             Some(block) => block,
             None if doubtful => self
                 .cache
-                .get_or_load((file, wanted.block()), || self.load(wanted, true))?,
+                .get_or_load(wanted.key(), || self.load(wanted, true))?,
             None => match self.direct_into(wanted, out) {
                 Ok(()) => return Ok(()),
                 Err(cause) => self.otherwise(wanted, cause)?,
@@ -268,7 +272,7 @@ impl Reader {
                     window: window.no,
                     index,
                 };
-                self.cache.insert((file, block), bytes);
+                self.cache.insert((file, window.set, block), bytes);
             }
         }
         own
@@ -289,7 +293,7 @@ impl Reader {
                 window: window.no,
                 index,
             };
-            self.cache.insert((file, block), bytes);
+            self.cache.insert((file, window.set, block), bytes);
             index
         };
         blocks.into_iter().map(insert).collect()

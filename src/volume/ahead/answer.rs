@@ -1,5 +1,6 @@
 //! What an answer that was made ahead is made of, and whether it is still the answer. Blocks, windows and pieces keep their
-//! names for ever and no other bytes come by them: bytes that lie at the same places are the same bytes.
+//! names as long as somebody has the file in use, and no other bytes come by them: bytes that lie at the same places are
+//! the same bytes. Answers do not outlive that: they go with the handle that they were made for.
 
 use std::sync::Arc;
 

@@ -285,6 +285,61 @@ fn no_commit_makes_an_extent_true_that_leads_to_no_window() {
 }
 
 #[test]
+fn a_file_that_is_written_again_after_it_was_given_up_has_nothing_of_what_it_was() {
+    const SIZE: usize = 1 << 20;
+    let rig = Rig::new(3, POLICY);
+    let volume = rig.open();
+    let (file, handle) = create(&volume, "f");
+    let given_up = noise(1, SIZE);
+    write_all(&volume, handle, &given_up);
+    {
+        let open = volume.use_file(file).expect("in use");
+        open.state.lock().map.top.insert(0..PAGE, ASTRAY);
+    }
+    volume.flush(handle).expect_err("refused");
+    // The blocks are decompressed into memory.
+    let rest = volume.read(handle, PAGE, SIZE - PAGE as usize);
+    assert!(rest.expect("readable") == given_up[PAGE as usize..]);
+    volume.release(handle);
+    assert!(volume.hold(file).is_none(), "somebody has it in use");
+
+    let flags = libc::O_RDWR | libc::O_TRUNC;
+    let handle = volume.open_file(file, flags).expect("open").handle;
+    let bytes = noise(2, SIZE);
+    write_all(&volume, handle, &bytes);
+    close(&volume, handle);
+    assert!(read_file(&volume, "f").expect("readable") == bytes);
+}
+
+#[test]
+fn the_kernel_keeps_nothing_of_a_file_that_is_given_up() {
+    const SIZE: usize = 1 << 20;
+    let rig = Rig::new(3, POLICY);
+    let volume = rig.open();
+    let bytes = noise(1, SIZE);
+    let file = write_file(&volume, "f", &bytes);
+    // As long as it is open so, who writes goes through the kernel's cache too.
+    let reader = volume.open_file(file, libc::O_RDONLY).expect("open");
+    assert!(reader.keep_cache);
+    let writer = volume.open_file(file, libc::O_RDWR).expect("open");
+    assert!(!writer.direct_io);
+    volume
+        .write(writer.handle, 0, &noise(2, SIZE))
+        .expect("written");
+    {
+        let open = volume.use_file(file).expect("in use");
+        open.state.lock().map.top.insert(0..PAGE, ASTRAY);
+    }
+    volume.flush(writer.handle).expect_err("refused");
+    volume.release(writer.handle);
+    volume.release(reader.handle);
+    let opened = volume.open_file(file, libc::O_RDONLY).expect("open");
+    assert!(!opened.keep_cache, "the kernel may hold what was given up");
+    volume.release(opened.handle);
+    assert!(read_file(&volume, "f").expect("readable") == bytes);
+}
+
+#[test]
 fn nothing_of_a_write_that_was_refused_lies_behind_the_end() {
     const PART: usize = 64 << 10;
     let rig = Rig::new(3, POLICY);

@@ -150,7 +150,7 @@ fn a_loss_that_is_found_late_is_an_error_until_nobody_reads_any_more() {
         .restore(object, stored.offset + 40, &[0xEE; 9])
         .expect("damaged");
     // A block that is in memory is none the worse.
-    assert!(volume.cache.get((file, block)).is_none());
+    assert!(volume.cache.get((file, record.set, block)).is_none());
 
     let late = volume.read(first, page, PAGE as usize).expect_err("lost");
     assert_eq!(late.errno(), libc::EIO);

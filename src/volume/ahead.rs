@@ -232,6 +232,11 @@ impl Ahead {
         self.made.notify_all();
     }
 
+    /// Lets go what is there for a reader who has gone.
+    pub(super) fn end(&self) {
+        self.state.lock().begin_anew();
+    }
+
     /// Lets go what is there for a reader who has asked for nothing since the last time.
     pub(super) fn rest(&self) {
         let mut state = self.state.lock();

@@ -3,8 +3,9 @@
 //! and all of it if its last name is gone.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -83,7 +84,61 @@ impl Drop for InUse<'_> {
     }
 }
 
+/// How long the closing of a volume waits for reads that nobody waits for. A disk that hangs may hold up one for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Keeps a file in use for a read that nobody waits for: what it reads is not given back meanwhile, and whoever opens the
+/// file shares its lock.
+#[derive(Debug)]
+pub(super) struct Aside {
+    volume: Weak<Volume>,
+    file: Arc<OpenFile>,
+}
+
+impl Aside {
+    /// The volume, as long as somebody wants the read.
+    pub(super) fn volume(&self) -> Option<Arc<Volume>> {
+        let volume = self.volume.upgrade()?;
+        (!volume.closed.load(Ordering::Acquire)).then_some(volume)
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &Arc<OpenFile> {
+        &self.file
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if let Some(volume) = self.volume.upgrade() {
+            volume.let_go(&self.file);
+            volume.reads_aside.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
 impl Volume {
+    /// Has a file in use for a read that nobody waits for. `None` where the last who had it in use has let it go.
+    pub(super) fn aside(&self, file: &Arc<OpenFile>) -> Option<Aside> {
+        let one_more = |users: u64| (users > 0).then(|| users + 1);
+        file.users
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+            .ok()?;
+        self.reads_aside.fetch_add(1, Ordering::AcqRel);
+        Some(Aside {
+            volume: self.me.clone(),
+            file: Arc::clone(file),
+        })
+    }
+
+    /// Waits, not for ever, until no read is under way that nobody waits for.
+    pub(super) fn wait_for_reads_aside(&self) {
+        let since = Instant::now();
+        while self.reads_aside.load(Ordering::Acquire) > 0 && since.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Has a file in use until the answer is dropped.
     pub(super) fn use_file(&self, file: FileId) -> Result<InUse<'_>> {
         Ok(InUse {

@@ -128,6 +128,8 @@ pub struct Volume {
     shelf: Arc<Shelf>,
     /// Reads that fetch blocks now.
     reads: AtomicUsize,
+    /// Reads that nobody waits for, begun or queued.
+    reads_aside: AtomicUsize,
     /// With fewer reads than this under way, the blocks of one are fetched side by side.
     spread_below: usize,
     tiers: Arc<dyn TierSource>,

@@ -341,6 +341,7 @@ impl Volume {
                 readers,
                 shelf: Shelf::new(config.memory.cache / 2),
                 reads: AtomicUsize::new(0),
+                reads_aside: AtomicUsize::new(0),
                 spread_below: std::thread::available_parallelism().map_or(2, usize::from),
                 tiers,
                 tiering: config.policy.tiering,
@@ -457,6 +458,8 @@ impl Volume {
             self.commit_all()
         };
         self.closed.store(true, Ordering::Release);
+        // The disks are another's to write to from here on, and what these keep in use is given back before.
+        self.wait_for_reads_aside();
         self.sweeper.wait();
         let closed = self.meta.close();
         self.locks.lock().clear();

@@ -258,6 +258,8 @@ impl Volume {
             return;
         };
         let file = &handle.file;
+        // Nobody asks for what was made ahead.
+        handle.ahead.end();
         // Another handle that may write commits at its own close. It may be in the middle of writing the file anew,
         // and half of that must not become true because this one goes.
         if handle.commits {

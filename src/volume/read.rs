@@ -13,6 +13,7 @@ use super::ahead::LARGEST;
 use super::error::{Result, VolumeError};
 use super::file::{FileState, OpenFile};
 use super::filemap::Window;
+use super::in_use::Aside;
 use super::mended::Over;
 use super::straight::UnderWay;
 use super::{Handle, Volume};
@@ -514,9 +515,6 @@ impl Volume {
 
     /// Has the blocks of the next bytes decompressed into the cache, aside. `fetched` remembers how far.
     fn fetch_ahead(&self, file: &Arc<OpenFile>, from: u64, fetched: &std::sync::atomic::AtomicU64) {
-        let Some(volume) = self.me.upgrade() else {
-            return;
-        };
         let ahead = AHEAD.min(self.cache_bytes / 4);
         let done = fetched.load(Ordering::Relaxed);
         let start = if done >= from && done <= from + ahead {
@@ -529,8 +527,14 @@ impl Volume {
         if end < start + ahead / 4 || fetched.swap(end, Ordering::Relaxed) == end {
             return;
         }
-        let file = Arc::clone(file);
+        let Some(aside) = self.aside(file) else {
+            return;
+        };
         self.readers.spawn(move || {
+            let Some(volume) = aside.volume() else {
+                return;
+            };
+            let file = aside.file();
             let _reading = file.reading.read_recursive();
             let mut state = file.state.lock();
             let end = end.min(state.size);
@@ -545,18 +549,31 @@ impl Volume {
             let Ok(parts) = volume.locate_over(&mut state, start, extents, over.as_ref()) else {
                 return;
             };
+            let version = state.version;
             drop(state);
             for part in parts {
-                if let From::Block { at, .. } = part.from {
-                    let (volume, file) = (Arc::clone(&volume), Arc::clone(&file));
-                    let reading = Arc::clone(&volume);
-                    reading.readers.spawn(move || {
-                        let _reading = file.reading.read_recursive();
-                        let _ = volume.block(&file, &at, true);
-                    });
+                if let From::Block { at, .. } = part.from
+                    && let Some(aside) = volume.aside(file)
+                {
+                    volume.readers.spawn(move || aside.fetch(&at, version));
                 }
             }
         });
+    }
+}
+
+impl Aside {
+    /// Has a block decompressed into the cache that lay there as of a version of the map.
+    fn fetch(&self, at: &Located, version: u64) {
+        let Some(volume) = self.volume() else {
+            return;
+        };
+        let file = self.file();
+        let _reading = file.reading.read_recursive();
+        // What was moved since may be given back already.
+        if file.state.lock().version == version {
+            let _ = volume.block(file, at, true);
+        }
     }
 }
 

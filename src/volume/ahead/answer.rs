@@ -9,6 +9,7 @@ use crate::volume::Volume;
 use crate::volume::error::Result;
 use crate::volume::file::{FileState, OpenFile};
 use crate::volume::handles::OpenHandle;
+use crate::volume::in_use::Aside;
 use crate::volume::mended::{Over, View};
 use crate::volume::straight::UnderWay;
 
@@ -35,7 +36,9 @@ impl Volume {
         let size = handle.file.state.lock().size;
         let more = handle.ahead.plan(offset, length, size, MAKERS);
         for _ in 0..more {
-            self.make_ahead(Arc::clone(handle));
+            if let Some(aside) = self.aside(&handle.file) {
+                self.make_ahead(Arc::clone(handle), aside);
+            }
         }
         let made = handle.ahead.take(offset, length);
         match made.and_then(|answer| answer.if_still(&handle.file, offset)) {
@@ -45,18 +48,17 @@ impl Volume {
     }
 
     /// Makes one answer after the other aside. In between, others come to use the threads.
-    fn make_ahead(&self, handle: Arc<OpenHandle>) {
-        let volume = self.me.clone();
+    fn make_ahead(&self, handle: Arc<OpenHandle>, aside: Aside) {
         self.readers.spawn(move || {
             let Some(mut turn) = handle.ahead.next() else {
                 return;
             };
-            let Some(volume) = volume.upgrade() else {
+            let Some(volume) = aside.volume() else {
                 return;
             };
             turn.answer = volume.prepare(&handle.file, turn.offset, turn.length);
             drop(turn);
-            volume.make_ahead(handle);
+            volume.make_ahead(handle, aside);
         });
     }
 

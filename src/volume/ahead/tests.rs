@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::FaultPlan;
+use crate::disk::{Fault, FaultPlan, Operations, Rule, When};
 use crate::volume::handles::Handle;
 use crate::volume::tests::{Rig, close, noise, read_file, write_file};
 use crate::volume::write::Allocate;
@@ -301,4 +301,44 @@ fn nothing_is_made_ahead_of_a_file_that_is_being_changed() {
     }
     volume.release(first);
     close(&volume, writes);
+}
+
+#[test]
+fn what_is_read_ahead_of_somebody_who_has_gone_is_not_looked_for_after_it_was_given_back() {
+    // Answers that are made ahead of the kernel, and blocks that are fetched ahead of others.
+    for length in [MIB, MIB / 8] {
+        let mut rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
+        let (volume, plan) = volume(&mut rig);
+        let bytes = noise(1, 24 * MIB);
+        let file = write_file(&volume, "f", &bytes);
+        let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+        for number in 0..4 {
+            if number == 3 {
+                let delay = Fault::Delay(Duration::from_millis(200));
+                plan.add(Rule::new(Operations::READS, When::Always, delay));
+            }
+            let at = number * length;
+            let read = volume.read(handle, at as u64, length).expect("read");
+            assert!(read == bytes[at..at + length]);
+        }
+        assert!(
+            volume.reads_aside.load(Ordering::Relaxed) > 0,
+            "nothing is read ahead"
+        );
+        volume.release(handle);
+        volume.remove(ROOT, b"f").expect("removed");
+        volume.sweeper.wait();
+        let since = Instant::now();
+        while volume.reads_aside.load(Ordering::Relaxed) > 0 {
+            assert!(since.elapsed() < Duration::from_secs(60), "no end of it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        volume.sweeper.wait();
+        assert!(volume.files_in_use().is_empty());
+        for disk in volume.disks.list() {
+            assert_eq!(disk.wrong_bytes, 0, "{disk:?}");
+            assert!(volume.disks.is_online(disk.id), "{disk:?}");
+        }
+        assert_eq!(rig.occupied(), 0);
+    }
 }

@@ -245,8 +245,8 @@ impl Volume {
             let mut wanted: HashMap<WindowNo, Wanted> = HashMap::new();
             for no in hasty.into_iter().take(most) {
                 looked.insert(no);
+                let _reading = open.reading.read_recursive();
                 if let Some(record) = self.committed_window(&open, no)? {
-                    let _reading = open.reading.read_recursive();
                     let what = self.wanted_of(file, &record);
                     match what {
                         Wanted::Anew => {

@@ -11,7 +11,7 @@ use super::error::Result;
 use super::head::FileHead;
 use super::rescue::{KEEP_BELOW, NOBODYS};
 use super::sweep::Sweep;
-use crate::disk::ObjectName;
+use crate::disk::{Disk, DiskError, ObjectName};
 use crate::ids::{DiskId, ManifestId, SetId};
 use crate::meta::{Key, Read, Records, Table};
 use crate::store::manifest::ManifestRef;
@@ -123,38 +123,119 @@ impl Volume {
         Ok(())
     }
 
-    /// Gives a disk the copy of a manifest that it missed.
+    /// Gives a disk the copy of a manifest that it missed. A file that is committed anew meanwhile has no use for it.
     fn copy_manifest(&self, reference: ManifestRef, to: DiskId) -> Result<()> {
         let Some(target) = self.disks.get(to) else {
             return Ok(());
         };
-        let current = |id: ManifestId| -> Result<bool> {
-            // A file that was committed anew meanwhile has no use for the copy.
-            let view = self.meta.view();
-            for found in view.scan(&Key::table_prefix(Table::Manifest)) {
-                let (_, bytes) = found?;
-                if FileHead::decode(&bytes)
-                    .and_then(|head| head.base)
-                    .is_some_and(|base| base.id == id)
-                {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        };
+        if !self.is_base(reference.id)? {
+            return Ok(());
+        }
+        let copied = self.copy_manifest_to(reference, &*target);
+        if !self.is_base(reference.id)? {
+            // Nobody else removes it: what the sweeper was given of the file, it has done.
+            target.remove(ObjectName::Manifest(reference.id))?;
+            return Ok(());
+        }
+        copied
+    }
+
+    fn copy_manifest_to(&self, reference: ManifestRef, target: &dyn Disk) -> Result<()> {
+        let object = ObjectName::Manifest(reference.id);
         let manifest = self.manifest(reference)?;
-        let mut appender = target.create(ObjectName::Manifest(reference.id))?;
+        // It is not given back meanwhile: what one disk lacks already would be written to it anew. Of a file that cannot be
+        // had in use nothing is committed either.
+        let file = self.use_file(manifest.file()).ok();
+        let _reading = file.as_ref().map(|file| file.reading.read_recursive());
+        if !self.is_base(reference.id)? {
+            return Ok(());
+        }
+        let mut appender = match target.create(object) {
+            Ok(appender) => appender,
+            // Whoever read it meanwhile has mended this copy.
+            Err(DiskError::AlreadyExists { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         let copied = manifest
             .copy_to(&mut |bytes| -> Result<()> { Ok(appender.append(&[bytes]).map(|_| ())?) });
         if let Err(error) = copied {
-            target.remove(ObjectName::Manifest(reference.id))?;
+            target.remove(object)?;
             return Err(error);
         }
         appender.sync()?;
         target.sync_names()?;
-        if !current(reference.id)? {
-            target.remove(ObjectName::Manifest(reference.id))?;
-        }
         Ok(())
+    }
+
+    /// Whether a file is made of this manifest.
+    fn is_base(&self, id: ManifestId) -> Result<bool> {
+        let view = self.meta.view();
+        for found in view.scan(&Key::table_prefix(Table::Manifest)) {
+            let (_, bytes) = found?;
+            let base = FileHead::decode(&bytes).and_then(|head| head.base);
+            if base.is_some_and(|base| base.id == id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::DirectoryDisk;
+    use crate::volume::tests::{Rig, close, noise, read_file, write_all, write_file};
+
+    const SIZE: usize = 8 << 20;
+    const POLICY: &str = "critical = \"2+1\"\nblock_size = \"4K\"";
+
+    fn base_of(volume: &Volume) -> ManifestRef {
+        let file = volume.lookup(crate::volume::ROOT, b"f").expect("there");
+        let file = volume.use_file(file.file).expect("in use");
+        let base = file.state.lock().head.base;
+        base.expect("it is large enough for a manifest")
+    }
+
+    fn has(rig: &Rig, number: usize, id: ManifestId) -> bool {
+        let disk = DirectoryDisk::open_untouched("a", &rig.disk(number)).expect("a disk");
+        disk.length(ObjectName::Manifest(id)).is_ok()
+    }
+
+    /// As when a task lists one disk after the other, and a file is committed before it comes to the last.
+    #[test]
+    fn a_manifest_that_was_replaced_since_the_disks_were_listed_is_copied_nowhere() {
+        let rig = Rig::new(3, POLICY);
+        let volume = rig.open();
+        let file = write_file(&volume, "f", &noise(1, SIZE));
+        let old = base_of(&volume);
+        let handle = volume.open_file(file, libc::O_RDWR).expect("open").handle;
+        write_all(&volume, handle, &noise(2, SIZE));
+        close(&volume, handle);
+        volume.sweeper.wait();
+        assert_ne!(base_of(&volume).id, old.id);
+        for disk in volume.disks.list() {
+            volume.copy_manifest(old, disk.id).expect("passed over");
+        }
+        assert!((0..3).all(|number| !has(&rig, number, old.id)));
+        assert!(read_file(&volume, "f").expect("readable") == noise(2, SIZE));
+    }
+
+    #[test]
+    fn a_copy_that_came_to_be_since_the_disks_were_listed_stays_as_it_is() {
+        let rig = Rig::new(3, POLICY);
+        let volume = rig.open();
+        write_file(&volume, "f", &noise(1, SIZE));
+        let base = base_of(&volume);
+        for disk in volume.disks.list() {
+            volume.copy_manifest(base, disk.id).expect("it is there");
+        }
+        assert!((0..3).all(|number| has(&rig, number, base.id)));
+        let object = ObjectName::Manifest(base.id);
+        let missed = volume.disks.list()[0].id;
+        let disk = volume.disks.get(missed).expect("there");
+        disk.remove(object).expect("removed");
+        volume.copy_manifest(base, missed).expect("copied");
+        assert_eq!(disk.length(object).expect("there"), base.length);
     }
 }

@@ -13,7 +13,7 @@ use super::root::{Section, SectionKind};
 use super::{ManifestError, ManifestName};
 use crate::disk::ObjectName;
 use crate::ids::{DiskId, ManifestId, WindowNo};
-use crate::store::disks::Disks;
+use crate::store::disks::{DiskState, Disks};
 use crate::store::records::WindowRecord;
 
 /// Pages that one read takes when a manifest is gone through from end to end.
@@ -164,7 +164,11 @@ impl Pages {
 
     fn mend(&self, bad: &[DiskId], number: u64, page: &Page) {
         let offset = number.saturating_mul(PAGE as u64);
-        let worth = |id: DiskId| self.disks.is_online(id) && !self.disks.reads_fail(id);
+        // One that is being rebuilt may have none of it yet, and one page would make it look as if it had it all: the rebuild
+        // gives it what it lacks.
+        let rebuilding = |id: DiskId| self.disks.state(id) == DiskState::Rebuilding;
+        let worth =
+            |id: DiskId| self.disks.is_online(id) && !rebuilding(id) && !self.disks.reads_fail(id);
         for &id in bad.iter().filter(|&&id| worth(id)) {
             let disk = self.disks.name(id);
             tracing::warn!(manifest = %self.name, page = number, disk, "bad copy of a page");

@@ -332,6 +332,27 @@ fn bad_pages_are_read_elsewhere_and_repaired() {
     assert!(repaired == bytes);
 }
 
+/// A disk that was away may have nothing of a manifest that its rebuild is to give it: one page of it would count as all.
+#[test]
+fn a_disk_that_is_rebuilt_is_not_given_single_pages() {
+    let model = model(3000, 300, 13);
+    let (bytes, reference) = write(&model, 9);
+    for rebuilt in [true, false] {
+        let copies = on_disks(&[&[], &bytes, &bytes], 9);
+        // The one that is asked first.
+        let (first, object) = (
+            copies.disks.get(DiskId(0)).unwrap(),
+            ObjectName::Manifest(ManifestId(9)),
+        );
+        first.remove(object).unwrap();
+        if rebuilt {
+            copies.disks.mark_rebuilding(DiskId(0), "it was away");
+        }
+        open(&copies, reference).unwrap();
+        assert_eq!(first.length(object).is_ok(), !rebuilt);
+    }
+}
+
 #[test]
 fn pages_that_strayed_are_bad_pages() {
     let (this, other) = (model(2000, 20, 14), model(2000, 20, 15));

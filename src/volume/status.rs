@@ -487,6 +487,8 @@ impl Volume {
                 .map(|(class, pages)| (class.name().to_owned(), *pages))
                 .collect();
         }
+        // A commit that is made meanwhile does not take away the manifest that is read.
+        let _reading = open.reading.read_recursive();
         let view = self.frozen_view(&open);
         let mut live: BTreeMap<(u32, u16), u64> = BTreeMap::new();
         view.each(|extent| {

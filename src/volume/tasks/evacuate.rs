@@ -195,6 +195,8 @@ impl Volume {
                     open => open?,
                 };
                 let mut holds = self.is_unsettled(&open, Some(disk));
+                // A commit that is made meanwhile does not take away the manifest that is read.
+                let _reading = open.reading.read_recursive();
                 self.frozen_view(&open).each_window(|record| {
                     holds |= record.disks.contains(&disk);
                     Ok(())
@@ -213,8 +215,8 @@ mod tests {
 
     use super::*;
     use crate::meta::Timestamp;
-    use crate::volume::TaskStatus;
     use crate::volume::tests::{Rig, noise, read_file, write_file};
+    use crate::volume::{ROOT, TaskStatus};
 
     /// A volume of five disks with a file on four of them: a disk that it is on, and the one that it is not on.
     fn rig() -> (Rig, Arc<Volume>, DiskId, DiskId) {
@@ -253,6 +255,38 @@ mod tests {
         assert_eq!(running.status.lock().problems, Vec::<String>::new());
         assert!(!is_member(&volume, leaves));
         assert!(read_file(&volume, "f").expect("readable") == noise(1, 3 << 20));
+    }
+
+    #[test]
+    fn no_manifest_is_walked_over_while_room_is_given_back() {
+        type Walk = fn(&Volume, DiskId);
+        let walks: [Walk; 2] = [
+            |volume, disk| {
+                let files = volume.files_on(disk, &running(disk)).expect("files");
+                assert_eq!(files.len(), 1);
+            },
+            |volume, _| {
+                let file = volume.lookup(ROOT, b"f").expect("there").file;
+                let file = volume.use_file(file).expect("in use");
+                let windows = volume.committed_windows(&file).expect("windows");
+                assert!(!windows.is_empty());
+            },
+        ];
+        let (_rig, volume, on, _) = rig();
+        let file = volume.lookup(ROOT, b"f").expect("there").file;
+        let file = volume.use_file(file).expect("in use");
+        for walk in walks {
+            // The sweeper has it as long as it removes something.
+            let sweeping = file.reading.write();
+            let walker = std::thread::spawn({
+                let volume = Arc::clone(&volume);
+                move || walk(&volume, on)
+            });
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(!walker.is_finished(), "it reads what is being removed");
+            drop(sweeping);
+            walker.join().expect("it goes on");
+        }
     }
 
     #[test]

@@ -250,6 +250,8 @@ impl Volume {
     /// The windows of a file that are committed, by their numbers.
     pub(super) fn committed_windows(&self, file: &OpenFile) -> Result<Vec<WindowNo>> {
         let mut numbers = Vec::new();
+        // A commit that is made meanwhile does not take away the manifest that is read.
+        let _reading = file.reading.read_recursive();
         self.frozen_view(file).each_window(|record| {
             numbers.push(record.no);
             Ok(())

@@ -410,6 +410,10 @@ impl Volume {
                     head.dead = 0;
                     head.base_dead = 0;
                 }
+                // The other sets are removed as a whole.
+                let kept = |(key, _): &&(PunchKey, u64)| !gone_sets.contains(&key.set);
+                let emptied = state.emptied.iter().filter(kept);
+                frozen.sweep.punches.extend(emptied.copied());
                 head.next_delta = next_delta + 1;
                 head.sets.extend(&new_sets);
                 // What was only moved is counted already.

@@ -127,8 +127,8 @@ pub struct FileState {
     pub head: FileHead,
     /// Whether `map.base` is not the head's: it was written to keep memory small, and not committed.
     pub spilled: bool,
-    /// Room of windows that spilled bases left out as nothing lived in them any more: the committed file may still need
-    /// it, and the next commit gives it back.
+    /// Room that the committed file may still need, and that the next commit gives back: of windows that spilled bases left
+    /// out as nothing lived in them any more, and of what windows had no use for once they got new parity.
     pub emptied: Vec<(PunchKey, u64)>,
     /// Sets that are written and not committed.
     pub pending: Vec<Arc<SetWriter>>,

@@ -152,7 +152,7 @@ impl Volume {
         match judged.tiers {
             Some(tiers) => {
                 let drops = tiering.drop && self.drop_expendable(file, frozen, &tiers)?;
-                self.give_tiers(file, frozen, &tiers, drops)
+                self.give_tiers(file, frozen.finished, &tiers, drops)
             }
             None => Ok(()),
         }
@@ -237,7 +237,7 @@ impl Volume {
     fn give_tiers(
         &self,
         file: &Arc<OpenFile>,
-        frozen: &mut Frozen,
+        finished: bool,
         tiers: &Tiers,
         tight: bool,
     ) -> Result<()> {
@@ -272,7 +272,7 @@ impl Volume {
             let mut protect = Vec::with_capacity(record.blocks.len());
             for (index, block) in record.blocks.iter().enumerate() {
                 let mut now = uses.get(&(index as u16)).copied().unwrap_or_default();
-                if !frozen.finished && block.protected && now.expendable {
+                if !finished && block.protected && now.expendable {
                     (now.critical, now.expendable) = (true, false);
                     withheld = true;
                 }
@@ -338,7 +338,7 @@ impl Volume {
             });
             for (no, protected) in self.protect_all(file.id, &writer, at_once.collect()) {
                 match protected {
-                    Ok(protected) => protected.enter(file, frozen),
+                    Ok(protected) => protected.enter(file),
                     Err(error) if error.is_of_writing() => {
                         // Too few disks are left for the window as it is: its bytes go into narrower ones.
                         tracing::warn!(file = %file.id, window = %no, %error, "no new parity here; its bytes are moved");
@@ -356,7 +356,7 @@ impl Volume {
                 file,
                 &|source| matches!(source, Source::Block { block, .. } if refused.contains(&block.window)),
                 &|extent, piece| {
-                    if frozen.finished {
+                    if finished {
                         tiers.split(extent.range.clone(), |range, tier| piece(range, lane(tier)));
                     } else {
                         piece(extent.range.clone(), Lane::Critical);
@@ -545,11 +545,11 @@ struct Protected {
 }
 
 impl Protected {
-    /// The running commit has it.
-    fn enter(self, file: &OpenFile, frozen: &mut Frozen) {
+    /// The running commit has it, and if that fails the next one.
+    fn enter(self, file: &OpenFile) {
         let Protected { new, sweep } = self;
-        frozen.sweep.punches.extend(sweep.punches);
         let mut state = file.state.lock();
+        state.emptied.extend(sweep.punches);
         let no = new.no;
         state.uncommitted.insert(no);
         state.map.windows.insert(no, Window::Made(Arc::new(new)));

@@ -251,6 +251,84 @@ fn new_parity_is_synced_although_a_window_after_it_could_not_be_read() {
 }
 
 #[test]
+fn what_a_commit_that_failed_had_found_free_is_given_back_by_the_next() {
+    const SIZE: u64 = 4 << 20;
+    let mut occupied = Vec::new();
+    for fails in [false, true] {
+        let rig = Rig::new(3, POLICY);
+        let tiers = Arc::new(MadeUp::default());
+        let volume = rig.open_with(tiers.clone());
+        let mut bytes = noise(1, SIZE as usize);
+        let file = write_file(&volume, "f", &bytes);
+        volume.close().expect("closed");
+        drop(volume);
+        let mut damaged = Vec::new();
+        for place in (0..2).flat_map(|number| rig.objects(number, "segments")) {
+            if fails {
+                let good = std::fs::read(&place).expect("read");
+                let mut bad = good.clone();
+                bad[good.len() / 2..].iter_mut().for_each(|byte| *byte ^= 4);
+                std::fs::write(&place, bad).expect("written");
+                damaged.push((place, good));
+            }
+        }
+        *tiers.runs.lock() = super::tiers::runs(SIZE, 2, 1);
+        let volume = rig.open_with(tiers);
+        let handle = open_to_write(&volume, file);
+        let page = noise(2, PAGE as usize);
+        volume.write(handle, 0, &page).expect("written");
+        bytes[..PAGE as usize].copy_from_slice(&page);
+        let synced = volume.fsync(handle);
+        assert_eq!(synced.is_err(), fails, "{synced:?}");
+        for (place, good) in damaged {
+            std::fs::write(place, good).expect("written");
+        }
+        close(&volume, handle);
+        volume.sweeper.wait();
+        occupied.push(rig.occupied());
+        assert!(read_file(&volume, "f").expect("readable") == bytes);
+        volume.close().expect("closed");
+        drop(volume);
+        check_nothing_is_wrong(&rig);
+    }
+    let (without, with) = (occupied[0], occupied[1]);
+    assert!(
+        with < without + (SIZE >> 4),
+        "{without} bytes are occupied where no commit failed, and {with} where one did"
+    );
+}
+
+#[test]
+fn old_parity_is_given_back_by_a_commit_that_writes_no_manifest() {
+    const SIZE: u64 = 256 << 10;
+    let rig = Rig::new(3, POLICY);
+    let tiers = Arc::new(MadeUp::default());
+    let volume = rig.open_with(tiers.clone());
+    let bytes = noise(1, SIZE as usize);
+    let file = write_file(&volume, "f", &bytes);
+    volume.sweeper.wait();
+    let before = rig.occupied();
+    // Of both columns every other block.
+    *tiers.runs.lock() = super::tiers::runs(SIZE, 4, 2);
+    let handle = open_to_write(&volume, file);
+    volume
+        .write(handle, 0, &bytes[..PAGE as usize])
+        .expect("written");
+    close(&volume, handle);
+    volume.sweeper.wait();
+    {
+        let open = volume.use_file(file).expect("in use");
+        assert_eq!(open.state.lock().head.base, None);
+    }
+    let after = rig.occupied();
+    assert!(
+        after < before,
+        "{before} bytes were occupied, and {after} are with half as much protected"
+    );
+    assert!(read_file(&volume, "f").expect("readable") == bytes);
+}
+
+#[test]
 fn no_commit_makes_an_extent_true_that_leads_to_no_window() {
     for spilled in [false, true] {
         let rig = Rig::new(3, POLICY);

@@ -268,7 +268,7 @@ mod tests {
             |volume, _| {
                 let file = volume.lookup(ROOT, b"f").expect("there").file;
                 let file = volume.use_file(file).expect("in use");
-                let windows = volume.committed_windows(&file).expect("windows");
+                let windows = volume.windows_of(&file).expect("windows");
                 assert!(!windows.is_empty());
             },
         ];

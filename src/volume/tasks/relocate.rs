@@ -107,6 +107,12 @@ fn object_of(record: &WindowRecord, shard: usize) -> ObjectName {
     }
 }
 
+/// Whether every shard of a window lies on a disk of its own after these moves.
+fn leaves_apart(record: &WindowRecord, moves: &[(usize, DiskId)]) -> bool {
+    let mut taken: BTreeSet<DiskId> = record.disks.iter().copied().collect();
+    moves.iter().all(|(_, to)| taken.insert(*to))
+}
+
 impl Volume {
     /// Whether something of the file that is not committed lies on a disk, or keeps moves from being made true.
     pub(super) fn is_unsettled(&self, file: &OpenFile, disk: Option<DiskId>) -> bool {
@@ -193,6 +199,9 @@ impl Volume {
                     anew_bytes += bytes;
                     bytes
                 }
+                // Its parity was written anew since that was chosen, and lies where something was to go: two shards on one
+                // disk would be lost together.
+                Wanted::Move(moves) if !leaves_apart(&record, &moves) => continue,
                 Wanted::Move(moves) => {
                     match self.copy_shards(file, &record, &moves, plan, &mut behind) {
                         Ok((new, bytes)) => {

@@ -22,6 +22,9 @@ use crate::volume::filemap::Window;
 /// Bytes of a manifest that are written again at once.
 const RUN: usize = 1 << 20;
 
+/// How often a rebuild comes back to windows that were changing whenever it came. A file whose commits fail stays so.
+const ROUNDS: u32 = 10;
+
 /// The work of a scrub, or of a rebuild.
 pub(super) struct Scrub {
     /// The disks that lack something; all disks are looked over without.
@@ -32,6 +35,24 @@ pub(super) struct Scrub {
     partial: bool,
     /// Disks that lack something still: it could not be written to them, or not be had.
     lacking: BTreeSet<DiskId>,
+    /// Windows that were changing when a rebuild came to their files.
+    passed: HashMap<FileId, Passed>,
+}
+
+/// Windows of a file that a rebuild passed over, and how often.
+struct Passed {
+    windows: Vec<WindowNo>,
+    times: u32,
+}
+
+/// What a task is to make of a window.
+enum Standing {
+    /// It is committed as it is.
+    Committed(Arc<WindowRecord>),
+    /// It is committed, and the next commit changes its record.
+    Changing(Arc<WindowRecord>),
+    /// It is not committed, or is gone.
+    Nothing,
 }
 
 impl Scrub {
@@ -42,6 +63,7 @@ impl Scrub {
             before: fares(volume),
             partial,
             lacking: BTreeSet::new(),
+            passed: HashMap::new(),
         }
     }
 
@@ -55,6 +77,7 @@ impl Scrub {
             before,
             partial: false,
             lacking: BTreeSet::new(),
+            passed: HashMap::new(),
         }
     }
 
@@ -128,7 +151,7 @@ impl Work for Scrub {
                 }
                 DiskState::Rebuilding if self.lacking.contains(&status.id) => {
                     running.problem(format!(
-                        "disk {} still lacks something and stays rebuilding; it is tried again by itself, later and when \
+                        "disk {} still lacks something, or may, and stays rebuilding; it is tried again by itself, later and when \
                          another disk comes back",
                         status.name
                     ));
@@ -147,25 +170,47 @@ impl Work for Scrub {
 impl Scrub {
     fn look_over(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked> {
         let open = volume.use_file(file)?;
-        let base = open.state.lock().head.base;
-        if let Some(base) = base {
-            for disk in volume.disks.usable_for_writing() {
-                if self.is_of(disk) {
-                    volume.scrub_manifest(&open, base, disk, running)?;
+        let before = self.passed.remove(&file);
+        let (numbers, times) = match before {
+            Some(passed) => (passed.windows, passed.times),
+            None => {
+                let base = open.state.lock().head.base;
+                if let Some(base) = base {
+                    for disk in volume.disks.usable_for_writing() {
+                        if self.is_of(disk) {
+                            volume.scrub_manifest(&open, base, disk, running)?;
+                        }
+                    }
                 }
+                (volume.windows_of(&open)?, 0)
             }
-        }
+        };
+        let mut passed = Passed {
+            windows: Vec::new(),
+            times: times + 1,
+        };
         let mut asked: HashSet<(DiskId, ObjectName)> = HashSet::new();
         let mut lengths: HashMap<(DiskId, ObjectName), u64> = HashMap::new();
-        for no in volume.committed_windows(&open)? {
+        for no in numbers {
             if running.ends() {
                 return Ok(Walked::Done);
             }
             let begun = Instant::now();
             // What is looked at here is not given back meanwhile.
             let _reading = open.reading.read_recursive();
-            let Some(record) = volume.committed_window(&open, no)? else {
-                continue;
+            let record = match volume.standing(&open, no)? {
+                Standing::Committed(record) => record,
+                // What a disk lacks of it is known once that commit is over. A rebuild waits for it; whoever does not
+                // tells of no disk of it that it has all.
+                Standing::Changing(record) => {
+                    if self.only.is_some() && passed.times <= ROUNDS {
+                        passed.windows.push(no);
+                    } else {
+                        self.lacking.extend(&record.disks);
+                    }
+                    continue;
+                }
+                Standing::Nothing => continue,
             };
             let whole = match &self.only {
                 Some(only) => volume.holds_all(file, &record, only, &mut lengths, running)?,
@@ -190,7 +235,11 @@ impl Scrub {
             drop(_reading);
             running.pace(volume, bytes, begun.elapsed());
         }
-        Ok(Walked::Done)
+        if passed.windows.is_empty() {
+            return Ok(Walked::Done);
+        }
+        self.passed.insert(file, passed);
+        Ok(Walked::Later)
     }
 }
 
@@ -247,8 +296,8 @@ pub(super) fn ends(record: &WindowRecord) -> Vec<(DiskId, ObjectName, u64)> {
 }
 
 impl Volume {
-    /// The windows of a file that are committed, by their numbers.
-    pub(super) fn committed_windows(&self, file: &OpenFile) -> Result<Vec<WindowNo>> {
+    /// The windows of a file that are whole, by their numbers. Some may be yet to be committed.
+    pub(super) fn windows_of(&self, file: &OpenFile) -> Result<Vec<WindowNo>> {
         let mut numbers = Vec::new();
         // A commit that is made meanwhile does not take away the manifest that is read.
         let _reading = file.reading.read_recursive();
@@ -256,8 +305,6 @@ impl Volume {
             numbers.push(record.no);
             Ok(())
         })?;
-        let state = file.state.lock();
-        numbers.retain(|no| !state.uncommitted.contains(no));
         Ok(numbers)
     }
 
@@ -267,15 +314,30 @@ impl Volume {
         file: &OpenFile,
         no: WindowNo,
     ) -> Result<Option<Arc<WindowRecord>>> {
+        Ok(match self.standing(file, no)? {
+            Standing::Committed(record) => Some(record),
+            Standing::Changing(_) | Standing::Nothing => None,
+        })
+    }
+
+    /// How a window stands to what is committed.
+    fn standing(&self, file: &OpenFile, no: WindowNo) -> Result<Standing> {
         let state = file.state.lock();
-        let pending = |set: SetId| state.pending.iter().any(|writer| writer.set() == set);
-        if state.uncommitted.contains(&no)
-            || matches!(state.map.windows.get(&no), Some(Window::Making(_)))
-        {
-            return Ok(None);
+        if matches!(state.map.windows.get(&no), Some(Window::Making(_))) {
+            return Ok(Standing::Nothing);
         }
-        let record = state.map.record(no)?;
-        Ok(record.filter(|record| !pending(record.set) && !pending(record.parity_set)))
+        let Some(record) = state.map.record(no)? else {
+            return Ok(Standing::Nothing);
+        };
+        let pending = |set: SetId| state.pending.iter().any(|writer| writer.set() == set);
+        let new =
+            state.uncommitted.contains(&no) || pending(record.set) || pending(record.parity_set);
+        Ok(match new {
+            false => Standing::Committed(record),
+            // Its blocks are there since an earlier commit.
+            true if state.sets.contains(&record.set) => Standing::Changing(record),
+            true => Standing::Nothing,
+        })
     }
 
     /// Whether these disks have all of the window that they should have: by the lengths of their objects, and where those

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::relocate::Ends;
+use super::relocate::{Ends, Plan, Wanted};
 use super::scrub::{Scrub, ends};
 use super::*;
 use crate::disk::{
@@ -40,7 +40,7 @@ impl Lacking {
 
     fn records(&self) -> Vec<Arc<WindowRecord>> {
         let open = self.volume.use_file(self.file).expect("in use");
-        let numbers = self.volume.committed_windows(&open).expect("windows");
+        let numbers = self.volume.windows_of(&open).expect("windows");
         let record = |no| self.volume.committed_window(&open, no).expect("read");
         numbers.into_iter().filter_map(record).collect()
     }
@@ -357,4 +357,72 @@ fn nothing_is_put_where_room_is_still_to_be_given_back() {
     keep(volume, &[(key, 5000)]);
     let start = volume.append_to(disk, object, &[7; 100], &mut Ends::new());
     assert_eq!(start.expect("appended"), offset + 5000);
+}
+
+/// As while a commit runs that gave it new parity: its blocks are those that the disk may lack.
+#[test]
+fn a_window_that_changes_while_its_file_is_walked_over_is_rebuilt_before_the_disk_is_whole() {
+    let lacking = Lacking::new(4, "2+2");
+    let disk = lacking.disk();
+    lacking.comes_back_without_segments(disk);
+    let changing = lacking.records()[0].no;
+    let open = lacking.volume.use_file(lacking.file).expect("in use");
+    let running = Running::of_no_task("a test");
+    let walk = |work: &mut Scrub| {
+        let walked = work.file(&lacking.volume, &running, lacking.file);
+        walked.expect("walked over")
+    };
+    let finish = |mut work: Scrub| {
+        let running = Running::of_no_task("a test");
+        assert!(work.finish(&lacking.volume, &running).expect("it ends"));
+    };
+
+    // One whose commits fail holds up nobody for ever, and the disk is not whole.
+    open.state.lock().uncommitted.insert(changing);
+    let mut work = Scrub::of_rebuilding(&lacking.volume);
+    let rounds = (0..100).take_while(|_| walk(&mut work) == Walked::Later);
+    assert!((1..100).contains(&rounds.count()));
+    finish(work);
+    assert_eq!(lacking.state(disk), DiskState::Rebuilding);
+
+    // A scrub goes on at once, and does not tell of the disk either.
+    let mut work = Scrub::whole(&lacking.volume, false);
+    assert_eq!(walk(&mut work), Walked::Done);
+    finish(work);
+    assert_eq!(lacking.state(disk), DiskState::Rebuilding);
+
+    let mut work = Scrub::of_rebuilding(&lacking.volume);
+    assert_eq!(walk(&mut work), Walked::Later);
+    open.state.lock().uncommitted.clear();
+    assert_eq!(walk(&mut work), Walked::Done);
+    finish(work);
+    lacking.is_rebuilt(&[disk]);
+}
+
+#[test]
+fn no_two_shards_of_a_window_are_moved_to_one_disk() {
+    let lacking = Lacking::new(5, "2+2");
+    let before = lacking.records();
+    let free = (0..5).map(DiskId).find(|disk| *disk != lacking.disk());
+    let free = free.filter(|disk| before.iter().all(|record| !record.disks.contains(disk)));
+    let moves = |record: &WindowRecord| {
+        let mut moves = vec![vec![(0, record.disks[2])]];
+        moves.extend(free.map(|free| vec![(0, free), (2, free)]));
+        moves
+    };
+    for which in 0..moves(&before[0]).len() {
+        let mut plan = Plan {
+            choose: &mut |_, record| Wanted::Move(moves(record).swap_remove(which)),
+            give_up: &[],
+            punch: true,
+            patient: false,
+            besides: 0,
+        };
+        let running = Running::of_no_task("a test");
+        let moved = lacking
+            .volume
+            .relocate(lacking.file, &running, &mut plan, None);
+        assert_eq!(moved.expect("refused"), Walked::Done);
+        assert_eq!(lacking.records(), before);
+    }
 }

@@ -8,10 +8,7 @@ use fuser::INodeNo;
 
 use super::kernel::Kernel;
 use crate::ids::FileId;
-use crate::volume::{Changes, FileKind, Result, Volume};
-
-/// The attribute in which the kernel keeps them, see capabilities(7).
-const CAPABILITIES: &[u8] = b"security.capability";
+use crate::volume::{Changes, FileKind, Handle, Result, Volume};
 
 /// The mode after such a write; `None` if it stays.
 fn without_privileges(mode: u16) -> Option<u16> {
@@ -27,13 +24,13 @@ fn without_privileges(mode: u16) -> Option<u16> {
 pub(super) fn drop_by_write(
     volume: &Volume,
     kernel: &Kernel,
-    file: INodeNo,
+    (file, handle): (INodeNo, Handle),
     bits: bool,
 ) -> Result<()> {
     if bits {
         return drop_privileges(volume, kernel, file);
     }
-    let capabilities = drop_capabilities(volume, FileId(file.0));
+    let capabilities = volume.drop_capabilities_by(handle);
     if !matches!(capabilities, Ok(false)) {
         kernel.forget_attributes(file);
     }
@@ -55,24 +52,11 @@ fn drop_privileges(volume: &Volume, kernel: &Kernel, file: INodeNo) -> Result<()
         volume.set_attributes(FileId(file.0), None, &changes)?;
     }
     // With either gone and the other not, the kernel must not go by what was.
-    let capabilities = drop_capabilities(volume, attributes.file);
+    let capabilities = volume.drop_capabilities(attributes.file);
     if mode.is_some() || !matches!(capabilities, Ok(false)) {
         kernel.forget_attributes(file);
     }
     capabilities.map(drop)
-}
-
-/// Whether there were any. Most files have none: that is only read.
-fn drop_capabilities(volume: &Volume, file: FileId) -> Result<bool> {
-    let removed = volume
-        .get_xattr(file, CAPABILITIES)
-        .and_then(|_| volume.remove_xattr(file, CAPABILITIES));
-    match removed {
-        Ok(()) => Ok(true),
-        // None, or another write took them first.
-        Err(error) if error.errno() == libc::ENODATA => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -140,13 +124,19 @@ mod tests {
     #[test]
     fn a_write_by_root_takes_the_capabilities_and_leaves_the_bits() {
         let (_place, volume, file) = program();
-        volume.set_xattr(file, CAPABILITIES, b"value", 0).unwrap();
+        let handle = volume.open_file(file, libc::O_WRONLY).unwrap().handle;
         let write = |bits| {
-            drop_by_write(&volume, &Kernel::default(), INodeNo(file.0), bits).unwrap();
+            let by = (INodeNo(file.0), handle);
+            drop_by_write(&volume, &Kernel::default(), by, bits).unwrap();
         };
-        write(false);
-        let gone = volume.get_xattr(file, CAPABILITIES);
-        assert_eq!(gone.unwrap_err().errno(), libc::ENODATA);
+        // Also those that it is given after a write.
+        for _ in 0..2 {
+            let name = b"security.capability";
+            volume.set_xattr(file, name, b"value", 0).unwrap();
+            write(false);
+            let gone = volume.get_xattr(file, name);
+            assert_eq!(gone.unwrap_err().errno(), libc::ENODATA);
+        }
         assert_eq!(volume.attributes(file).unwrap().mode, 0o4755);
         write(true);
         assert_eq!(volume.attributes(file).unwrap().mode, 0o755);

@@ -99,6 +99,8 @@ pub struct OpenFile {
     pub spilling: AtomicBool,
     /// A read found bytes that are gone.
     pub damaged: AtomicBool,
+    /// It has no capabilities of a program since somebody looked, so that not every write has to.
+    pub harmless: AtomicBool,
     /// Somebody wrote through a mapping: the kernel does not say who, so the close of every handle commits.
     pub mapped: AtomicBool,
     /// A commit left bytes in place that the policy gives up, since somebody read the file.

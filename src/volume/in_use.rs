@@ -528,6 +528,7 @@ impl Volume {
             committing: AtomicBool::new(false),
             spilling: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            harmless: AtomicBool::new(false),
             mapped: AtomicBool::new(false),
             owes_drop: AtomicBool::new(false),
             frozen_times: Mutex::default(),

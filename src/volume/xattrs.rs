@@ -2,11 +2,14 @@
 //! read and listed; setting or removing one is no error and changes nothing, since `cp -a` and `rsync -X` carry them from
 //! one mount to another, where the file has its own truth.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use super::commit::Purpose;
 use super::error::{Result, VolumeError};
 use super::look::Insight;
 use super::names::gone;
-use super::{Inspection, Volume};
+use super::{Handle, Inspection, Volume};
 use crate::config::Tiering;
 use crate::guest::PageClass;
 use crate::ids::FileId;
@@ -17,6 +20,9 @@ const PAGE: &[u8] = b"page.";
 
 /// The attribute that a directory gives to what is made in it.
 pub(super) const POLICY: &[u8] = b"user.parsfs.policy";
+
+/// The attribute in which the kernel keeps the capabilities of a program, see capabilities(7).
+const CAPABILITIES: &[u8] = b"security.capability";
 
 /// The attributes that every regular file has.
 const TOLD: [&str; 7] = [
@@ -120,7 +126,40 @@ impl Volume {
         };
         self.meta
             .update(|update| update.set_xattr(file, set, Timestamp::now()))?;
+        if name == CAPABILITIES
+            && let Some(open) = self.in_use(file)
+        {
+            open.harmless.store(false, Ordering::SeqCst);
+        }
         self.judge_again_if(file, name)
+    }
+
+    /// Takes the capabilities of a program from the file that is written by the handle. Says whether it had any; asks only
+    /// once as long as nobody gives it some.
+    pub fn drop_capabilities_by(&self, handle: Handle) -> Result<bool> {
+        let file = Arc::clone(&self.handle(handle)?.file);
+        // Told before it is asked: who sets some meanwhile takes that back.
+        if file.harmless.swap(true, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let dropped = self.drop_capabilities(file.id);
+        if dropped.is_err() {
+            file.harmless.store(false, Ordering::SeqCst);
+        }
+        dropped
+    }
+
+    /// Takes the capabilities of a program from a file. Says whether it had any.
+    pub fn drop_capabilities(&self, file: FileId) -> Result<bool> {
+        let removed = self
+            .get_xattr(file, CAPABILITIES)
+            .and_then(|_| self.remove_xattr(file, CAPABILITIES));
+        match removed {
+            Ok(()) => Ok(true),
+            // None, or another write took them first.
+            Err(error) if error.errno() == libc::ENODATA => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether setting or removing an attribute may take long: a file is judged by its new policy.

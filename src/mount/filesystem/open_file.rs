@@ -58,7 +58,7 @@ impl Adapter {
             let from_program = is_direct(fh) && !from_cache;
             let bits = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
             if (from_program || bits)
-                && let Err(error) = drop_by_write(&self.volume, &self.kernel, ino, bits)
+                && let Err(error) = drop_by_write(&self.volume, &self.kernel, (ino, handle), bits)
             {
                 return reply.error(errno("write", ino, &error));
             }

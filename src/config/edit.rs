@@ -1,8 +1,9 @@
 //! Naming another disk in a config's text, and taking one out of it, so that everything else in it, comments included,
 //! stays as somebody wrote it. What comes out is read again before it is believed.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use super::{Config, ConfigError, Result};
@@ -79,31 +80,50 @@ impl Config {
     }
 
     /// Puts another text in a config's place, at once: after a crash it is the old one or the new one. Owner and
-    /// permissions stay.
+    /// permissions stay. Where the owner cannot be given to a new file, as a daemon that serves gave up the right to, the
+    /// text is written into the old one; a crash in the middle of that leaves the whole text beside it.
     pub fn replace(file: &Path, text: &str) -> io::Result<()> {
         let metadata = fs::metadata(file)?;
         let directory = file.parent().unwrap_or(Path::new("/"));
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let new = directory.join(format!(".{name}.new-{}", std::process::id()));
+        let mut in_place = false;
         let written = (|| {
             let mut out = File::create(&new)?;
             out.write_all(text.as_bytes())?;
             out.set_permissions(metadata.permissions())?;
-            std::os::unix::fs::chown(
-                &new,
-                Some(std::os::unix::fs::MetadataExt::uid(&metadata)),
-                Some(std::os::unix::fs::MetadataExt::gid(&metadata)),
-            )?;
+            let own = out.metadata()?;
+            let differs = (own.uid(), own.gid()) != (metadata.uid(), metadata.gid());
+            let owned = match differs {
+                true => fchown(&out, Some(metadata.uid()), Some(metadata.gid())),
+                false => Ok(()),
+            };
             out.sync_all()?;
-            fs::rename(&new, file)?;
+            match owned {
+                Ok(()) => fs::rename(&new, file)?,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    File::open(directory)?.sync_all()?;
+                    in_place = true;
+                    write_into(file, text)?;
+                    fs::remove_file(&new)?;
+                }
+                Err(error) => return Err(error),
+            }
             File::open(directory)?.sync_all()
         })();
-        if written.is_err() {
+        if written.is_err() && !in_place {
             // Best effort: the old one is in its place.
             let _ = fs::remove_file(&new);
         }
         written
     }
+}
+
+/// Puts another text into a file, which stays the same file.
+fn write_into(file: &Path, text: &str) -> io::Result<()> {
+    let mut out = OpenOptions::new().write(true).truncate(true).open(file)?;
+    out.write_all(text.as_bytes())?;
+    out.sync_all()
 }
 
 /// The paths of the disks that a text names.
@@ -190,6 +210,42 @@ mod tests {
         assert_eq!(
             fs::metadata(&file).unwrap().permissions().mode() & 0o777,
             0o640
+        );
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    /// As a daemon of root does it that has given up its capabilities. Only root can give a file to another group.
+    #[test]
+    fn a_config_of_another_group_is_replaced_without_the_right_to_give_files_away() {
+        use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+        use std::os::unix::fs::PermissionsExt;
+        let now = capabilities(None).unwrap();
+        if !rustix::process::geteuid().is_root() || !now.effective.contains(CapabilitySet::CHOWN) {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let file = config(directory.path(), TEXT).file;
+        std::os::unix::fs::chown(&file, None, Some(4)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        let replaced = std::thread::spawn({
+            let file = file.clone();
+            move || {
+                // Of this thread alone.
+                let without = CapabilitySets {
+                    effective: now.effective - CapabilitySet::CHOWN,
+                    permitted: now.permitted - CapabilitySet::CHOWN,
+                    inheritable: CapabilitySet::empty(),
+                };
+                set_capabilities(None, without).unwrap();
+                Config::replace(&file, "other")
+            }
+        });
+        replaced.join().unwrap().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "other");
+        let metadata = fs::metadata(&file).unwrap();
+        assert_eq!(
+            (metadata.mode() & 0o777, metadata.uid(), metadata.gid()),
+            (0o640, 0, 4)
         );
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }

@@ -123,6 +123,12 @@ pub enum NamespaceError {
         /// Its bytes.
         length: usize,
     },
+    /// A file has as many extended attributes as it can have. ENOSPC.
+    #[error("file {file} has no room for more in its extended attributes; remove some")]
+    TooManyAttributes {
+        /// The file.
+        file: FileId,
+    },
     /// The metadata could not be read. EIO, or EROFS for `ReadOnly`.
     #[error(transparent)]
     Meta(#[from] MetaError),

@@ -132,6 +132,7 @@ impl From<NamespaceError> for VolumeError {
             NamespaceError::TooManyLinks { .. } => libc::EMLINK,
             NamespaceError::NoAttribute { .. } => libc::ENODATA,
             NamespaceError::AttributeTooLong { .. } => libc::E2BIG,
+            NamespaceError::TooManyAttributes { .. } => libc::ENOSPC,
         };
         Self::wrap(errno, error)
     }

@@ -3,13 +3,20 @@
 use super::{NAME_MAX, NamespaceError, Result, inode};
 use crate::ids::FileId;
 use crate::meta::records::{Inode, Timestamp};
-use crate::meta::table::Key;
+use crate::meta::table::{Key, Table};
 use crate::meta::typed::WriteRecords;
 use crate::meta::update::Update;
 use crate::meta::view::Read;
 
 /// The most bytes in the value of an extended attribute.
 pub const XATTR_MAX: usize = 64 << 10;
+
+/// The most bytes in the names of a file's extended attributes, each with the zero behind it: the kernel lists no more than
+/// 64 KiB, and what the volume tells of a file is listed with them.
+const XATTR_NAMES_MAX: usize = (64 << 10) - (1 << 10);
+
+/// The most bytes in the values of all extended attributes of a file.
+const XATTR_VALUES_MAX: usize = 1 << 20;
 
 /// Attributes to be set; those that are none stay as they are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,18 +104,44 @@ impl Update {
             });
         }
         let key = Key::xattr(file, set.name);
-        match (self.get(&key)?.is_some(), set.overwrite) {
-            (true, Overwrite::Create) => {
+        let before = self.get(&key)?.map(|value| value.len());
+        match (before, set.overwrite) {
+            (Some(_), Overwrite::Create) => {
                 return Err(NamespaceError::AttributeExists { file, name });
             }
-            (false, Overwrite::Replace) => {
+            (None, Overwrite::Replace) => {
                 return Err(NamespaceError::NoAttribute { file, name });
             }
             _ => {}
         }
+        // One that takes less than before is no harm, however much there is.
+        if before.is_none_or(|before| before < set.value.len()) {
+            self.check_room(file, &set, before)?;
+        }
         self.put(key, set.value);
         inode.ctime = now;
         self.put_inode(file, &inode);
+        Ok(())
+    }
+
+    /// Refuses an attribute with which a file would have more than it may.
+    fn check_room(&self, file: FileId, set: &SetXattr<'_>, before: Option<usize>) -> Result<()> {
+        let mut names = match before {
+            Some(_) => 0,
+            None => set.name.len() + 1,
+        };
+        let mut values = set.value.len() - before.unwrap_or(0);
+        for found in self.scan(&Key::file(Table::Xattr, file)) {
+            let (key, value) = found?;
+            let mut decoder = key.decoder();
+            decoder.key_u64();
+            names += decoder.rest().len() + 1;
+            values += value.len();
+        }
+        let is_new_name = before.is_none();
+        if is_new_name && names > XATTR_NAMES_MAX || values > XATTR_VALUES_MAX {
+            return Err(NamespaceError::TooManyAttributes { file });
+        }
         Ok(())
     }
 

@@ -445,6 +445,47 @@ fn extended_attributes() {
 }
 
 #[test]
+fn extended_attributes_have_a_bound() {
+    let tree = Tree::new();
+    let file = tree.make(ROOT, "f", FileKind::Regular, 1);
+    let set = |name: &str, value: &[u8]| {
+        let set = SetXattr {
+            name: name.as_bytes(),
+            value,
+            overwrite: Overwrite::Either,
+        };
+        tree.change(&mut |u| u.set_xattr(file, set, at(2)))
+    };
+    let is_full = |result| matches!(result, Err(NamespaceError::TooManyAttributes { .. }));
+    // Values: sixteen of the longest, and not a byte more, but for one that takes the place of another.
+    for number in 0..16 {
+        set(&format!("user.{number}"), &[7; XATTR_MAX]).unwrap();
+    }
+    assert!(is_full(set("user.more", b"1")));
+    set("user.5", &[8; XATTR_MAX]).unwrap();
+    set("user.5", b"less").unwrap();
+    set("user.more", b"1").unwrap();
+    assert!(is_full(set("user.5", &[8; XATTR_MAX])));
+    // Names: the kernel lists no more than 64 KiB of them, what the volume tells of a file included.
+    let other = tree.make(ROOT, "g", FileKind::Regular, 1);
+    let mut most = 0;
+    loop {
+        let name = format!("user.{most:0250}");
+        let set = SetXattr {
+            name: name.as_bytes(),
+            value: b"",
+            overwrite: Overwrite::Create,
+        };
+        match tree.change(&mut |u| u.set_xattr(other, set, at(2))) {
+            Ok(()) => most += 1,
+            result => break assert!(is_full(result)),
+        }
+        assert!(most * 256 < 64 << 10);
+    }
+    assert!(most * 256 > 60 << 10);
+}
+
+#[test]
 fn a_long_listing_in_pieces() {
     let tree = Tree::new();
     for n in 0..300 {

@@ -1,6 +1,7 @@
 //! A disk leaves: what it holds of every window is moved to the others, or to the one that takes its place; files whose
 //! windows have no place there are written anew. When nothing refers to it any more, it is struck off the volume.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::relocate::{Plan, Wanted};
@@ -9,6 +10,8 @@ use crate::ids::{DiskId, FileId};
 use crate::store::{Takes, WindowRecord};
 use crate::volume::Volume;
 use crate::volume::error::{Result, VolumeError};
+use crate::volume::file::OpenFile;
+use crate::volume::filemap::Window;
 
 /// How often files that were written while they were walked over are walked over again at the end, and how long that waits.
 const ROUNDS: u32 = 10;
@@ -104,6 +107,10 @@ impl Work for Evacuate {
     }
 
     fn file(&mut self, volume: &Volume, running: &Running, file: FileId) -> Result<Walked> {
+        let open = volume.use_file(file)?;
+        if !volume.needs(&open, self.disk)? {
+            return Ok(Walked::Done);
+        }
         volume.pipeline.room.forget();
         let candidates = volume.pipeline.room.candidates().into_iter();
         self.room = candidates
@@ -122,20 +129,29 @@ impl Work for Evacuate {
 
     fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
         let mut left = volume.files_on(self.disk, running)?;
-        for _ in 0..ROUNDS {
-            // What was a problem before would be one again.
-            if left.is_empty() || running.status.lock().problem_count > 0 {
-                break;
-            }
+        let mut rounds = 0;
+        // What was a problem before would be one again.
+        while !left.is_empty()
+            && rounds < ROUNDS
+            && !running.ends()
+            && running.status.lock().problem_count == 0
+        {
             // Windows that were just being committed when their file was walked over: now they are.
             std::thread::sleep(BETWEEN);
+            let mut waiting = 0;
             for file in left {
-                if !running.ends() {
-                    volume.walk_file(running, self, file);
+                if !running.ends() && volume.walk_file(running, self, file) == Walked::Later {
+                    waiting += 1;
                 }
+            }
+            running.note(|status| status.waiting = waiting);
+            // Whoever writes may take as long as he likes.
+            if waiting == 0 {
+                rounds += 1;
             }
             left = volume.files_on(self.disk, running)?;
         }
+        running.note(|status| status.waiting = 0);
         if running.ends() {
             return Ok(false);
         }
@@ -194,28 +210,52 @@ impl Volume {
                     Err(error) if error.errno() == libc::ENOENT => continue,
                     open => open?,
                 };
-                let mut holds = self.is_unsettled(&open, Some(disk));
-                // A commit that is made meanwhile does not take away the manifest that is read.
-                let _reading = open.reading.read_recursive();
-                self.frozen_view(&open).each_window(|record| {
-                    holds |= record.disks.contains(&disk);
-                    Ok(())
-                })?;
-                if holds {
+                if self.needs(&open, disk)? {
                     found.push(file);
                 }
             }
         }
     }
+
+    /// Whether a disk holds something of a file, committed or not. One that leaves gets nothing new: what a file that is
+    /// being written has on others does not matter to it.
+    fn needs(&self, file: &Arc<OpenFile>, disk: DiskId) -> Result<bool> {
+        {
+            let state = file.state.lock();
+            let head = &state.head;
+            let is_committed = head.base.is_some() || head.first_delta < head.next_delta;
+            // What is committed of these is not in memory, and may be there.
+            let hidden = state.spilled && is_committed
+                || state.uncommitted.iter().any(|no| no.0 < head.next_window);
+            let objects = state.pending.iter().flat_map(|writer| writer.objects());
+            let new = objects.into_iter().any(|(of, _)| of == disk)
+                || state.map.windows.iter().any(|(no, window)| match window {
+                    Window::Making(window) => window.disks.contains(&disk),
+                    Window::Made(record) => {
+                        state.uncommitted.contains(no) && record.disks.contains(&disk)
+                    }
+                });
+            if hidden || new {
+                return Ok(true);
+            }
+        }
+        let mut holds = false;
+        // A commit that is made meanwhile does not take away the manifest that is read.
+        let _reading = file.reading.read_recursive();
+        self.frozen_view(file).each_window(|record| {
+            holds |= record.disks.contains(&disk);
+            Ok(())
+        })?;
+        Ok(holds)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::meta::Timestamp;
-    use crate::volume::tests::{Rig, noise, read_file, write_file};
+    use crate::volume::commit::Purpose;
+    use crate::volume::tests::{Rig, close, create, noise, read_file, write_all, write_file};
     use crate::volume::{ROOT, TaskStatus};
 
     /// A volume of five disks with a file on four of them: a disk that it is on, and the one that it is not on.
@@ -286,6 +326,30 @@ mod tests {
             assert!(!walker.is_finished(), "it reads what is being removed");
             drop(sweeping);
             walker.join().expect("it goes on");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_on_the_others_holds_no_disk_up() {
+        for spills in [false, true] {
+            let rig = Rig::new(3, "critical = \"1+1\"");
+            let volume = rig.open();
+            write_file(&volume, "f", &noise(1, 3 << 20));
+            let leaves = DiskId(0);
+            let running = running(leaves);
+            let mut work = Evacuate::new(&volume, leaves, None, Vec::new());
+            let bytes = noise(2, 40 << 20);
+            let (file, handle) = create(&volume, "new");
+            write_all(&volume, handle, &bytes);
+            let open = volume.in_use(file).expect("in use");
+            if spills {
+                volume.commit(&open, Purpose::Spill).expect("spilled");
+            }
+            assert!(work.finish(&volume, &running).expect("it leaves"));
+            assert!(!is_member(&volume, leaves));
+            close(&volume, handle);
+            assert!(read_file(&volume, "new").expect("readable") == bytes);
+            assert!(read_file(&volume, "f").expect("readable") == noise(1, 3 << 20));
         }
     }
 

@@ -2,14 +2,19 @@
 //! during and after a write; one, as many as the code survives, and more.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::harness::content;
 use crate::harness::disks::{Backing, TestDisk};
 use crate::harness::faulty_disk::Faults;
 use crate::harness::loop_device;
+use crate::harness::process::run;
 use crate::harness::volume::{Shape, Volume};
+use crate::harness::wait_until;
+use crate::operate::{PATIENCE, becomes, done};
 
 const LENGTH: u64 = 12 << 20;
 
@@ -449,4 +454,76 @@ fn real_devices_fail() {
     content::write_file(&volume.path("last"), 4, LENGTH).expect("a file with one disk cut short");
     check(&volume);
     content::check_file(&volume.path("last"), 4, LENGTH).expect("the last file");
+}
+
+/// What the daemon has open on a filesystem.
+fn open_on(volume: &Volume, device: u64) -> Vec<PathBuf> {
+    let files = format!("/proc/{}/fd", volume.daemon().as_raw_nonzero());
+    let files = fs::read_dir(files).expect("the daemon's files").flatten();
+    let on = files.filter(|file| fs::metadata(file.path()).is_ok_and(|of| of.dev() == device));
+    on.map(|file| fs::read_link(file.path()).unwrap_or_default())
+        .collect()
+}
+
+/// Nothing holds a disk that is out of service: it can be unmounted, looked over and mounted again, and comes back.
+fn is_let_go(backing: Backing, state: &str, break_disk: fn(&TestDisk), mend: fn(&TestDisk)) {
+    let volume = Volume::mounted_as(&Shape {
+        disks: 4,
+        critical: "2+1",
+        backing,
+        ..Shape::default()
+    });
+    // The first disk's database is the one that is read from.
+    let disk = &volume.disks[0];
+    let device = fs::metadata(&disk.path).expect("the disk").dev();
+    content::write_file(&volume.path("before"), 1, LENGTH).expect("a file from before");
+    forget_cached();
+    content::check_file(&volume.path("before"), 1, LENGTH).expect("the file from before");
+    assert!(!open_on(&volume, device).is_empty());
+    break_disk(disk);
+    content::write_file(&volume.path("during"), 2, LENGTH).expect("a file without the disk");
+    becomes(&volume, "disk1", state);
+    let begun = Instant::now();
+    while !open_on(&volume, device).is_empty() {
+        let open = open_on(&volume, device);
+        assert!(begun.elapsed() < PATIENCE, "still open: {open:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    mend(disk);
+    done(&volume, &["disk", "online"], &["disk1"]);
+    becomes(&volume, "disk1", "online");
+    let device = fs::metadata(&disk.path).expect("the disk").dev();
+    wait_until("the disk to be in use", PATIENCE, || {
+        !open_on(&volume, device).is_empty()
+    });
+    for (name, seed) in [("before", 1), ("during", 2)] {
+        content::check_file(&volume.path(name), seed, LENGTH).expect("a file");
+    }
+}
+
+#[test]
+fn a_missing_disk_is_let_go() {
+    let mend = |disk: &TestDisk| {
+        // It is refused as long as the old mount lives on. 1 is for what it set right: the tests take lost+found away.
+        let checked = run(
+            Command::new("e2fsck").args(["-f", "-p"]).arg(disk.image()),
+            PATIENCE,
+        );
+        assert!(
+            checked.status.code().is_some_and(|code| code <= 1),
+            "{checked:?}"
+        );
+        disk.bring_back();
+    };
+    is_let_go(Backing::Ext4(128), "missing", TestDisk::take_away, mend);
+}
+
+#[test]
+fn a_faulty_disk_is_let_go() {
+    is_let_go(
+        Backing::Faulty,
+        "faulty",
+        |disk| disk.faults().set(|faults| faults.failing_writes = true),
+        |disk| disk.faults().heal(),
+    );
 }

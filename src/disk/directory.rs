@@ -33,8 +33,8 @@ pub struct DirectoryDisk {
     device: u64,
     /// The number of the directory on its device.
     inode: u64,
-    /// Keeps the lock of `lock` for as long as the disk lives.
-    directory: File,
+    /// Keeps the lock of `lock` until the disk is let go.
+    directory: Mutex<Option<Arc<File>>>,
     open: OpenFiles,
     names: Arc<Names>,
     temporaries: AtomicU64,
@@ -81,7 +81,7 @@ impl DirectoryDisk {
             root: path.to_owned(),
             device: metadata.dev(),
             inode: metadata.ino(),
-            directory,
+            directory: Mutex::new(Some(Arc::new(directory))),
             open: OpenFiles::default(),
             names: Arc::default(),
             temporaries: AtomicU64::new(0),
@@ -106,17 +106,34 @@ impl DirectoryDisk {
         &self.root
     }
 
-    /// Takes the disk for this process alone, for as long as this `DirectoryDisk` lives. Another one's
+    /// Takes the disk for this process alone, until this `DirectoryDisk` is let go or dropped. Another one's
     /// having it is `Io` with `WouldBlock`. Reading is open to all; the lock binds only those who ask.
     pub fn lock(&self) -> Result<()> {
-        rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive)
+        let directory = self
+            .directory()
+            .map_err(|error| self.io("lock the directory", error))?;
+        rustix::fs::flock(&*directory, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| self.io("lock the directory", error.into()))
+    }
+
+    /// The directory, opened again if it was let go and is still there.
+    fn directory(&self) -> io::Result<Arc<File>> {
+        let mut kept = self.directory.lock();
+        if let Some(directory) = kept.as_ref() {
+            return Ok(Arc::clone(directory));
+        }
+        self.check().map_err(io::Error::other)?;
+        let directory = Arc::new(File::open(&self.root)?);
+        *kept = Some(Arc::clone(&directory));
+        Ok(directory)
     }
 
     /// Gives back the lock of `lock`.
     pub fn unlock(&self) {
         // It fails only where there is no lock to give back.
-        let _ = rustix::fs::flock(&self.directory, FlockOperation::Unlock);
+        if let Some(directory) = self.directory.lock().as_ref() {
+            let _ = rustix::fs::flock(&**directory, FlockOperation::Unlock);
+        }
     }
 
     fn sweep(&self) -> Result<()> {
@@ -371,6 +388,11 @@ impl Disk for DirectoryDisk {
         }
     }
 
+    fn let_go(&self) {
+        self.open.clear();
+        *self.directory.lock() = None;
+    }
+
     fn will_read(&self, object: ObjectName, range: Range<u64>) {
         let length = std::num::NonZeroU64::new(range.end.saturating_sub(range.start));
         if let (Ok(file), Some(length)) = (self.reader(object), length) {
@@ -479,7 +501,10 @@ impl Disk for DirectoryDisk {
     }
 
     fn space(&self) -> Result<Space> {
-        let space = rustix::fs::fstatvfs(&self.directory)
+        let directory = self
+            .directory()
+            .map_err(|error| self.io("ask for its space", error))?;
+        let space = rustix::fs::fstatvfs(&*directory)
             .map_err(|error| self.io("ask for its space", error.into()))?;
         Ok(Space {
             total: space.f_blocks.saturating_mul(space.f_frsize),

@@ -157,6 +157,10 @@ impl Disk for FaultyDisk {
         self.inner.forget(object);
     }
 
+    fn let_go(&self) {
+        self.inner.let_go();
+    }
+
     fn length(&self, object: ObjectName) -> Result<u64> {
         self.simple(Operation::Length, Some(object), None, || {
             self.inner.length(object)

@@ -109,6 +109,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// cannot be had.
     fn forget(&self, _object: ObjectName) {}
 
+    /// Closes what is kept open for reading, so that nothing of this holds the medium. What is asked later opens it again.
+    fn let_go(&self) {}
+
     /// Tells that the range is soon to be read. Does nothing where the medium has no use for it. It may take as long as
     /// `read_at`: nobody is to wait for it who waits for no read.
     fn will_read(&self, object: ObjectName, range: Range<u64>);

@@ -124,6 +124,37 @@ impl Inner {
                 self.begin_generation(&mut commit, Vec::new())?;
             }
         }
+        self.read_from_others(&old)
+    }
+
+    /// Closes what is open on a disk that was left out.
+    pub(super) fn let_go(&self, id: DiskId) {
+        // In a checkpoint its database may be in use.
+        let Some(_last) = self.checkpointing.try_lock() else {
+            return;
+        };
+        let left_out = {
+            let replicas = self.replicas.read();
+            let found = replicas.iter().find(|replica| replica.id == id);
+            found.filter(|replica| !replica.is_online()).cloned()
+        };
+        let Some(replica) = left_out else { return };
+        self.names.lock().let_go(id);
+        {
+            let mut commit = self.commit.lock();
+            if self.drop_left_out(&mut commit) && self.check_writable().is_ok() {
+                // Where too few are left nothing more is written, which it has told.
+                let _ = self.begin_generation(&mut commit, Vec::new());
+            }
+        }
+        // Where no other has it, it stays open: names are still read.
+        let _ = self.read_from_others(&replica);
+        replica.close_if_idle();
+        replica.disk.let_go();
+    }
+
+    /// Has the databases of others read from, if it is this disk's that is.
+    fn read_from_others(&self, old: &Replica) -> Result<()> {
         let base = Arc::clone(&self.state.read().base);
         if !old.has_open(&base.database) {
             return Ok(());

@@ -81,6 +81,13 @@ impl Names {
         names
     }
 
+    /// Closes a disk's manifest; the next checkpoint begins new ones on the others.
+    pub(super) fn let_go(&mut self, disk: DiskId) {
+        if let Some(open) = &mut self.open {
+            open.writers.retain(|writer| writer.disk != disk);
+        }
+    }
+
     fn leave_out(&mut self, failed: Failed) {
         for (disk, error) in failed {
             tracing::warn!(%disk, %error, "a disk is left without a manifest of the namespace");

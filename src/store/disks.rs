@@ -146,6 +146,13 @@ impl Disks {
         self.slots.read().get(&id)?.disk.clone()
     }
 
+    /// Closes what is kept open on it for reading.
+    pub fn let_go(&self, id: DiskId) {
+        if let Some(medium) = self.get(id) {
+            medium.let_go();
+        }
+    }
+
     /// What the administrator calls it; its number when the table does not know it.
     pub fn name(&self, id: DiskId) -> String {
         let slots = self.slots.read();

@@ -148,12 +148,16 @@ impl Volume {
         if let Err(error) = self.keep_health() {
             tracing::debug!(%error, "how the disks fare is not kept");
         }
-        if self
-            .disks
-            .list()
-            .iter()
-            .any(|disk| disk.state == DiskState::Rebuilding)
-        {
+        let list = self.disks.list();
+        for disk in &list {
+            // Its filesystem can be unmounted and repaired, and it comes back by its path.
+            if matches!(disk.state, DiskState::Faulty | DiskState::Missing) {
+                self.locks.lock().remove(&disk.id);
+                self.meta.let_go(disk.id);
+                self.disks.let_go(disk.id);
+            }
+        }
+        if list.iter().any(|disk| disk.state == DiskState::Rebuilding) {
             self.begin_rebuild();
         }
     }

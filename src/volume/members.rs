@@ -13,8 +13,7 @@ use super::roster::busy;
 use super::tasks::{TaskKind, TaskStatus};
 use crate::config::Config;
 use crate::disk::{
-    DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, LockError, ObjectName,
-    PatientDisk,
+    DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, ObjectName, PatientDisk,
 };
 use crate::ids::DiskId;
 use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
@@ -194,7 +193,7 @@ impl Volume {
             let _ = medium.remove(ObjectName::Label);
             return Err(error);
         }
-        self.locks.lock().push(lock);
+        self.locks.lock().insert(id, lock);
         self.paths.lock().push((id, path.display().to_string()));
         self.disks.insert(id, &name, Some(medium));
         // 4. All labels name it.
@@ -454,6 +453,7 @@ impl Volume {
                 tracing::warn!(disk = name, %error, "it has left, and is not emptied");
             }
         }
+        self.locks.lock().remove(&disk);
         let path = {
             let mut paths = self.paths.lock();
             let path = paths
@@ -537,14 +537,12 @@ impl Volume {
                 };
                 let directory = DirectoryDisk::open(&name, &path)?;
                 self.check_is(disk, &directory, path.display())?;
-                // A faulty disk's lock is held since the mount; one that was gone may have lost it.
-                match DiskLock::take(&path) {
-                    Ok(lock) => self.locks.lock().push(lock),
-                    Err(LockError::Held { holder, .. })
-                        if holder == format!("process {}", std::process::id()) => {}
-                    Err(error) => return Err(busy(error)),
-                }
+                // The one it had may be on what was there before.
+                self.locks.lock().remove(&disk);
+                let lock = DiskLock::take(&path).map_err(busy)?;
                 self.take_back(disk, Arc::new(directory))?;
+                // Only now: those of disks that are out of service are given back every few seconds.
+                self.locks.lock().insert(disk, lock);
                 Ok(format!(
                     "disk {name} takes part again, and what it lacks is written to it"
                 ))

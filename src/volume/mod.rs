@@ -47,6 +47,7 @@ mod write;
 mod xattrs;
 mod zeros;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -81,7 +82,7 @@ use self::sweep::Sweeper;
 use self::write::RoomLeft;
 use crate::config::{LostReads, Tiering};
 use crate::disk::DiskLock;
-use crate::ids::{FileId, ManifestId, SetId, VolumeId};
+use crate::ids::{DiskId, FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
 use crate::store::manifest::ManifestCache;
 use crate::store::{BlockCache, Disks, NoWindow, Pipeline, Reader, Workers, data_capacity};
@@ -109,9 +110,9 @@ pub struct Volume {
     cache_bytes: u64,
     meta: Meta,
     disks: Arc<Disks>,
-    /// Given back when the volume is closed.
-    locks: Mutex<Vec<DiskLock>>,
-    paths: Mutex<Vec<(crate::ids::DiskId, String)>>,
+    /// Given back when the volume is closed, or the disk no longer takes part.
+    locks: Mutex<BTreeMap<DiskId, DiskLock>>,
+    paths: Mutex<Vec<(DiskId, String)>>,
     /// Where the config is, which names the disks.
     config: std::path::PathBuf,
     roster: Mutex<roster::Roster>,

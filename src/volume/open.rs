@@ -265,10 +265,11 @@ impl Volume {
             options.tiers,
             options.quiet,
         )?;
-        opened
-            .locks
-            .lock()
-            .extend(found.iter_mut().filter_map(|(_, found)| found.lock.take()));
+        opened.locks.lock().extend(
+            found
+                .iter_mut()
+                .filter_map(|(id, found)| Some((*id, found.lock.take()?))),
+        );
         if !opened.read_only {
             opened.settle_members(&found)?;
         }
@@ -322,7 +323,7 @@ impl Volume {
                 meta,
                 reader,
                 disks,
-                locks: Mutex::new(Vec::new()),
+                locks: Mutex::default(),
                 paths: Mutex::new(
                     found
                         .iter()

@@ -70,6 +70,13 @@ impl OpenFiles {
         Some(Arc::clone(file))
     }
 
+    /// Closes all files, once whoever reads one now is done with it.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.lock();
+        state.forgotten += 1;
+        state.files.clear();
+    }
+
     /// Closes an object's file: it was removed or replaced, and an open file would keep its room.
     pub(super) fn forget(&self, object: ObjectName) {
         let mut state = self.state.lock();

@@ -347,6 +347,24 @@ fn a_scrub_tells_of_what_is_beyond_repair() {
     assert!(outcome.stdout.contains("large"), "{}", outcome.stdout);
 }
 
+/// A disk that joins on the device of another one is told of as `init` does; it joins all the same.
+#[test]
+fn a_disk_that_joins_on_the_device_of_another_is_warned_of() {
+    let volume = Volume::mounted_as(&shape(3, "2+1"));
+    let new = new_directory(&volume, "new");
+    let outcome = done(&volume, &["disk", "add"], &[text(&new)]);
+    let said = "new lie on one device";
+    assert!(outcome.stdout.contains(said), "{}", outcome.stdout);
+    let newer = new_directory(&volume, "newer");
+    let outcome = done(&volume, &["disk", "replace"], &["disk1", text(&newer)]);
+    assert!(
+        outcome.stdout.contains("newer lie on one device"),
+        "{}",
+        outcome.stdout
+    );
+    assert!(task(&volume)["warnings"][0].is_string());
+}
+
 /// A disk is put back as it was a week ago: it lacks what was written since, and gets it.
 #[test]
 fn a_disk_comes_back_with_old_contents() {

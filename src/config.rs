@@ -186,10 +186,7 @@ impl Config {
             if let [others @ .., last] = disks.as_slice()
                 && !others.is_empty()
             {
-                warnings.push(format!(
-                    "the disks {} and {last} lie on one device: when it fails, all of them are lost",
-                    others.join(", ")
-                ));
+                warnings.push(on_one_device(others, last));
             }
         }
         if self.policy.critical.m == 0 {
@@ -200,6 +197,14 @@ impl Config {
         }
         warnings
     }
+}
+
+/// What is said of disks that lie on one device.
+pub(crate) fn on_one_device(others: &[&str], last: &str) -> String {
+    format!(
+        "the disks {} and {last} lie on one device: when it fails, all of them are lost",
+        others.join(", ")
+    )
 }
 
 /// Judges the values of one file.

@@ -162,6 +162,9 @@ pub(super) fn describe(status: &TaskStatus) -> String {
     } else if status.state == TaskState::Done {
         text.push_str("there was nothing to do\n");
     }
+    for warning in &status.warnings {
+        text.push_str(&format!("  warning: {warning}\n"));
+    }
     for problem in &status.problems {
         text.push_str(&format!("  {problem}\n"));
     }

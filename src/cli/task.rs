@@ -119,6 +119,7 @@ impl How {
                 "{} has begun; `parsfs task` shows how it goes on",
                 status.what
             );
+            warn_of(&status.warnings);
             return Ok(());
         }
         target.follow(&status, self.json)

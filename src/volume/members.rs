@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,13 +12,14 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::roster::busy;
 use super::tasks::{TaskKind, TaskStatus};
-use crate::config::Config;
+use crate::config::{Config, on_one_device};
 use crate::disk::{
     DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, ObjectName, PatientDisk,
 };
 use crate::ids::DiskId;
 use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
 use crate::store::DiskState;
+use crate::store::disks::DiskStatus;
 
 /// The setting that keeps which disks have joined to replace which: pairs of numbers as JSON, the new disk's first.
 const REPLACEMENTS: &[u8] = b"replacements";
@@ -50,13 +52,50 @@ impl Volume {
         })
     }
 
-    /// Has an empty directory become a disk of the volume, and names it in the config.
-    pub fn add_disk(&self, path: &Path, name: Option<&str>) -> Result<String> {
+    /// Has an empty directory become a disk of the volume, and names it in the config. Gives its name, and what is hardly
+    /// meant about it.
+    pub fn add_disk(&self, path: &Path, name: Option<&str>) -> Result<(String, Vec<String>)> {
         self.check_writable()?;
         self.check_no_task()?;
         let (id, name) = self.join_disk(path, name, None)?;
         tracing::info!(disk = name, %id, "a disk has joined the volume");
-        Ok(name)
+        Ok((name, self.shares_a_device(id)))
+    }
+
+    /// What is hardly meant about where a new disk lies, in sentences for the administrator.
+    fn shares_a_device(&self, new: DiskId) -> Vec<String> {
+        let device = |disk: DiskId| self.disks.get(disk).and_then(|medium| medium.device());
+        let Some(own) = device(new) else {
+            return Vec::new();
+        };
+        let name = self.disks.name(new);
+        let list = self.disks.list();
+        let others: Vec<&DiskStatus> = list.iter().filter(|other| other.id != new).collect();
+        let mut warnings = Vec::new();
+        let beside = others.iter().filter(|other| device(other.id) == Some(own));
+        let beside: Vec<&str> = beside.map(|other| other.name.as_str()).collect();
+        if !beside.is_empty() {
+            warnings.push(on_one_device(&beside, &name));
+        }
+        let paths: BTreeMap<DiskId, String> = self.paths.lock().iter().cloned().collect();
+        let is_mounted = |disk: DiskId, device: u64| {
+            let path = paths.get(&disk).map(Path::new);
+            let above = path.and_then(Path::parent).map(std::fs::metadata);
+            above.is_some_and(|above| above.is_ok_and(|above| above.dev() != device))
+        };
+        let all_mounted = others
+            .iter()
+            .all(|other| device(other.id).is_none_or(|device| is_mounted(other.id, device)));
+        if all_mounted && !is_mounted(new, own) {
+            warnings.push(format!(
+                "the disk {name} lies on the device of the directory above it, and every other disk is a mount point: is its \
+                 filesystem not mounted?"
+            ));
+        }
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        warnings
     }
 
     fn check_no_task(&self) -> Result<()> {
@@ -375,7 +414,7 @@ impl Volume {
             give_up,
             gone,
         };
-        self.begin_task(kind, what, rate)
+        self.begin_task_with(kind, what, rate, self.shares_a_device(by))
     }
 
     /// Refuses to go on with a replacement by a disk that is none, or where too few disks would be left: what has a path

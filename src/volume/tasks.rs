@@ -187,11 +187,25 @@ impl Volume {
         what: String,
         rate: Option<u64>,
     ) -> Result<TaskStatus> {
+        self.begin_task_with(kind, what, rate, Vec::new())
+    }
+
+    /// The same with what is to be told of it.
+    pub(super) fn begin_task_with(
+        &self,
+        kind: TaskKind,
+        what: String,
+        rate: Option<u64>,
+        warnings: Vec<String>,
+    ) -> Result<TaskStatus> {
         self.check_writable()?;
         if kind != (TaskKind::Rebuild {}) {
             self.end_rebuild();
         }
-        let status = TaskStatus::new(kind, what, rate, Timestamp::now().seconds);
+        let status = TaskStatus {
+            warnings,
+            ..TaskStatus::new(kind, what, rate, Timestamp::now().seconds)
+        };
         self.launch(status)
     }
 

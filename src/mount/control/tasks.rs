@@ -40,10 +40,14 @@ pub fn answer(volume: &Volume, request: &Request) -> Option<Response> {
             .map(task),
         Request::AddDisk { path, name } => volume
             .add_disk(path, name.as_deref())
-            .map(|disk| Response::Said {
-                message: format!(
+            .map(|(disk, warnings)| {
+                let mut message = format!(
                     "disk {disk} has joined the volume; `parsfs rebalance` moves data to it, new files use it at once"
-                ),
+                );
+                for warning in warnings {
+                    message.push_str(&format!("\nwarning: {warning}"));
+                }
+                Response::Said { message }
             }),
         Request::DiskOnline { disk } => volume
             .bring_disk_online(disk)

@@ -134,6 +134,9 @@ pub struct TaskStatus {
     pub problem_count: u64,
     /// The first of them.
     pub problems: Vec<String>,
+    /// What is hardly meant about it, though it can be done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Why it failed.
     pub error: Option<String>,
 }
@@ -177,6 +180,7 @@ impl TaskStatus {
             lost: 0,
             problem_count: 0,
             problems: Vec::new(),
+            warnings: Vec::new(),
             error: None,
         }
     }

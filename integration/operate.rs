@@ -347,6 +347,29 @@ fn a_scrub_tells_of_what_is_beyond_repair() {
     assert!(outcome.stdout.contains("large"), "{}", outcome.stdout);
 }
 
+/// A scrub with a disk away has not looked at what lies there, and does not say that all is well.
+#[test]
+fn a_scrub_names_the_disk_that_it_could_not_look_at() {
+    let mut volume = Volume::mounted();
+    fill(&volume);
+    volume.umount();
+    volume.disks[3].take_away();
+    volume.mount();
+    let outcome = on(&volume, &["scrub"], &[]);
+    assert_eq!(
+        outcome.status.code(),
+        Some(4),
+        "{}{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+    assert!(
+        outcome.stdout.contains("disk4 (missing)"),
+        "{}",
+        outcome.stdout
+    );
+}
+
 /// A disk that joins on the device of another one is told of as `init` does; it joins all the same.
 #[test]
 fn a_disk_that_joins_on_the_device_of_another_is_warned_of() {

@@ -16,7 +16,8 @@ use crate::mount::control::Request;
 Blocks, parity, manifests and the copies of the metadata are read off the disks. What is bad is written again from the
 others. A disk that was suspect, and on which nothing bad was found, is online again. Ctrl-C ends the watching, not the
 scrub of a mounted volume: `parsfs task --cancel` does that.
-Exit codes: 0 all is well, perhaps after repairs; 1 failed or cancelled; 2 wrong usage; 4 something cannot be mended.")]
+Exit codes: 0 all is well, perhaps after repairs; 1 failed or cancelled; 2 wrong usage; 4 something cannot be mended, or
+could not be looked at, as its disk is missing or faulty.")]
 pub(super) struct Scrub {
     /// The volume's config, or where it is mounted
     #[arg(value_name = "CONFIG|MOUNTPOINT")]

@@ -14,7 +14,7 @@ use crate::config::{Config, parse_size};
 use crate::mount::control::client::Client;
 use crate::mount::control::{Request, Response, tasks};
 use crate::mount::{is_dead, mountinfo};
-use crate::volume::{Mode, TaskState, TaskStatus, Volume};
+use crate::volume::{Mode, TaskKind, TaskState, TaskStatus, Volume};
 
 /// How often a task is asked how it goes on.
 const ASK: Duration = Duration::from_millis(200);
@@ -219,6 +219,8 @@ fn outcome(status: &TaskStatus) -> Result<(), Failure> {
         TaskState::Failed | TaskState::Cancelled | TaskState::Interrupted => {
             Err(Failure::TaskNotDone)
         }
+        // A scrub that could not look at everything has not found that all is well.
+        _ if status.kind == (TaskKind::Scrub {}) && status.unseen > 0 => Err(Failure::BeyondRepair),
         _ if status.gone > 0 || status.problem_count > 0 => Err(Failure::BeyondRepair),
         _ => Ok(()),
     }

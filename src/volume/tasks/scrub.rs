@@ -91,6 +91,27 @@ fn fares(volume: &Volume) -> BTreeMap<DiskId, DiskStatus> {
     list.map(|disk| (disk.id, disk)).collect()
 }
 
+/// Names the disks that a scrub could not look at: what it says of the others is no word on them.
+fn tell_of_unseen(volume: &Volume, running: &Running) {
+    let unseen = running.status.lock().unseen;
+    if unseen == 0 {
+        return;
+    }
+    let list = volume.disks.list().into_iter();
+    let away = list.filter(|disk| !disk.state.takes_writes());
+    let away: Vec<String> = away
+        .map(|disk| format!("{} ({})", disk.name, disk.state))
+        .collect();
+    let which = match away.is_empty() {
+        true => "that were away, and are back".to_owned(),
+        false => away.join(", "),
+    };
+    running.problem(format!(
+        "{unseen} blocks and shards were not looked at, as they lie on disks {which}; bring these back, or replace them, and \
+         scrub again"
+    ));
+}
+
 /// Whether nothing has counted against a disk since.
 fn unblemished(before: &DiskStatus, after: &DiskStatus) -> bool {
     let counted = |disk: &DiskStatus| (disk.read_errors, disk.wrong_bytes, disk.waits);
@@ -133,6 +154,7 @@ impl Work for Scrub {
     fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
         if self.only.is_none() {
             volume.tidy()?;
+            tell_of_unseen(volume, running);
         }
         let mut online = Vec::new();
         for status in volume.disks.list() {

@@ -436,3 +436,37 @@ fn a_terminated_daemon_commits() {
     content::check_file(&path, 1, 2_000_000).expect("the file");
     assert!(volume.disks.iter().all(|disk| TestDisk::used(disk) > 0));
 }
+
+/// With `dirsync` a name is durable when the call returns; without it the next second makes it so.
+#[test]
+fn dirsync_makes_names_durable() {
+    let mut volume = Volume::new(&Shape::default());
+    for (number, options) in ["dirsync", "sync"].into_iter().enumerate() {
+        volume.mount_with(&["-o", options]);
+        let path = |name: &str| volume.path(&format!("{name}{number}"));
+        fs::create_dir(path("directory")).expect("mkdir");
+        File::create(path("file")).expect("create");
+        fs::hard_link(path("file"), path("link")).expect("link");
+        fs::rename(path("link"), path("renamed")).expect("rename");
+        fs::remove_file(path("file")).expect("unlink");
+        std::os::unix::fs::symlink("x", path("symlink")).expect("symlink");
+        let begun = std::time::Instant::now();
+        volume.kill();
+        assert!(
+            begun.elapsed() < Duration::from_millis(500),
+            "too late to tell"
+        );
+        volume.mount();
+        let names = fs::read_dir(&volume.mountpoint)
+            .expect("a listing")
+            .flatten();
+        let mut names: Vec<String> = names
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.ends_with(&number.to_string()))
+            .collect();
+        names.sort();
+        let expected = ["directory", "renamed", "symlink"].map(|name| format!("{name}{number}"));
+        assert_eq!(names, expected, "-o {options}");
+        volume.umount();
+    }
+}

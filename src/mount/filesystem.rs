@@ -36,7 +36,7 @@ use super::handshake::negotiate;
 use super::kernel::Kernel;
 use super::names::{self, XattrName};
 use super::workers::{Workers, guarded};
-use crate::volume::{Changes, Handle, Volume};
+use crate::volume::{Changes, Handle, Result, Volume};
 
 /// Threads that read from disks. More than one disk answers at a time, and readahead asks ahead.
 const READERS: usize = 8;
@@ -50,6 +50,8 @@ pub(super) struct Adapter {
     /// What the kernel cached of a file holds from one open to the next. Not where a private mapping of a file that is
     /// written can leave stale pages: there each open through the cache begins with none.
     may_keep_cache: bool,
+    /// Whether a change of names is durable before it is answered.
+    syncs_names: bool,
     /// Dropped when the session has ended, which wakes who waits at the other end.
     session: Option<Sender<()>>,
 }
@@ -71,15 +73,58 @@ impl AtWork {
 
 impl Adapter {
     /// An adapter; `session` is dropped at the session's end.
-    pub(super) fn new(volume: Arc<Volume>, kernel: Kernel, session: Sender<()>) -> Adapter {
+    pub(super) fn new(
+        volume: Arc<Volume>,
+        kernel: Kernel,
+        syncs_names: bool,
+        session: Sender<()>,
+    ) -> Adapter {
         Adapter {
             volume,
             kernel,
             readers: Workers::new("read", READERS),
             waiters: Workers::new("wait", usize::MAX),
             may_keep_cache: false,
+            syncs_names,
             session: Some(session),
         }
+    }
+
+    /// Answers a change of names: at once, or when it is durable.
+    fn changed<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        result: Result<T>,
+        answer: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        if !self.syncs_names || result.is_err() {
+            return answer(result);
+        }
+        let volume = Arc::clone(&self.volume);
+        self.waiters.run(operation, move || {
+            answer(result.and_then(|made| volume.sync_names().map(|()| made)));
+        });
+    }
+
+    /// Makes a change of names and answers it as `changed` does; `waits` if it may have to wait for disks itself.
+    fn change<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        waits: bool,
+        change: impl FnOnce(&Volume) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        if !waits {
+            return self.changed(operation, change(&self.volume), answer);
+        }
+        let (volume, syncs) = (Arc::clone(&self.volume), self.syncs_names);
+        self.waiters.run(operation, move || {
+            let made = change(&volume);
+            answer(match syncs {
+                true => made.and_then(|made| volume.sync_names().map(|()| made)),
+                false => made,
+            });
+        });
     }
 
     /// Who is to be waited for after the session.
@@ -195,7 +240,9 @@ impl Filesystem for Adapter {
                 rdev,
                 caller(request),
             );
-            answer_entry("mknod", parent, reply, result);
+            self.changed("mknod", result, move |result| {
+                answer_entry("mknod", parent, reply, result);
+            });
         });
     }
 
@@ -215,30 +262,29 @@ impl Filesystem for Adapter {
                 permissions(mode),
                 caller(request),
             );
-            answer_entry("mkdir", parent, reply, result);
+            self.changed("mkdir", result, move |result| {
+                answer_entry("mkdir", parent, reply, result);
+            });
         });
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("unlink", || {
-            let (volume, name) = (self.volume.clone(), name.as_bytes().to_vec());
-            let waits = volume.removal_may_wait(id(parent), &name);
-            let remove = move || {
-                let result = volume.remove(id(parent), &name);
+            let name = name.as_bytes().to_vec();
+            let waits = self.volume.removal_may_wait(id(parent), &name);
+            let remove = move |volume: &Volume| volume.remove(id(parent), &name);
+            self.change("unlink", waits, remove, move |result| {
                 answer_empty("unlink", parent, reply, result);
-            };
-            if waits {
-                self.waiters.run("unlink", remove);
-            } else {
-                remove();
-            }
+            });
         });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded("rmdir", || {
             let result = self.volume.remove_directory(id(parent), name.as_bytes());
-            answer_empty("rmdir", parent, reply, result);
+            self.changed("rmdir", result, move |result| {
+                answer_empty("rmdir", parent, reply, result);
+            });
         });
     }
 
@@ -255,7 +301,9 @@ impl Filesystem for Adapter {
             let result =
                 self.volume
                     .make_symlink(id(parent), name.as_bytes(), target, caller(request));
-            answer_entry("symlink", parent, reply, result);
+            self.changed("symlink", result, move |result| {
+                answer_entry("symlink", parent, reply, result);
+            });
         });
     }
 
@@ -275,26 +323,24 @@ impl Filesystem for Adapter {
             if !known.contains(flags) {
                 return reply.error(Errno::EINVAL);
             }
-            let volume = self.volume.clone();
             let (name, to_name) = (name.as_bytes().to_vec(), to_name.as_bytes().to_vec());
-            let waits = volume.removal_may_wait(id(to_parent), &to_name);
-            let rename = move || {
+            let waits = self.volume.removal_may_wait(id(to_parent), &to_name);
+            let rename = move |volume: &Volume| {
                 let (from, to) = (id(parent), id(to_parent));
-                let result = volume.rename(from, &name, to, &to_name, flags.bits());
-                answer_empty("rename", parent, reply, result);
+                volume.rename(from, &name, to, &to_name, flags.bits())
             };
-            if waits {
-                self.waiters.run("rename", rename);
-            } else {
-                rename();
-            }
+            self.change("rename", waits, rename, move |result| {
+                answer_empty("rename", parent, reply, result);
+            });
         });
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         guarded("link", || {
             let result = self.volume.make_link(id(ino), id(parent), name.as_bytes());
-            answer_entry("link", ino, reply, result);
+            self.changed("link", result, move |result| {
+                answer_entry("link", ino, reply, result);
+            });
         });
     }
 
@@ -320,9 +366,12 @@ impl Filesystem for Adapter {
                 flags,
                 caller(request),
             );
-            match result {
+            let may_keep_cache = self.may_keep_cache;
+            let volume = Arc::clone(&self.volume);
+            let made = result.as_ref().ok().map(|(_, opened)| opened.handle);
+            self.changed("create", result, move |result| match result {
                 Ok((attributes, opened)) => {
-                    let (fh, flags) = open_answer(opened, self.may_keep_cache);
+                    let (fh, flags) = open_answer(opened, may_keep_cache);
                     reply.created(
                         &ttl(&attributes),
                         &to_fuse(&attributes),
@@ -331,8 +380,14 @@ impl Filesystem for Adapter {
                         flags,
                     );
                 }
-                Err(error) => reply.error(errno("create", parent, &error)),
-            }
+                Err(error) => {
+                    // Nobody gets it who could release it.
+                    if let Some(made) = made {
+                        volume.release(made);
+                    }
+                    reply.error(errno("create", parent, &error));
+                }
+            });
         });
     }
 

@@ -22,7 +22,7 @@ pub struct MountOptions {
     pub suid: Option<bool>,
     /// `noexec`
     pub no_exec: bool,
-    /// `sync`, `dirsync`, `noatime`: flags that the kernel handles.
+    /// `sync`, `dirsync`, `noatime`: flags that the kernel is told of.
     pub kernel: Vec<KernelFlag>,
     /// `log=FILE`
     pub log: Option<PathBuf>,
@@ -30,7 +30,7 @@ pub struct MountOptions {
     pub lost: Option<LostReads>,
 }
 
-/// A flag of mount(2) that parsfs only passes on.
+/// A flag of mount(2) that is passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelFlag {
     /// `sync`
@@ -71,6 +71,7 @@ impl MountOptions {
                 "exec" => self.no_exec = false,
                 "noexec" => self.no_exec = true,
                 "sync" => self.kernel.push(KernelFlag::Sync),
+                "async" => self.kernel.retain(|flag| *flag != KernelFlag::Sync),
                 "dirsync" => self.kernel.push(KernelFlag::DirSync),
                 "noatime" => self.kernel.push(KernelFlag::NoAtime),
                 _ => {
@@ -85,6 +86,13 @@ impl MountOptions {
             }
         }
         Ok(())
+    }
+
+    /// Whether changes of names are to be durable before they are answered. The kernel does not ask for that: nothing of
+    /// the flags reaches a FUSE daemon.
+    pub(super) fn syncs_names(&self) -> bool {
+        let asks = |flag: &KernelFlag| matches!(flag, KernelFlag::Sync | KernelFlag::DirSync);
+        self.kernel.iter().any(asks)
     }
 
     /// What fuser is to ask the kernel for.
@@ -129,7 +137,7 @@ impl MountOptions {
 
 /// Whether an option is meant for mount(8), systemd or the kernel's defaults.
 fn is_for_others(option: &str) -> bool {
-    const EXACT: [&str; 22] = [
+    const EXACT: [&str; 21] = [
         "defaults",
         "auto",
         "noauto",
@@ -140,7 +148,6 @@ fn is_for_others(option: &str) -> bool {
         "group",
         "nofail",
         "_netdev",
-        "async",
         "atime",
         "relatime",
         "norelatime",

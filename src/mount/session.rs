@@ -45,7 +45,7 @@ impl Mounted {
         };
         let kernel = Kernel::default();
         let (alive, ended) = bounded(0);
-        let adapter = Adapter::new(volume.clone(), kernel.clone(), alive);
+        let adapter = Adapter::new(volume.clone(), kernel.clone(), options.syncs_names(), alive);
         let at_work = adapter.at_work();
 
         let mut session = fuser::Config::default();

@@ -437,6 +437,17 @@ fn a_terminated_daemon_commits() {
     assert!(volume.disks.iter().all(|disk| TestDisk::used(disk) > 0));
 }
 
+#[test]
+fn a_mount_over_its_own_disks_is_refused() {
+    let volume = Volume::new(&Shape::default());
+    let disk = &volume.disks[2].path;
+    for at in [disk.as_path(), volume.scratch.path()] {
+        let words = ["mount".as_ref(), volume.config.as_os_str(), at.as_os_str()];
+        expect_failure(&volume.parsfs(words), 1, "it would cover disk");
+        assert!(mounts::on(at).is_none());
+    }
+}
+
 /// With `dirsync` a name is durable when the call returns; without it the next second makes it so.
 #[test]
 fn dirsync_makes_names_durable() {

@@ -20,6 +20,19 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// A disk of the volume lies there.
+    #[error(
+        "cannot mount at {}: it would cover disk {disk} of the volume, at {}; give a directory that no disk lies in",
+        path.display(), at.display()
+    )]
+    OverDisk {
+        /// The mount point.
+        path: PathBuf,
+        /// The disk's name.
+        disk: String,
+        /// Where it is.
+        at: PathBuf,
+    },
     /// FUSE refused.
     #[error("cannot mount at {}: {source}{}", path.display(), hint(source))]
     Fuse {

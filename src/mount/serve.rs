@@ -50,6 +50,7 @@ pub fn serve(
     confine::give_up_privileges().map_err(|error| io_error("give up privileges", error.into()))?;
 
     let mountpoint = check_mountpoint(mountpoint)?;
+    check_not_over_disks(config, &mountpoint)?;
     let mode = match (options.read_only, options.force) {
         (true, _) => Mode::ReadOnly,
         (false, true) => Mode::Forced,
@@ -237,6 +238,22 @@ fn check_mountpoint(path: &Path) -> Result<std::path::PathBuf, MountError> {
         return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
     }
     Ok(path)
+}
+
+/// Refuses a mount that would cover what it rests on: every path of a disk below it would lead into the mount itself.
+fn check_not_over_disks(config: &Config, mountpoint: &Path) -> Result<(), MountError> {
+    for disk in &config.disks {
+        // One that is not there may come back to its path.
+        let path = disk.path.canonicalize().unwrap_or(disk.path.clone());
+        if path.starts_with(mountpoint) {
+            return Err(MountError::OverDisk {
+                path: mountpoint.to_owned(),
+                disk: disk.name.clone(),
+                at: path,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn warnings(volume: &Volume, wanted_to_write: bool) -> Vec<String> {

@@ -438,6 +438,18 @@ fn a_terminated_daemon_commits() {
 }
 
 #[test]
+fn a_link_to_the_mount_point_does() {
+    let mut volume = Volume::mounted();
+    let link = volume.scratch.path().join("link");
+    std::os::unix::fs::symlink("mnt", &link).expect("a link");
+    let on_link = |words: &str| volume.parsfs([words.as_ref(), link.as_os_str()]);
+    on_link("status").expect_success("status of a link");
+    on_link("umount").expect_success("umount of a link");
+    assert!(!volume.is_mounted());
+    volume.kill_daemon();
+}
+
+#[test]
 fn a_mount_over_its_own_disks_is_refused() {
     let volume = Volume::new(&Shape::default());
     let disk = &volume.disks[2].path;

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// The type of our mounts in the table.
 pub const FS_TYPE: &str = "fuse.parsfs";
 
+/// As many links does the kernel follow in a path.
+const LINKS_MAX: usize = 40;
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -47,14 +50,23 @@ pub fn at(path: &Path) -> io::Result<Option<Mount>> {
         .find(|mount| mount.mountpoint == path))
 }
 
-/// The path of a mount point as the table has it. Does not touch the mount point itself, which may be dead.
+/// The path of a mount point as the table has it, also when it is given by a symbolic link. Does not touch the mount point
+/// itself, which may be dead: the kernel knows by itself that a mount's root is no link.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
-    let whole = std::path::absolute(path)?;
-    let plain: PathBuf = whole.components().collect();
-    match (plain.parent(), plain.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
-        _ => plain.canonicalize(),
+    let mut whole = std::path::absolute(path)?;
+    for _ in 0..LINKS_MAX {
+        let plain: PathBuf = whole.components().collect();
+        let (Some(parent), Some(name)) = (plain.parent(), plain.file_name()) else {
+            return plain.canonicalize();
+        };
+        let parent = parent.canonicalize()?;
+        let found = parent.join(name);
+        match fs::read_link(&found) {
+            Ok(target) => whole = parent.join(target),
+            Err(_) => return Ok(found),
+        }
     }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
 fn parse(table: &[u8]) -> Vec<Mount> {
@@ -149,5 +161,19 @@ mod tests {
             absolute(Path::new("/./proc//")).unwrap(),
             PathBuf::from("/proc")
         );
+    }
+
+    #[test]
+    fn a_link_to_a_mount_point_leads_to_it() {
+        let place = tempfile::tempdir().unwrap();
+        let real = place.path().canonicalize().unwrap().join("mnt");
+        fs::create_dir(&real).unwrap();
+        for (target, link) in [("mnt", "one"), ("./one", "two"), ("three", "three")] {
+            std::os::unix::fs::symlink(target, place.path().join(link)).unwrap();
+        }
+        for link in ["mnt", "one", "two"] {
+            assert_eq!(absolute(&place.path().join(link)).unwrap(), real);
+        }
+        assert!(absolute(&place.path().join("three")).is_err());
     }
 }

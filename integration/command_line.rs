@@ -437,6 +437,17 @@ fn a_terminated_daemon_commits() {
     assert!(volume.disks.iter().all(|disk| TestDisk::used(disk) > 0));
 }
 
+/// What daemons are told to read their config again by is no reason to unmount.
+#[test]
+fn a_daemon_takes_no_notice_of_a_hangup() {
+    let volume = Volume::new(&Shape::default());
+    parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
+    kill_process(daemon_of(&volume), Signal::HUP).expect("SIGHUP");
+    std::thread::sleep(Duration::from_secs(2));
+    content::write_file(&volume.path("file"), 1, 1_000_000).expect("a file after a hangup");
+    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+}
+
 #[test]
 fn a_link_to_the_mount_point_does() {
     let mut volume = Volume::mounted();

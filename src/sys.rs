@@ -16,13 +16,32 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 /// The signals that ask the daemon to end.
 const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
+/// Takes no notice of SIGHUP from now on, as whoever serves without a terminal does: there is nobody to hang up, and what
+/// many daemons are asked with it (to read their config again) must not unmount a volume.
+pub(crate) fn ignore_hangup() {
+    // SAFETY: no handler is set, only that the signal is ignored. It cannot fail for this signal.
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_IGN);
+    }
+}
+
+/// Whether a signal is ignored, as by `ignore_hangup` and nohup(1). One that is held back would be waited for all the same.
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no action is set, and the one that holds is put into a place that outlives the call. All zeros is an action.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 fn ending() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset fills in the whole set that it is given, and sigaddset gets a set that is filled in. The
     // numbers are valid, so neither can fail.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        for signal in ENDING {
+        for signal in ENDING.into_iter().filter(|signal| !is_ignored(*signal)) {
             libc::sigaddset(set.as_mut_ptr(), signal);
         }
         set.assume_init()

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::mount::control;
 use crate::mount::mountinfo;
 use crate::mount::options::MountOptions;
+use crate::sys;
 
 /// The most that is read of a daemon's line.
 const LINE_MAX: u64 = 1 << 20;
@@ -86,6 +87,7 @@ pub(super) fn serve_as_daemon(
 ) -> Result<(), Failure> {
     // It fails only for the leader of a process group, and then there is a session of its own already.
     let _ = rustix::process::setsid();
+    sys::ignore_hangup();
     log::start("info");
     let mut told = false;
     let result = serve(&mut |warnings| {

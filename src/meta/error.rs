@@ -96,7 +96,7 @@ pub enum MetaError {
     },
     /// Too few disks are left to keep a transaction.
     #[error(
-        "only {online} of {total} disks take metadata: read-only from now on; bring disks back and mount anew"
+        "only {online} of {total} disks take metadata: nothing more is written; bring disks back and mount anew"
     )]
     TooFewDisks {
         /// The disks that do.
@@ -108,7 +108,7 @@ pub enum MetaError {
     #[error("the volume is mounted read-only")]
     ReadOnly,
     /// An earlier failure ended all writing.
-    #[error("no more metadata can be written since: {why}; mount anew")]
+    #[error("no more metadata can be written since then: {why}{}", anew(why))]
     Poisoned {
         /// The failure.
         why: String,
@@ -146,3 +146,11 @@ impl From<DiskError> for MetaError {
 
 /// The result of asking the metadata.
 pub type Result<T> = std::result::Result<T, MetaError>;
+
+/// What to do, unless the failure says it.
+fn anew(why: &str) -> &'static str {
+    match why.ends_with("mount anew") {
+        true => "",
+        false => "; mount anew",
+    }
+}

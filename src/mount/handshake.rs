@@ -1,7 +1,7 @@
 //! What is agreed with the kernel when a session begins, and why.
 
 use fuser::{InitFlags, KernelConfig};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// The most bytes of one request. The kernel allows no more (256 pages) unless an administrator raises
 /// fs.fuse.max_pages_limit, and a single one reaches 0.94 of tmpfs's speed with it.
@@ -47,7 +47,14 @@ pub(super) fn negotiate(config: &mut KernelConfig) -> bool {
     }
     let _ = config.set_max_background(BACKGROUND);
     let _ = config.set_congestion_threshold(BACKGROUND);
-    config
+    let maps = config
         .capabilities()
-        .contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
+        .contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+    if !maps {
+        warn!(
+            "this kernel is older than 6.6: a shared mapping (MAP_SHARED) of a file that is open for writing is refused there \
+             (ENODEV)"
+        );
+    }
+    maps
 }

@@ -10,7 +10,7 @@
 //!
 //! Before step 5 nothing that an earlier commit refers to is touched; after it the new state is whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -23,7 +23,7 @@ use super::follow::Followed;
 use super::head::FileHead;
 use super::overlay::Overlay;
 use super::sweep::Sweep;
-use super::tally::sums;
+use super::tally::{Sums, Tally, sums};
 use crate::ids::{DiskId, SetId, WindowNo};
 use crate::meta::{Key, PunchKey, Records, WriteRecords};
 use crate::store::manifest::encode_delta;
@@ -99,6 +99,8 @@ pub(super) struct Frozen {
     pub dead_pieces: BTreeMap<u32, u32>,
     /// Bytes that are to be written anew later, besides those whose blocks are marked.
     pub besides: u64,
+    /// The windows since the base as the commit before has them.
+    pub recorded: HashMap<WindowNo, Arc<WindowRecord>>,
 }
 
 /// What the metadata transaction of a commit made true.
@@ -202,6 +204,21 @@ impl Volume {
             state.gatherer.seal_all();
         }
         let writer = state.gatherer.take_writer();
+        let committed = state
+            .map
+            .windows
+            .iter()
+            .filter_map(|(no, window)| match window {
+                Window::Made(record) if !state.uncommitted.contains(no) => {
+                    Some((*no, Arc::clone(record)))
+                }
+                Window::Made(_) | Window::Making(_) => None,
+            });
+        let recorded = match state.map.base.is_some() {
+            true => committed.collect(),
+            // All are summed up anew.
+            false => HashMap::new(),
+        };
         // Under the lock: a file with bytes must look like one at no moment between being dirty and being committed.
         file.committing.store(true, Ordering::Release);
         state.map.frozen = Some(std::mem::take(&mut state.map.top));
@@ -221,6 +238,7 @@ impl Volume {
             purpose,
             dead_pieces: BTreeMap::new(),
             besides: 0,
+            recorded,
         })
     }
 
@@ -289,8 +307,8 @@ impl Volume {
     pub(super) fn write_metadata(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
         let spill = frozen.purpose == Purpose::Spill;
         let relocates = frozen.purpose == Purpose::Relocate;
-        let dropped = if spill || relocates {
-            Vec::new()
+        let (dropped, dead_besides) = if spill || relocates {
+            (Vec::new(), 0)
         } else {
             self.drop_dead_windows(file)?
         };
@@ -328,6 +346,10 @@ impl Volume {
             return self.finish_spill(file, frozen, folded);
         }
 
+        let recorded_before = match folded.is_some() || relocates {
+            true => Vec::new(),
+            false => recorded_before(file, frozen, &delta)?,
+        };
         let state = file.state.lock();
         let hasty_before = state.head.hasty;
         let mut head = FileHead {
@@ -407,8 +429,8 @@ impl Volume {
                         .filter(|set| !used.contains(set))
                         .collect();
                     head.sets.retain(|set| used.contains(set));
-                    head.dead = 0;
-                    head.base_dead = 0;
+                    head.dead = dead_besides;
+                    head.base_dead = dead_besides;
                 }
                 // The other sets are removed as a whole.
                 let kept = |(key, _): &&(PunchKey, u64)| !gone_sets.contains(&key.set);
@@ -418,10 +440,29 @@ impl Volume {
                 head.sets.extend(&new_sets);
                 // What was only moved is counted already.
                 if !relocates {
-                    let sums = sums(&delta.windows);
-                    head.stored += sums.stored;
-                    head.unprotected += sums.unprotected;
-                    head.hasty += sums.hasty;
+                    let (added, gone) = match state.map.base.is_some() {
+                        true => (
+                            sums(&delta.windows),
+                            sums(recorded_before.iter().map(AsRef::as_ref)),
+                        ),
+                        // All windows are in memory.
+                        false => {
+                            let made = state.map.windows.iter();
+                            let living = made.filter_map(|(no, window)| match window {
+                                Window::Made(record) if !delta.dropped.contains(no) => {
+                                    Some(record.as_ref())
+                                }
+                                Window::Made(_) | Window::Making(_) => None,
+                            });
+                            (head.stored, head.unprotected, head.hasty) = (0, 0, 0);
+                            (sums(living), Sums::default())
+                        }
+                    };
+                    let change = |sum: u64, added: u64, gone| (sum + added).saturating_sub(gone);
+                    head.stored = change(head.stored, added.stored, gone.stored);
+                    head.unprotected =
+                        change(head.unprotected, added.unprotected, gone.unprotected);
+                    head.hasty = change(head.hasty, added.hasty, gone.hasty);
                 }
             }
         }
@@ -495,38 +536,35 @@ impl Volume {
     }
 
     /// Takes windows in which nothing lives any more out of a file that has no base: a small file that was
-    /// written anew gives its old bytes back at once.
-    fn drop_dead_windows(&self, file: &OpenFile) -> Result<Vec<WindowNo>> {
+    /// written anew gives its old bytes back at once. Gives what is dead in the others as well.
+    fn drop_dead_windows(&self, file: &OpenFile) -> Result<(Vec<WindowNo>, u64)> {
         {
             let state = file.state.lock();
             let runs = state.map.settled.len() + state.map.frozen.as_ref().map_or(0, Overlay::len);
             if state.map.base.is_some() || state.dead == 0 || runs > DROP_RUNS {
-                return Ok(Vec::new());
+                return Ok((Vec::new(), 0));
             }
         }
-        let mut alive: BTreeSet<WindowNo> = BTreeSet::new();
+        let mut tally = Tally::default();
         self.frozen_view(file).each(|extent| {
-            if let Source::Block { block, .. } = extent.source {
-                alive.insert(block.window);
-            }
+            tally.extent(&extent);
             Ok(())
         })?;
         let mut state = file.state.lock();
         let state = &mut *state;
-        let dead = state
-            .map
-            .windows
-            .iter()
-            .filter_map(|(no, window)| match window {
-                Window::Made(_) if !alive.contains(no) => Some(*no),
-                Window::Made(_) | Window::Making(_) => None,
-            });
-        let mut dead: Vec<WindowNo> = dead.collect();
+        let mut dead: Vec<WindowNo> = Vec::new();
+        for (no, window) in &state.map.windows {
+            if let Window::Made(record) = window
+                && !tally.window(record)
+            {
+                dead.push(*no);
+            }
+        }
         dead.sort_unstable();
         for no in &dead {
             state.uncommitted.remove(no);
         }
-        Ok(dead)
+        Ok((dead, tally.dead))
     }
 
     fn delta(&self, file: &OpenFile, overlay: &Overlay, state: &FileState) -> Result<Delta> {
@@ -642,6 +680,25 @@ impl Volume {
             );
         }
     }
+}
+
+/// The records that a commit replaces, as when a window got other parity: they are in the sums of the file already.
+fn recorded_before(
+    file: &OpenFile,
+    frozen: &Frozen,
+    delta: &Delta,
+) -> Result<Vec<Arc<WindowRecord>>> {
+    let base = file.state.lock().map.base.clone();
+    let next = base.as_ref().map_or(0, |base| base.totals().next_window);
+    let mut records = Vec::new();
+    for window in &delta.windows {
+        match (frozen.recorded.get(&window.no), &base) {
+            (Some(record), _) => records.push(Arc::clone(record)),
+            (None, Some(base)) if window.no.0 < next => records.extend(base.window(window.no)?),
+            (None, _) => {}
+        }
+    }
+    Ok(records)
 }
 
 /// Whether all that a commit refers to is recorded with it, or was before. Better it fails than that it makes true what

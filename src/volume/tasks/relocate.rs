@@ -447,6 +447,7 @@ impl Volume {
             finished: false,
             owed_tiers: false,
             besides: plan.besides,
+            recorded: HashMap::new(),
         };
         // To whoever asks it is what it was: all of it is committed.
         let result = self.make_moves_true(file, anew, plan, running, &mut frozen, &mut exchanged);

@@ -125,6 +125,31 @@ fn removing_everything_gives_everything_back() {
     assert_eq!(rig.occupied(), 0);
 }
 
+/// What a file occupies is told of what it has, and not of all that it ever had.
+#[test]
+fn a_file_that_is_written_anew_counts_once() {
+    const SIZE: usize = 1 << 20;
+    for flags in [libc::O_RDWR, libc::O_RDWR | libc::O_TRUNC] {
+        let rig = Rig::new(3, "critical = \"2+1\"");
+        let volume = rig.open();
+        let file = write_file(&volume, "f", &noise(1, SIZE));
+        for round in 0..50 {
+            let handle = volume.open_file(file, flags).expect("open").handle;
+            volume
+                .write(handle, 0, &noise(round + 2, SIZE))
+                .expect("written");
+            close(&volume, handle);
+        }
+        let allocated = volume.attributes(file).expect("attributes").allocated;
+        let bounds = SIZE as u64 / 4..4 * SIZE as u64;
+        assert!(bounds.contains(&allocated), "{allocated} with {flags:#x}");
+        let unprotected = volume
+            .in_use(file)
+            .map(|open| open.state.lock().head.unprotected);
+        assert!(unprotected.is_none_or(|bytes| bytes < 4 * SIZE as u64));
+    }
+}
+
 #[test]
 fn an_unlinked_file_lives_as_long_as_it_is_open() {
     let rig = Rig::new(3, "critical = \"2+1\"");

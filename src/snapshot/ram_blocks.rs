@@ -108,33 +108,28 @@ impl RamBlocks {
             .iter()
             .filter(|block| block.pages > 0 && may_be_guest(&block.name))
             .collect();
-        let main = guests
+        let main = main_memory(&guests);
+        let others: Vec<&RamBlock> = guests
             .iter()
             .copied()
-            .find(|block| is_main(&block.name))
-            .or_else(|| guests.iter().copied().max_by_key(|block| block.pages));
+            .filter(|block| main.iter().all(|main| main.first_page != block.first_page))
+            .collect();
         let mut list = Vec::new();
-        if let Some(main) = main {
-            // Memory backends: NUMA nodes that are the main memory together, or modules plugged in behind it.
-            // QEMU lists blocks by size, so the order of nodes of unlike size is that of their names.
-            let others: Vec<&RamBlock> = guests
-                .iter()
-                .copied()
-                .filter(|block| block.first_page != main.first_page)
-                .collect();
-            let mut named = guests.clone();
-            named.sort_by_cached_key(|block| natural(&block.name));
-            if !is_main(&main.name) && !others.is_empty() {
-                list.extend(joined(machine, &guests, page_size));
-                list.extend(joined(machine, &named, page_size));
-            }
-            let alone = joined(machine, &[main], page_size);
-            if !others.is_empty() {
-                list.extend(
-                    alone
-                        .iter()
-                        .filter_map(|base| plugged(base, &others, page_size)),
-                );
+        if !main.is_empty() {
+            let alone = joined(machine, &main, page_size);
+            // QEMU lists blocks by size, and addresses follow the numbers of nodes and the order of plugging, or are what
+            // the user gave. So a stream with one more block has one place for it; of several nothing tells which
+            // lies where, the guest knows memory in the place of each, and no check would find two of them exchanged.
+            if let [other] = others.as_slice() {
+                if let [main] = main.as_slice()
+                    && !is_main(&main.name)
+                {
+                    // Two nodes: the kernel is found in its own alone where it belongs.
+                    list.extend(joined(machine, &[main, other], page_size));
+                    list.extend(joined(machine, &[other, main], page_size));
+                }
+                let module = |base| plugged(base, other, page_size);
+                list.extend(alone.iter().filter_map(module));
             }
             list.extend(alone);
         }
@@ -187,28 +182,50 @@ fn joined(machine: Machine, blocks: &[&RamBlock], page_size: u64) -> Vec<Layout>
     candidates.into_iter().filter_map(split).collect()
 }
 
-/// Modules in the place that QEMU keeps for them: from the next GiB above 4 GiB and above all RAM. See `pc_memory_init`.
-fn plugged(base: &Layout, modules: &[&RamBlock], page_size: u64) -> Option<Layout> {
+/// A module in the place that QEMU keeps for such: from the next GiB above 4 GiB and above all RAM. See `pc_memory_init`.
+fn plugged(base: &Layout, module: &RamBlock, page_size: u64) -> Option<Layout> {
     let top = base
         .ranges()
         .iter()
         .map(|range| range.gpa.0 + range.length)
         .max()?;
-    let mut at = top.max(4 << 30).checked_next_multiple_of(1 << 30)?;
+    let at = top.max(4 << 30).checked_next_multiple_of(1 << 30)?;
     let mut ranges = base.ranges().to_vec();
-    for module in modules {
-        let length = module.pages * page_size;
-        ranges.push(RamRange {
-            gpa: Gpa(at),
-            ram: module.first_page * page_size,
-            length,
-        });
-        at = at.checked_add(length)?;
+    ranges.push(RamRange {
+        gpa: Gpa(at),
+        ram: module.first_page * page_size,
+        length: module.pages * page_size,
+    });
+    Layout::new(format!("{}, a module above", base.name()), ranges)
+}
+
+/// The blocks that are the main memory, in the order of their addresses: the one of that name, else NUMA nodes whose names
+/// number them, else the largest.
+fn main_memory<'b>(guests: &[&'b RamBlock]) -> Vec<&'b RamBlock> {
+    if let Some(main) = guests.iter().find(|block| is_main(&block.name)) {
+        return vec![main];
     }
-    Layout::new(
-        format!("{}, {} modules above", base.name(), modules.len()),
-        ranges,
-    )
+    let mut nodes: Vec<(u64, &RamBlock)> = guests
+        .iter()
+        .filter_map(|block| Some((node(&block.name)?, *block)))
+        .collect();
+    nodes.sort_by_key(|(number, _)| *number);
+    if !nodes.is_empty() && (0..).zip(&nodes).all(|(at, (number, _))| at == *number) {
+        return nodes.into_iter().map(|(_, block)| block).collect();
+    }
+    let largest = guests.iter().copied().max_by_key(|block| block.pages);
+    largest.into_iter().collect()
+}
+
+/// The number of the NUMA node whose memory libvirt, or QEMU itself, gives this name.
+fn node(name: &[u8]) -> Option<u64> {
+    let name = name.strip_prefix(b"/objects/").unwrap_or(name);
+    let number = std::str::from_utf8(name.strip_prefix(b"ram-node")?).ok()?;
+    // One name a number, so that no two blocks are the same node.
+    number
+        .parse()
+        .ok()
+        .filter(|value: &u64| value.to_string() == number)
 }
 
 /// What QEMU calls the memory of a guest that names no memory backend.
@@ -231,21 +248,6 @@ fn may_be_guest(name: &[u8]) -> bool {
         || !(name.contains(&b'/') || name.contains(&b'.') || name.contains(&b'@'))
 }
 
-/// A name so that "node10" comes after "node9".
-fn natural(name: &[u8]) -> (Vec<u8>, u64) {
-    let digits = name
-        .iter()
-        .rev()
-        .take_while(|byte| byte.is_ascii_digit())
-        .count()
-        .min(18);
-    let (stem, number) = name.split_at(name.len() - digits);
-    let value = number
-        .iter()
-        .fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    (stem.to_vec(), value)
-}
-
 /// A name out of a file, fit for a terminal.
 pub(super) fn printable(name: &[u8]) -> String {
     name.iter()
@@ -258,4 +260,75 @@ pub(super) fn printable(name: &[u8]) -> String {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 4096;
+
+    /// The numbers of the blocks by their addresses, in each layout that has that many.
+    fn orders(blocks: &[(&str, u64)]) -> Vec<Vec<usize>> {
+        let mut all = RamBlocks::default();
+        for (name, pages) in blocks {
+            assert!(all.push(name.as_bytes().to_vec(), pages * SIZE, SIZE));
+        }
+        let starts: Vec<u64> = all.iter().map(|block| block.first_page * SIZE).collect();
+        let order = |layout: &Layout| {
+            let ranges = layout.ranges().iter();
+            ranges
+                .filter_map(|range| starts.iter().position(|&start| start == range.ram))
+                .collect()
+        };
+        let mut orders: Vec<Vec<usize>> =
+            all.layouts("pc-q35-10.0", SIZE).iter().map(order).collect();
+        orders.sort();
+        orders.dedup();
+        orders
+    }
+
+    #[test]
+    fn nodes_lie_in_the_order_of_their_numbers_and_nothing_else_has_one() {
+        let nodes = |names: [&'static str; 3]| names.map(|name| (name, 8));
+        assert_eq!(
+            orders(&nodes([
+                "/objects/ram-node1",
+                "/objects/ram-node2",
+                "/objects/ram-node0"
+            ])),
+            [[2, 0, 1]]
+        );
+        // Larger than all of them, and plugged behind them.
+        let module = [
+            ("/objects/memdimm0", 9),
+            ("/objects/ram-node0", 8),
+            ("/objects/ram-node1", 8),
+        ];
+        assert_eq!(orders(&module), [vec![1, 2], vec![1, 2, 0]]);
+        // Names that number nothing, or not all.
+        for names in [
+            ["/objects/a", "/objects/b", "/objects/c"],
+            [
+                "/objects/ram-node0",
+                "/objects/ram-node2",
+                "/objects/ram-node02",
+            ],
+            [
+                "/objects/ram-node3",
+                "/objects/ram-node1",
+                "/objects/ram-node2",
+            ],
+        ] {
+            let orders = orders(&nodes(names));
+            assert!(orders.iter().all(|order| order.len() < 3), "{orders:?}");
+        }
+        // Of two, the kernel's place tells.
+        let two = [("/objects/a", 8), ("/objects/b", 8)];
+        let orders = orders(&two);
+        assert!(
+            orders.contains(&vec![0, 1]) && orders.contains(&vec![1, 0]),
+            "{orders:?}"
+        );
+    }
 }

@@ -61,6 +61,8 @@ pub struct Member {
 /// The types of one kernel.
 #[derive(Clone, Debug)]
 pub struct Btf<'b> {
+    /// Where it begins, guest-physical.
+    gpa: u64,
     bytes: Cow<'b, [u8]>,
     /// Where the types and their names lie in `bytes`.
     types: Range<usize>,
@@ -265,7 +267,8 @@ impl<'b> Btf<'b> {
                 Cow::Owned(bytes)
             }
         };
-        Btf::parse(bytes, wanted).filter(|btf| btf.passed() >= TYPES_MIN)
+        let found = Btf::parse(bytes, wanted).filter(|btf| btf.passed() >= TYPES_MIN)?;
+        Some(Btf { gpa, ..found })
     }
 
     /// Reads a blob; of structures and enums only the wanted ones can be found by name.
@@ -305,12 +308,18 @@ impl<'b> Btf<'b> {
             }
         }
         Some(Btf {
+            gpa: 0,
             types,
             strings,
             walked: RefCell::new(walked),
             named,
             bytes,
         })
+    }
+
+    /// The guest-physical addresses that it lies at.
+    pub(super) fn place(&self) -> Range<u64> {
+        self.gpa..self.gpa.saturating_add(self.bytes.len() as u64)
     }
 
     /// How many types have been passed so far.

@@ -114,10 +114,21 @@ impl<'m> Candidate<'m> {
             })
     }
 
-    /// The guest, with what its kernel says of its types.
+    /// The guest, with what its kernel says of its types. Behind the image of a kernel that carries none there may be
+    /// another's, in a file that was read or in free pages: what lies in such memory may be lost, and says nothing of this
+    /// kernel.
     pub fn understood(self) -> Result<Guest<'m>, GuestError> {
         let btf = Btf::search(self.memory, &self.kernel, shape::WANTED);
-        Guest::with_types(self, btf.as_ref())
+        let plain = Guest::with_types(self, None)?;
+        let Some(btf) = btf.filter(|btf| plain.keeps(btf.place())) else {
+            return Ok(plain);
+        };
+        let candidate = Candidate {
+            memory: plain.memory,
+            kernel: plain.kernel,
+            memmap: plain.memmap,
+        };
+        Guest::with_types(candidate, Some(&btf))
     }
 }
 

@@ -237,6 +237,31 @@ impl<'m> Guest<'m> {
         Ok(classes)
     }
 
+    /// Whether the kernel holds all pages of a range for itself, as it does its image.
+    fn keeps(&self, range: std::ops::Range<u64>) -> bool {
+        let shift = self.page_shift();
+        let frames = range.start >> shift..range.end.div_ceil(1 << shift);
+        let mut judge = Judge::new(self);
+        let mut next = frames.start;
+        while next < frames.end {
+            let Some(section) = self.memmap.section(next) else {
+                return false;
+            };
+            let end = (section.first + section.pages as u64).min(frames.end);
+            let here: Vec<u64> = (next..end).collect();
+            let mut kept = 0;
+            judge.frames(&section, &here, |_, _, verdict, _| {
+                let own = matches!(verdict.class, PageClass::Reserved | PageClass::Kernel);
+                kept += usize::from(own);
+            });
+            if kept != here.len() {
+                return false;
+            }
+            next = end;
+        }
+        true
+    }
+
     /// Why a page has the class that it has in `classes`.
     pub fn explain(&self, classes: &Classes, pfn: u64) -> Explanation {
         let class = classes.get(pfn).unwrap_or(PageClass::Unmanaged);

@@ -24,6 +24,57 @@ fn class(guest: &Synthetic, pfn: u64) -> (PageClass, Reason) {
 
 const PFN: u64 = 0x300;
 
+/// A guest whose image has no types; there are some in frames behind it, and clean cache besides.
+fn types_behind_the_image(hold: impl Fn(&mut Synthetic, u64)) -> Synthetic {
+    let mut guest = Synthetic::new();
+    let blob = super::synthetic::btf();
+    let mut windows = guest.bytes.windows(blob.len());
+    let own = windows.position(|bytes| bytes == blob).expect("its types");
+    guest.bytes[own..own + blob.len()].fill(0);
+    let at = (PFN << 12) as usize + 0x40;
+    guest.bytes[at..at + blob.len()].copy_from_slice(&blob);
+    for pfn in PFN..PFN + (0x40 + blob.len() as u64).div_ceil(4096) {
+        hold(&mut guest, pfn);
+    }
+    let file = guest.file("ext4");
+    for pfn in 0x280..0x290 {
+        guest.cached(pfn, 0, &file);
+    }
+    guest
+}
+
+#[test]
+fn types_are_read_from_nothing_that_may_be_lost() {
+    let clean = |guest: &Synthetic| {
+        look(guest, |found, classes| {
+            let clean = classes
+                .iter()
+                .filter(|(_, class)| *class == PageClass::CacheClean);
+            (found.has_btf(), clean.count())
+        })
+    };
+    let kept = types_behind_the_image(|guest, pfn| guest.kernel_page(pfn));
+    assert_eq!(clean(&kept), (true, 0x10));
+    let reserved = types_behind_the_image(|guest, pfn| {
+        guest.put(Synthetic::page(pfn), flag::RESERVED);
+    });
+    assert_eq!(clean(&reserved), (true, 0x10));
+    // A file that somebody read: another kernel's, or this one's as it was before it was built anew.
+    let file = Synthetic::new().file("ext4");
+    let read = types_behind_the_image(|guest, pfn| {
+        guest.cached(pfn, 0, &file);
+    });
+    assert_eq!(clean(&read), (false, 0));
+    // One page of it is enough.
+    let last = types_behind_the_image(|guest, pfn| {
+        guest.kernel_page(pfn);
+        if pfn == PFN + 1 {
+            guest.buddy(pfn, 0);
+        }
+    });
+    assert_eq!(clean(&last), (false, 0));
+}
+
 #[test]
 fn a_kernel_is_found_and_named() {
     look(&Synthetic::new(), |found, classes| {
@@ -458,7 +509,7 @@ fn types_are_looked_for_behind_the_code_first() {
     let blob = super::synthetic::btf();
     let file = guest.file("ext4");
     guest.cached(PFN, 0, &file);
-    guest.bytes[0x20_0000 + 0x20_0000 / 2..][..blob.len()].copy_from_slice(&blob);
+    guest.bytes[0x31_0000..][..blob.len()].copy_from_slice(&blob);
     assert_eq!(class(&guest, PFN).0, PageClass::CacheClean);
     // Something in the code looks like types and tells of another inode.
     let decoy = |guest: &mut Synthetic| {

@@ -88,6 +88,18 @@ impl Losses {
         self.iter().map(line).collect()
     }
 
+    /// The same if all of it is an error.
+    fn as_errors(&self) -> Losses {
+        let mut all = Losses::default();
+        for ((class, _), lost) in &self.by {
+            let line = all.by.entry((class, "error")).or_default();
+            line.pages += lost.pages;
+            line.bytes += lost.bytes;
+            all.errors += lost.bytes;
+        }
+        all
+    }
+
     /// Whether a guest can be resumed from what is read.
     pub fn is_mended(&self) -> bool {
         self.mended && self.errors == 0
@@ -116,9 +128,46 @@ pub struct View {
     fill: u8,
     edits: Edits,
     losses: Losses,
+    /// From here on a byte that is written may make another page of one that is lost. None where no lost byte's reading
+    /// depends on others.
+    doubted_from: Option<u64>,
 }
 
 impl View {
+    /// Whether bytes of a range that become others make it doubtful what lost bytes read as. A lost page's own bytes do not:
+    /// whatever they are, a guest that was made to do without the page does without them.
+    fn is_doubted_by(&self, range: &Range<u64>) -> bool {
+        let Some(from) = self.doubted_from else {
+            return false;
+        };
+        let range = range.start.max(from)..range.end;
+        if range.is_empty() {
+            return false;
+        }
+        let mended = |(part, kind): (Range<u64>, u8)| match Reads::from_kind(kind) {
+            Reads::Error => 0,
+            Reads::Zeros | Reads::Fill | Reads::Head => part.end - part.start,
+        };
+        let inside: u64 = self.lost.within(range.clone()).map(mended).sum();
+        inside < range.end - range.start
+    }
+
+    /// The view in which every lost byte is an error. The edits stay, so that who has read bytes with them reads the same again.
+    fn doubted(&self) -> View {
+        let mut lost = Runs::default();
+        for (range, _) in self.lost.iter() {
+            lost.push(range, Reads::Error as u8);
+        }
+        View {
+            lost,
+            map: None,
+            fill: 0,
+            edits: self.edits.clone(),
+            losses: self.losses.as_errors(),
+            doubted_from: None,
+        }
+    }
+
     /// What is lost.
     pub fn losses(&self) -> &Losses {
         &self.losses
@@ -136,6 +185,10 @@ impl View {
 }
 
 /// The view of a file that is open, and what was written since: there the view says nothing.
+///
+/// A view is made of the file as it was. What is written under it may say of a lost page that it holds something (its struct
+/// page, that it is up to date), and the edit that said otherwise falls away: so from then on no lost byte is made up any
+/// more, whoever reads it. It is an error until the last reader goes and a view is made of what the file is then.
 #[derive(Debug, Default)]
 pub struct Mended {
     /// The view.
@@ -147,7 +200,19 @@ pub struct Mended {
 impl Mended {
     /// Bytes of the range are about to be others.
     pub fn change(&mut self, range: Range<u64>) {
+        if self.view.is_doubted_by(&range) {
+            self.view = Arc::new(self.view.doubted());
+        }
         self.changed.insert(range, Source::Hole);
+    }
+
+    /// The view is there. What changed up to now was not seen by who made it.
+    fn give(&mut self, view: View) {
+        let doubted = self
+            .changed
+            .iter()
+            .any(|change| view.is_doubted_by(&change.range));
+        self.view = Arc::new(if doubted { view.doubted() } else { view });
     }
 
     /// What the view says of a range.

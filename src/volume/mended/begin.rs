@@ -14,7 +14,7 @@ use super::check::LostBytes;
 use super::source::Surviving;
 use super::{Losses, Mended, View};
 use crate::config::LostReads;
-use crate::snapshot::PastLosses;
+use crate::snapshot::{self, ByteSource, PastLosses};
 
 impl Volume {
     /// One more reader of a file, if that can be said at once: false when bytes may have to be looked for.
@@ -97,8 +97,10 @@ impl Volume {
         let mut state = file.state.lock();
         match view {
             Ok(Some(view)) => {
+                // Changes that were put into the map to save memory are not told apart from the others any more.
+                let spilled = state.spilled;
                 if let Some(mended) = &mut state.mended {
-                    mended.view = Arc::new(view);
+                    mended.give(if spilled { view.doubted() } else { view });
                 }
                 drop(state);
                 self.known_losses.served.lock().insert(file.id);
@@ -134,7 +136,17 @@ impl Volume {
                 )
                 .ok()
         });
-        let view = build(lost, self.lost, look.as_ref(), &source);
+        // libvirt's header is written anew when the image is whole, and tells nothing of pages.
+        let mut head = vec![0; snapshot::HEAD.min(size as usize)];
+        let read = source.read_past_losses(0, &mut head);
+        let payload = read.ok().and_then(|()| snapshot::libvirt_payload(&head));
+        let view = build(
+            lost,
+            self.lost,
+            look.as_ref(),
+            &source,
+            payload.unwrap_or(0),
+        );
         let losses = view.losses();
         let paths = self.paths(file.id).unwrap_or_default();
         let path = paths.first().map(|path| String::from_utf8_lossy(path));

@@ -27,12 +27,14 @@ struct Mend {
     refused: Runs,
 }
 
-/// Makes the view. `source` gives what is left of the file; without a look nothing is known of its pages.
+/// Makes the view. `source` gives what is left of the file; without a look nothing is known of its pages. `memory` is where the
+/// first byte may be that tells what others are used for.
 pub(super) fn build(
     lost: &LostBytes,
     mode: LostReads,
     look: Option<&Look>,
     source: &(dyn ByteSource + Sync),
+    memory: u64,
 ) -> View {
     let mend = match (mode, look) {
         (LostReads::Mend, Some(look)) => mend(look, &lost.runs, source),
@@ -95,6 +97,7 @@ pub(super) fn build(
     let (fill, edits) = mend.map_or((0, Edits::default()), |mend| (mend.fill, mend.edits));
     View {
         lost: runs,
+        doubted_from: (mode == LostReads::Mend).then_some(memory),
         map: known.map(|(_, map, _)| map.clone()),
         fill,
         edits,

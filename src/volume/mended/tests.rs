@@ -4,6 +4,7 @@
 mod changes;
 mod errors;
 mod reading;
+mod stale;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -91,15 +91,23 @@ fn writing_into_a_mended_file_changes_what_is_written_and_nothing_else() {
             image[at as usize..at as usize + length].copy_from_slice(&new);
         }
     }
-    let check = |what: &str| {
-        let found = volume.read(handle, 0, bytes.len()).expect("readable");
-        assert_same(&found, &mended, what);
+    // From then on what is lost is an error; none of those pages is written as a whole.
+    let gone = pages_of(&lost);
+    let check = |mended: &[u8], what: &str| {
+        for (page, expected) in (0u64..).zip(mended.chunks(PAGE as usize)) {
+            match volume.read(handle, page * PAGE, PAGE as usize) {
+                Ok(found) => assert_same(&found, expected, &format!("{what}, page {page:#x}")),
+                Err(error) => assert_eq!(error.errno(), libc::EIO, "{what}, page {page:#x}"),
+            }
+            let failed = volume.read(handle, page * PAGE, PAGE as usize).is_err();
+            assert_eq!(failed, gone.contains(&page), "{what}, page {page:#x}");
+        }
     };
-    check("before the commit");
+    check(&mended, "before the commit");
     volume
         .fsync(handle)
         .expect("the commit copes with what is lost");
-    check("after the commit");
+    check(&mended, "after the commit");
     // All at once critical: what is left moves under parity, what is lost stays lost, and nothing is made up for it.
     tiers.runs.lock().clear();
     volume
@@ -110,8 +118,7 @@ fn writing_into_a_mended_file_changes_what_is_written_and_nothing_else() {
     volume
         .fsync(handle)
         .expect("the commit copes with what is lost");
-    let found = volume.read(handle, 0, bytes.len()).expect("readable");
-    assert_same(&found, &mended, "after all became critical");
+    check(&mended, "after all became critical");
     close(&volume, handle);
     let open = volume.use_file(file).expect("in use");
     volume

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::look::Look;
-use super::check::LostBytes;
+use super::check::{LostBytes, PROMISED};
 use super::coded::{Edits, Runs};
 use super::{Losses, Lost, Reads, View};
 use crate::config::LostReads;
@@ -46,8 +46,9 @@ pub(super) fn build(
     let known = look
         .filter(|look| look.guest().is_ok())
         .and_then(|look| Some((look, look.map()?, look.classes()?)));
-    for (range, _) in lost.runs.iter() {
+    for (range, kind) in lost.runs.iter() {
         let mut at = range.start;
+        let promised = kind == PROMISED;
         if let Some((look, map, classes)) = known {
             let mut heads = map.heads(range.start);
             let page = Page {
@@ -61,11 +62,12 @@ pub(super) fn build(
                 match piece.kind {
                     PieceKind::Page(gpa) => {
                         page.each(piece.range, gpa, |range, pfn, class, reads| {
+                            let reads = if promised { Reads::Error } else { reads };
                             losses.page(&range, pfn, class, reads);
                             runs.push(range, reads as u8);
                         })
                     }
-                    PieceKind::Framing if heads.has(&piece.range) => {
+                    PieceKind::Framing if heads.has(&piece.range) && !promised => {
                         runs.push(piece.range, Reads::Head as u8);
                     }
                     PieceKind::Framing => {
@@ -74,8 +76,8 @@ pub(super) fn build(
                     }
                     PieceKind::Dead => {
                         let reads = match mode {
-                            LostReads::Mend | LostReads::Zero => Reads::Zeros,
-                            LostReads::Error => Reads::Error,
+                            LostReads::Mend | LostReads::Zero if !promised => Reads::Zeros,
+                            _ => Reads::Error,
                         };
                         losses.bytes(&piece.range, "dead", reads);
                         runs.push(piece.range, reads as u8);
@@ -85,7 +87,7 @@ pub(super) fn build(
         }
         // What no page map tells of.
         let reads = match mode {
-            LostReads::Zero if lost.expendable => Reads::Zeros,
+            LostReads::Zero if lost.expendable && !promised => Reads::Zeros,
             LostReads::Zero | LostReads::Mend | LostReads::Error => Reads::Error,
         };
         if at < range.end {

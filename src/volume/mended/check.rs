@@ -19,10 +19,17 @@ const BATCH: usize = 1024;
 /// Blocks that one thread looks for at once: little enough that a reader of another file is not kept waiting.
 const SPELL: usize = 16;
 
+/// The kind of lost bytes that are as a commit judged them, as far as their place tells.
+const JUDGED: u8 = 0;
+
+/// The kind of lost bytes that were under all the parity that critical bytes have. What a file is known to hold may be
+/// older than they are, and then says nothing of them.
+pub(super) const PROMISED: u8 = 1;
+
 /// The lost bytes of a file.
 #[derive(Debug, Default)]
 pub(super) struct LostBytes {
-    /// Where they are.
+    /// Where they are, and of which kind.
     pub runs: Runs,
     /// Whether a commit found all of them to be expendable.
     pub expendable: bool,
@@ -98,7 +105,15 @@ impl Volume {
         })?;
         let absent: HashSet<DiskId> = self.disks.absent().into_iter().collect();
         let mut lost = BlockSet::default();
+        let mut promised = BlockSet::default();
         let mut expendable = critical.m > 0;
+        let mut add = |id: BlockId, record: &WindowRecord| {
+            lost.insert(id);
+            expendable &= !is_protected(record, id.index);
+            if self.is_promised(record, id.index) {
+                promised.insert(id);
+            }
+        };
         let mut wanted: Vec<(Arc<WindowRecord>, u16)> = Vec::new();
         view.each_window(|record| {
             for (index, block) in (0u16..).zip(&record.blocks) {
@@ -107,7 +122,7 @@ impl Volume {
                     index,
                 };
                 if block.lost && live.contains(id) {
-                    lost.insert(id);
+                    add(id, &record);
                     continue;
                 }
                 if !look {
@@ -123,23 +138,20 @@ impl Volume {
                 if once
                     && disk.is_none_or(|disk| absent.contains(&disk) || self.disks.reads_fail(disk))
                 {
-                    lost.insert(id);
-                    expendable &= !block.protected;
+                    add(id, &record);
                 } else {
                     wanted.push((Arc::clone(&record), index));
                 }
             }
             if wanted.len() >= BATCH {
-                for (id, protected) in self.look_for(file, std::mem::take(&mut wanted)) {
-                    lost.insert(id);
-                    expendable &= !protected;
+                for (id, record) in self.look_for(file, std::mem::take(&mut wanted)) {
+                    add(id, &record);
                 }
             }
             Ok(())
         })?;
-        for (id, protected) in self.look_for(file, wanted) {
-            lost.insert(id);
-            expendable &= !protected;
+        for (id, record) in self.look_for(file, wanted) {
+            add(id, &record);
         }
         let mut runs = Runs::default();
         let dropped = file.state.lock().gave_up();
@@ -150,8 +162,12 @@ impl Volume {
                     Source::Dropped => true,
                     Source::Hole | Source::Zeros | Source::Inline { .. } => false,
                 };
+                let kind = match extent.source {
+                    Source::Block { block, .. } if promised.contains(block) => PROMISED,
+                    _ => JUDGED,
+                };
                 if gone && extent.range.start < BEYOND {
-                    runs.push(extent.range, 0);
+                    runs.push(extent.range, kind);
                 }
                 Ok(())
             })?;
@@ -159,12 +175,20 @@ impl Volume {
         Ok(LostBytes { runs, expendable })
     }
 
-    /// Reads blocks and tells which are lost, and whether they are under parity.
+    /// Whether a block is under the parity of critical bytes. Less of it, as expendable bytes may have by policy, promises
+    /// nothing; what critical bytes had by an earlier policy does.
+    fn is_promised(&self, record: &WindowRecord, index: u16) -> bool {
+        let policy = &self.pipeline.policy;
+        let expendable = record.code.m < policy.critical.m && record.code.m <= policy.expendable.m;
+        is_protected(record, index) && !expendable
+    }
+
+    /// Reads blocks and tells which are lost, each with its window.
     fn look_for(
         &self,
         file: &Arc<OpenFile>,
         blocks: Vec<(Arc<WindowRecord>, u16)>,
-    ) -> Vec<(BlockId, bool)> {
+    ) -> Vec<(BlockId, Arc<WindowRecord>)> {
         let Some(volume) = self.me.upgrade() else {
             return Vec::new();
         };
@@ -186,9 +210,7 @@ impl Volume {
                     for (record, index) in spell {
                         if volume.reader.read_stored(file, &record, index).is_err() {
                             let window = record.no;
-                            let protected =
-                                record.block(index).is_some_and(|block| block.protected);
-                            lost.push((BlockId { window, index }, protected));
+                            lost.push((BlockId { window, index }, record));
                         }
                     }
                     lost
@@ -205,4 +227,8 @@ impl Volume {
         }
         lost
     }
+}
+
+fn is_protected(record: &WindowRecord, index: u16) -> bool {
+    record.block(index).is_some_and(|block| block.protected)
 }

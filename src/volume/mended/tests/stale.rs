@@ -1,8 +1,9 @@
 //! What is known of lost pages is older than what was written since: then it says nothing of them, and they are errors.
 
 use super::*;
-use crate::guest::synthetic::flag;
+use crate::guest::synthetic::{BASE, VMCOREINFO, flag};
 use crate::snapshot::tests::writers::libvirt_head;
+use crate::store::Code;
 
 /// A volume of which disks are gone and so pages of a guest, which can be written.
 fn with_losses(bytes: &Vec<u8>) -> (Rig, Arc<Volume>, FileId) {
@@ -131,4 +132,53 @@ fn a_header_of_libvirt_that_is_written_anew_says_nothing_of_pages() {
         assert_same(&found, &mended, "mended");
         volume.release(handle);
     }
+}
+
+#[test]
+fn what_was_written_after_the_last_guest_was_seen_has_no_class_of_its_time() {
+    let guest = guest();
+    let mut rig = Rig::new(
+        6,
+        "critical = \"4+1\"\nblock_size = \"8K\"\nexpendable = \"drop\"",
+    );
+    let volume = rig.open();
+    let file = write_file(&volume, "f", &guest.bytes);
+    assert!(!lost_ranges(&volume).is_empty(), "nothing is dropped");
+    // A free page of then. What it is now nobody says: what tells of a second kernel makes both doubtful.
+    let (page, new) = (0x250 * PAGE, noise(9, PAGE as usize));
+    let text = &guest.bytes[VMCOREINFO as usize..][..PAGE as usize];
+    let other = String::from_utf8_lossy(text).replace(
+        &format!("SYMBOL(mem_section)={:x}", BASE + 0x2_1000),
+        &format!("SYMBOL(mem_section)={:x}", BASE + 0x2_1008),
+    );
+    assert_ne!(other.as_bytes(), text);
+    let writer = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(writer, page, &new).expect("written");
+    volume
+        .write(writer, VMCOREINFO + PAGE, other.as_bytes())
+        .expect("written");
+    close(&volume, writer);
+    let found = volume.inspect(file).expect("inspected");
+    assert_eq!(found.state, "mended", "what was seen before is kept");
+    volume.close().expect("closed");
+    drop(volume);
+
+    // By now critical bytes are to have more parity than these were given.
+    rig.config.policy.critical = Code { k: 4, m: 2 };
+    let mut errors = 0;
+    for pair in pairs() {
+        let volume = lose(&rig, pair, LostReads::Mend);
+        let handle = read_open(&volume, file);
+        match volume.read(handle, page, PAGE as usize) {
+            Ok(found) => assert_same(&found, &new, &format!("{pair:?}")),
+            Err(error) => {
+                assert_eq!(error.errno(), libc::EIO);
+                errors += 1;
+            }
+        }
+        volume.release(handle);
+        drop(volume);
+        pair.iter().for_each(|&disk| rig.bring_back(disk));
+    }
+    assert!(errors > 0, "it was never lost");
 }

@@ -172,3 +172,12 @@ fn assert_same(found: &[u8], expected: &[u8], what: &str) {
 fn pairs() -> impl Iterator<Item = [usize; 2]> {
     (0..6).flat_map(|first| (first + 1..6).map(move |second| [first, second]))
 }
+
+fn pages_of(lost: &[Range<u64>]) -> Vec<u64> {
+    let mut pages: Vec<u64> = lost
+        .iter()
+        .flat_map(|range| range.start / PAGE..range.end.div_ceil(PAGE))
+        .collect();
+    pages.dedup();
+    pages
+}

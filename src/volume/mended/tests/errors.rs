@@ -20,15 +20,6 @@ fn failed_pages(volume: &Volume, expected: &[u8]) -> Vec<u64> {
     failed
 }
 
-fn pages_of(lost: &[Range<u64>]) -> Vec<u64> {
-    let mut pages: Vec<u64> = lost
-        .iter()
-        .flat_map(|range| range.start / PAGE..range.end.div_ceil(PAGE))
-        .collect();
-    pages.dedup();
-    pages
-}
-
 #[test]
 fn lost_pages_are_errors_where_that_is_wanted() {
     let bytes = guest().bytes;

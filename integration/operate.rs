@@ -1010,3 +1010,37 @@ fn memory_goes_back_when_nothing_is_wanted() {
     println!("{} bytes at rest", memory_of_the_daemon(&volume));
     content::check_file(&volume.path("large"), 1, 400 << 20).expect("what was written");
 }
+
+/// A daemon that may open few files keeps fewer open, and no disk is blamed for it.
+#[test]
+fn few_files_may_be_open() {
+    const FILES: u64 = 150;
+    const EACH: u64 = 560_000;
+    let mut volume = Volume::new(&Shape::default());
+    volume.open_files = Some(256);
+    volume.mount();
+    let name = |number: u64| format!("file{number}");
+    for number in 0..FILES {
+        content::write_file(&volume.path(&name(number)), number, EACH)
+            .unwrap_or_else(|error| panic!("file {number}: {error}"));
+    }
+    let check = |volume: &Volume, when: &str| {
+        for number in 0..FILES {
+            content::check_file(&volume.path(&name(number)), number, EACH)
+                .unwrap_or_else(|why| panic!("{when}: file {number}: {why}"));
+        }
+        let status = volume.status();
+        for disk in status["disks"].as_array().expect("disks") {
+            assert_eq!(disk["state"], "online", "{when}: {disk}");
+        }
+    };
+    check(&volume, "as written");
+    volume.remount();
+    check(&volume, "mounted again");
+    // Not only once: what was closed is opened again.
+    forget_cached();
+    check(&volume, "read again");
+    let open =
+        fs::read_dir(format!("/proc/{}/fd", volume.daemon().as_raw_nonzero())).expect("its files");
+    assert!(open.count() < 200);
+}

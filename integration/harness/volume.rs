@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, setrlimit};
 
 use super::disks::{Backing, TestDisk};
 use super::process::{self, Outcome};
@@ -54,6 +54,8 @@ pub struct Volume {
     pub config: PathBuf,
     pub mountpoint: PathBuf,
     pub scratch: Scratch,
+    /// How many files the daemon may have open, for the next mount.
+    pub open_files: Option<u64>,
     log: PathBuf,
     daemon: Option<Child>,
     watchdog: Watchdog,
@@ -91,6 +93,7 @@ impl Volume {
             disks,
             config,
             mountpoint: scratch.directory("mnt"),
+            open_files: None,
             log: scratch.path().join("daemon.log"),
             scratch,
             daemon: None,
@@ -166,10 +169,18 @@ impl Volume {
             .stdout(log.try_clone().expect("the daemon's log"))
             .stderr(log)
             .process_group(0);
-        // SAFETY: between fork and exec it makes one system call, which is allowed there.
+        let open_files = self.open_files;
+        // SAFETY: between fork and exec it makes two system calls, which is allowed there.
         unsafe {
             // A test that is killed takes its daemon with it.
-            command.pre_exec(|| {
+            command.pre_exec(move || {
+                if open_files.is_some() {
+                    let limit = Rlimit {
+                        current: open_files,
+                        maximum: open_files,
+                    };
+                    setrlimit(Resource::Nofile, limit)?;
+                }
                 Ok(rustix::process::set_parent_process_death_signal(Some(
                     Signal::KILL,
                 ))?)

@@ -84,6 +84,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    // Before a disk is opened, and in the daemon too.
+    crate::disk::allow_open_files();
     let result = match arguments.command {
         Command::Init(command) => command.run(),
         Command::Mount(command) => command.run(),

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::ReadWriteFlags;
 
-use self::open_files::OpenFiles;
+use self::open_files::{OpenFiles, is_exhausted};
 use super::{Appender, Disk, DiskError, ObjectName, RandomAccess, Result, Space};
 use crate::sys;
 
@@ -101,6 +101,12 @@ impl DirectoryDisk {
         }
     }
 
+    /// The same, with no more than so many files kept open for reading (`kept_open`).
+    pub fn keeping_open(mut self, files: usize) -> DirectoryDisk {
+        self.open = OpenFiles::at_most(files);
+        self
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.root
@@ -172,7 +178,8 @@ impl DirectoryDisk {
         seen: &mut dyn FnMut(&Path, &fs::Metadata),
     ) -> Result<()> {
         let failed = |error| self.io(&format!("list {}", relative.display()), error);
-        let entries = match fs::read_dir(self.root.join(relative)) {
+        let path = self.root.join(relative);
+        let entries = match self.open.with_room(|| fs::read_dir(&path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(failed)?,
         };
@@ -205,15 +212,21 @@ impl DirectoryDisk {
     fn open_new(&self, path: &Path, options: &OpenOptions) -> io::Result<File> {
         // What was mounted here may be gone, and nothing is to be put into the empty directory below it.
         self.check().map_err(io::Error::other)?;
-        let file = match options.open(path) {
+        let open = || self.open.with_room(|| options.open(path));
+        let file = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.make_directories(path)?;
-                options.open(path)?
+                open()?
             }
             file => file?,
         };
         self.changed(path);
         Ok(file)
+    }
+
+    /// Opens a file that is there, for writing.
+    fn open_old(&self, path: &Path, options: &OpenOptions) -> io::Result<File> {
+        self.open.with_room(|| options.open(path))
     }
 
     fn make_directories(&self, path: &Path) -> io::Result<()> {
@@ -264,26 +277,28 @@ fn writing() -> OpenOptions {
 }
 
 fn io_error(disk: &str, what: String, source: io::Error) -> DiskError {
-    DiskError::Io {
-        disk: disk.to_owned(),
-        what,
-        source,
+    let disk = disk.to_owned();
+    if is_exhausted(&source) {
+        return DiskError::Exhausted { disk, what, source };
     }
+    DiskError::Io { disk, what, source }
 }
 
 fn object_error(disk: &str, what: &str, object: ObjectName, source: io::Error) -> DiskError {
-    let disk = disk.to_owned();
     match source.kind() {
-        io::ErrorKind::NotFound => DiskError::Missing { disk, object },
-        io::ErrorKind::AlreadyExists => DiskError::AlreadyExists { disk, object },
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            DiskError::Full { disk, object }
-        }
-        _ => DiskError::Io {
-            disk,
-            what: format!("{what} {object}"),
-            source,
+        io::ErrorKind::NotFound => DiskError::Missing {
+            disk: disk.to_owned(),
+            object,
         },
+        io::ErrorKind::AlreadyExists => DiskError::AlreadyExists {
+            disk: disk.to_owned(),
+            object,
+        },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::Full {
+            disk: disk.to_owned(),
+            object,
+        },
+        _ => io_error(disk, format!("{what} {object}"), source),
     }
 }
 
@@ -342,7 +357,9 @@ impl Disk for DirectoryDisk {
 
     fn resume(&self, object: ObjectName, length: u64) -> Result<Box<dyn Appender>> {
         let failed = |error| self.failed("resume", object, error);
-        let file = writing().open(self.path_of(object)).map_err(failed)?;
+        let file = self
+            .open_old(&self.path_of(object), &writing())
+            .map_err(failed)?;
         let there = file.metadata().map_err(failed)?.len();
         if there < length {
             return Err(DiskError::Short {
@@ -435,7 +452,7 @@ impl Disk for DirectoryDisk {
         let path = self.path_of(object);
         let there = path.try_exists().map_err(failed)?;
         let file = if there {
-            writing().open(&path)
+            self.open_old(&path, &writing())
         } else {
             self.open_new(&path, writing().create(true))
         }
@@ -451,8 +468,8 @@ impl Disk for DirectoryDisk {
         if length == 0 {
             return Ok(());
         }
-        let file = writing()
-            .open(self.path_of(object))
+        let file = self
+            .open_old(&self.path_of(object), &writing())
             .map_err(|error| self.failed("punch", object, error))?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&file, flags, range.start, length) {
@@ -492,7 +509,8 @@ impl Disk for DirectoryDisk {
         let _one_at_a_time = self.names.syncing.lock();
         let dirty = std::mem::take(&mut *self.names.dirty.lock());
         for path in &dirty {
-            if let Err(error) = File::open(path).and_then(|directory| directory.sync_all()) {
+            let directory = self.open.with_room(|| File::open(path));
+            if let Err(error) = directory.and_then(|directory| directory.sync_all()) {
                 self.names.dirty.lock().extend(dirty.iter().cloned());
                 return Err(self.io(&format!("sync {}", path.display()), error));
             }
@@ -514,7 +532,7 @@ impl Disk for DirectoryDisk {
 
     fn random_access(&self, object: ObjectName) -> Result<Box<dyn RandomAccess>> {
         let path = self.path_of(object);
-        let file = match writing().read(true).open(&path) {
+        let file = match self.open_old(&path, writing().read(true)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.open_new(&path, writing().read(true).create(true))
             }

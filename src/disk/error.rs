@@ -60,6 +60,20 @@ pub enum DiskError {
         /// What was asked.
         what: &'static str,
     },
+    /// This process may open no further file, or the machine has no memory left for it. The disk is well.
+    #[error(
+        "disk {disk}: {what}: {source}; the disk is not to blame, the limits of this process or machine are: allow more \
+         open files (ulimit -Hn, LimitNOFILE=) or free memory"
+    )]
+    Exhausted {
+        /// The disk's name.
+        disk: String,
+        /// What was tried, and on which object.
+        what: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// Anything else that the medium says.
     #[error("disk {disk}: {what}: {source}")]
     Io {
@@ -77,6 +91,11 @@ impl DiskError {
     /// Whether the disk has no room, as against being broken.
     pub fn is_full(&self) -> bool {
         matches!(self, DiskError::Full { .. })
+    }
+
+    /// Whether what failed is this process or its machine, and nothing is to be held against the disk.
+    pub fn is_own(&self) -> bool {
+        matches!(self, DiskError::Exhausted { .. })
     }
 
     /// Whether the object is not there, or not wholly.

@@ -69,14 +69,24 @@ fn error(disk: &str, operation: Operation, object: Option<ObjectName>, fault: Fa
             offset: 0,
             length: 0,
         },
-        _ => DiskError::Io {
-            disk,
-            what: match object {
+        _ => {
+            let what = match object {
                 Some(object) => format!("{operation:?} {object}"),
                 None => format!("{operation:?}"),
-            },
-            source: io::Error::from(rustix::io::Errno::IO),
-        },
+            };
+            match fault {
+                Fault::Exhausted => DiskError::Exhausted {
+                    disk,
+                    what,
+                    source: io::Error::from(rustix::io::Errno::MFILE),
+                },
+                _ => DiskError::Io {
+                    disk,
+                    what,
+                    source: io::Error::from(rustix::io::Errno::IO),
+                },
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod faulty;
 mod label;
 mod lock;
 mod memory;
+mod open_limit;
 mod patience;
 mod patient;
 
@@ -20,6 +21,7 @@ pub use faulty::{Fault, FaultPlan, FaultyDisk, ObjectFilter, Operation, Operatio
 pub use label::{FORMAT, Format, Label, LabelError};
 pub use lock::{DiskLock, LockError};
 pub use memory::MemoryDisk;
+pub use open_limit::{allow_open_files, kept_open, warn_of_small_limit};
 pub(crate) use patience::Patience;
 pub use patient::{AT_LAST, PatientDisk};
 

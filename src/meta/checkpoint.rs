@@ -14,6 +14,7 @@ use super::inner::Inner;
 use super::journal::{
     Failed, HEADER, Journal, Kind, Record, abandon_all, append_all, begin_all, settle_all,
 };
+use super::layer::Layer;
 use super::table::Key;
 use super::view::View;
 use crate::ids::VolumeId;
@@ -115,10 +116,23 @@ impl Inner {
                 Err(error) => broken.push((replica, error)),
             }
         }
+        let own = |error: &MetaError| error.is_own().then(|| error.clone());
+        if let Some(error) = broken.iter().find_map(|(_, error)| own(error)) {
+            return Err(self.put_off(error));
+        }
         let mut failed = None;
         for (replica, error) in broken {
             // The journal has it all, and so have the other databases: a damaged one is no loss.
-            let again = good.iter().any(|good| replica.rebuild(good, state).is_ok());
+            let mut own_trouble = None;
+            let again = good.iter().any(|good| match replica.rebuild(good, state) {
+                Ok(_) => true,
+                Err(again) => {
+                    if again.is_own() {
+                        own_trouble = Some(again);
+                    }
+                    false
+                }
+            });
             match again {
                 true => tracing::warn!(
                     disk = replica.disk.name(),
@@ -126,6 +140,9 @@ impl Inner {
                     "its metadata database was damaged and is made anew"
                 ),
                 false => {
+                    if let Some(own) = own_trouble {
+                        return Err(self.put_off(own));
+                    }
                     // The next transaction begins a generation without this disk.
                     self.leave_out(replica.id, &error);
                     failed = Some(error);
@@ -151,6 +168,16 @@ impl Inner {
             replica.close_if_idle();
         }
         Ok(())
+    }
+
+    /// No disk is to blame that the databases do not have it all: the journals have, and another checkpoint will bring them up.
+    /// Those that came further than the others are made anew then.
+    fn put_off(&self, error: MetaError) -> MetaError {
+        let mut state = self.state.write();
+        if let Some(frozen) = state.frozen.take() {
+            state.current = Arc::new(Layer::joined(&frozen, &state.current));
+        }
+        error
     }
 
     /// Begins a new journal with an image of the databases, which are at `commit`'s mark.
@@ -214,15 +241,18 @@ pub(super) struct Image {
 
 impl Image {
     /// Begins a journal on these disks with everything that `next` gives, makes it durable and removes the
-    /// older ones. Gives the bytes written and the disks that failed. An error means that `next` failed,
-    /// and that the journals begun must be abandoned.
+    /// older ones. Gives the bytes written and the disks that failed. An error means that `next` failed, or this process and
+    /// no disk, and that the journals begun must be abandoned.
     pub(super) fn write(
         &self,
         journals: &[&Journal],
         next: &dyn Fn(Option<&Key>) -> Result<Batch>,
     ) -> Result<(u64, Failed)> {
         let mut writing = Writing::new(self.volume, self.mark, journals.to_vec());
-        let failed = begin_all(&writing.journals, self.number);
+        let mut failed = begin_all(&writing.journals, self.number);
+        if let Some(place) = failed.iter().position(|(_, error)| error.is_own()) {
+            return Err(failed.swap_remove(place).1.into());
+        }
         writing.leave_out(failed);
         let mut payload = Vec::with_capacity(PART + HEADER);
         let mut after: Option<Key> = None;

@@ -138,6 +138,13 @@ fn side(disks: &[String]) -> String {
     }
 }
 
+impl MetaError {
+    /// Whether what failed is this process or its machine, and nothing is to be held against a disk.
+    pub fn is_own(&self) -> bool {
+        matches!(self, MetaError::Disk(error) if error.is_own())
+    }
+}
+
 impl From<DiskError> for MetaError {
     fn from(error: DiskError) -> MetaError {
         MetaError::Disk(std::sync::Arc::new(error))

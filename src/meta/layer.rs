@@ -48,6 +48,19 @@ impl Layer {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Two layers as one: what the older says, and what the newer says over it.
+    pub(super) fn joined(older: &Layer, newer: &Layer) -> Layer {
+        let mut entries = older.entries.read().clone();
+        for (key, versions) in &*newer.entries.read() {
+            let all = entries.entry(key.clone()).or_default();
+            all.extend(versions.iter().cloned());
+        }
+        Layer {
+            entries: RwLock::new(entries),
+            bytes: AtomicU64::new(older.bytes() + newer.bytes()),
+        }
+    }
+
     /// Roughly the memory in use.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

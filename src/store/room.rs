@@ -15,7 +15,7 @@ use crate::ids::DiskId;
 /// How old an answer may be.
 const FRESH: Duration = Duration::from_millis(200);
 
-/// How long a disk that refused an append for want of room gets no new windows.
+/// How long a disk that refused an append for want of room, or of a file that may be opened, gets no new windows.
 const REST: Duration = Duration::from_secs(2);
 
 /// What is kept free on every disk for metadata and for repairs: a sixteenth, within these bounds.
@@ -147,6 +147,11 @@ impl Room {
         let mut state = self.state.lock();
         state.full.insert(disk, Instant::now());
         state.forget();
+    }
+
+    /// Nothing can be written to a disk at this moment, and it is not to blame.
+    pub fn let_rest(&self, disk: DiskId) {
+        self.state.lock().full.insert(disk, Instant::now());
     }
 
     /// The disks that can take new windows of so many disks, with what they can take beyond the reserve. Suspect

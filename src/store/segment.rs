@@ -42,6 +42,19 @@ pub struct AppendError {
     pub reason: Arc<str>,
     /// Whether the disk has no room, as against being broken.
     pub full: bool,
+    /// Whether this process or its machine failed, and the disk is well.
+    pub own: bool,
+}
+
+impl AppendError {
+    /// Something is wrong with the disk.
+    pub fn new(reason: impl Into<Arc<str>>) -> AppendError {
+        AppendError {
+            reason: reason.into(),
+            full: false,
+            own: false,
+        }
+    }
 }
 
 impl From<&DiskError> for AppendError {
@@ -49,6 +62,7 @@ impl From<&DiskError> for AppendError {
         AppendError {
             reason: error.to_string().into(),
             full: error.is_full(),
+            own: error.is_own(),
         }
     }
 }
@@ -74,6 +88,8 @@ enum State {
         begun: u64,
         synced: u64,
     },
+    /// All that there will be is durable, and no file is open for it any more.
+    Closed,
     Failed(AppendError),
 }
 
@@ -109,6 +125,8 @@ impl Segment {
                     begun: 0,
                     synced: 0,
                 },
+                // Nothing was made, and the next append may have more luck.
+                Err(error) if error.is_own() => return Err((&error).into()),
                 Err(error) => State::Failed((&error).into()),
             };
         }
@@ -131,10 +149,14 @@ impl Segment {
                 Err(error) => Err(AppendError::from(&error)),
             },
             State::Failed(error) => return Err(error.clone()),
-            State::Unborn => Err(AppendError {
-                reason: "the segment was not created".into(),
-                full: false,
-            }),
+            State::Unborn => Err(AppendError::new("the segment was not created")),
+            State::Closed => {
+                // Its end may be elsewhere by now: a task may have put something behind it.
+                return Err(AppendError {
+                    own: true,
+                    ..AppendError::new("the segment takes nothing more")
+                });
+            }
         };
         if let Err(error) = &result {
             // How much arrived is not known, so nothing may follow.
@@ -173,11 +195,27 @@ impl Segment {
         self.sync_from(0)
     }
 
+    /// Makes durable what was appended, and lets go of the file: nothing more is to come.
+    fn close(&self) -> Result<(), AppendError> {
+        self.sync()?;
+        let mut state = self.state.lock();
+        if let State::Growing { .. } = *state {
+            *state = State::Closed;
+        }
+        Ok(())
+    }
+
+    /// Whether its file was let go of.
+    #[cfg(test)]
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(*self.state.lock(), State::Closed)
+    }
+
     /// Makes durable what was appended, if it is `least` bytes or more.
     fn sync_from(&self, least: u64) -> Result<(), AppendError> {
         let mut state = self.state.lock();
         let result = match &mut *state {
-            State::Unborn => Ok(()),
+            State::Unborn | State::Closed => Ok(()),
             State::Growing { end, synced, .. } if *end - *synced < least => Ok(()),
             State::Growing {
                 appender,
@@ -214,6 +252,7 @@ enum Job {
         done: Appended,
     },
     WriteDown(Vec<Arc<Segment>>),
+    Close(Vec<Arc<Segment>>),
     Sync {
         segments: Vec<Arc<Segment>>,
         done: Synced,
@@ -225,7 +264,7 @@ impl Job {
     fn is_on(&self, medium: &Arc<dyn Disk>) -> bool {
         match self {
             Job::Append { segment, .. } => segment.is_on(medium),
-            Job::WriteDown(segments) | Job::Sync { segments, .. } => {
+            Job::WriteDown(segments) | Job::Close(segments) | Job::Sync { segments, .. } => {
                 segments.iter().all(|segment| segment.is_on(medium))
             }
         }
@@ -235,7 +274,7 @@ impl Job {
     fn wait(self) -> Waiting {
         match self {
             Job::Append { done, .. } => Waiting::Append(done),
-            Job::WriteDown(_) => Waiting::Nobody,
+            Job::WriteDown(_) | Job::Close(_) => Waiting::Nobody,
             Job::Sync { done, .. } => Waiting::Sync(done),
         }
     }
@@ -251,10 +290,7 @@ pub struct Refused {
 impl Refused {
     /// Tells whoever waits for it.
     pub fn tell(self) {
-        let gone = AppendError {
-            reason: format!("disk {} has no writer", self.id).into(),
-            full: false,
-        };
+        let gone = AppendError::new(format!("disk {} has no writer", self.id));
         self.job.wait().fail(&gone);
     }
 }
@@ -375,14 +411,10 @@ impl DiskWriters {
 
     fn give_up(&self, id: DiskId, writer: &Writer, limit: Duration) {
         let name = self.disks.name(id);
-        let why = AppendError {
-            reason: format!(
-                "disk {name}: a write has not ended in {} s",
-                limit.as_secs()
-            )
-            .into(),
-            full: false,
-        };
+        let why = AppendError::new(format!(
+            "disk {name}: a write has not ended in {} s",
+            limit.as_secs()
+        ));
         // Before anybody is told: whoever writes it again must not choose this disk.
         self.disks.mark_faulty(id, &why.reason);
         writer.give_up(&why);
@@ -416,6 +448,12 @@ impl DiskWriters {
     /// lie on the disk `id`.
     pub fn write_down(&self, id: DiskId, segments: Vec<Arc<Segment>>) {
         self.send(id, Job::WriteDown(segments));
+    }
+
+    /// Has the disk make durable what was queued for these segments before, and close their files. Nothing more may be appended
+    /// to them; what goes wrong the next sync tells. All lie on the disk `id`.
+    pub fn close(&self, id: DiskId, segments: Vec<Arc<Segment>>) {
+        self.send(id, Job::Close(segments));
     }
 
     /// Makes durable, names included, what was queued for these segments before. All lie on the disk `id`.
@@ -474,6 +512,9 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, writer: &Writer) {
     let failed = |error: &AppendError| {
         if error.full {
             room.mark_full(id);
+        } else if error.own {
+            tracing::error!(disk = %id, error = %error.reason, "cannot be written to at this moment");
+            room.let_rest(id);
         } else {
             disks.mark_faulty(id, &error.reason);
         }
@@ -506,6 +547,14 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, writer: &Writer) {
                     watch.begin(Vec::new());
                     segments.iter().for_each(|segment| segment.write_down());
                     watch.end();
+                }
+                Job::Close(segments) => {
+                    watch.begin(Vec::new());
+                    let closed = segments.iter().try_for_each(|segment| segment.close());
+                    watch.end();
+                    if let Err(error) = &closed {
+                        failed(error);
+                    }
                 }
                 Job::Sync { segments, done } => {
                     watch.begin(vec![Waiting::Sync(done)]);
@@ -549,11 +598,7 @@ fn serve(disks: &Disks, room: &Room, id: DiskId, writer: &Writer) {
 
 /// What those hear whose segment lies on the medium that a disk had before.
 fn another() -> AppendError {
-    AppendError {
-        reason: "the disk was brought back, and is not counted on to have what it took before"
-            .into(),
-        full: false,
-    }
+    AppendError::new("the disk was brought back, and is not counted on to have what it took before")
 }
 
 /// Takes the next jobs as long as they append to this segment.

@@ -284,10 +284,8 @@ impl SetWriter {
         // set's name is not to be written over.
         let Some(medium) = medium.filter(|medium| state.is_all_on(self.set, disk, medium)) else {
             state.failed.insert(disk);
-            return Err(AppendError {
-                reason: format!("disk {disk} is gone, or was gone since the set was begun").into(),
-                full: false,
-            });
+            let reason = format!("disk {disk} is gone, or was gone since the set was begun");
+            return Err(AppendError::new(reason));
         };
         if let Some(segment) = state.segments.get(&(disk, object)) {
             return Ok(Arc::clone(segment));
@@ -352,10 +350,7 @@ impl SetWriter {
     ) {
         let Some(made) = made.filter(|made| made.length > 0) else {
             let reason = "the parity of this window could not be computed";
-            return done(Err(AppendError {
-                reason: reason.into(),
-                full: false,
-            }));
+            return done(Err(AppendError::new(reason)));
         };
         let segment = match self.segment(disk, ObjectName::Parity(self.set)) {
             Ok(segment) => segment,
@@ -500,6 +495,17 @@ impl SetWriter {
         for (disk, segments) in by_disk {
             if self.pipeline.disks.get(disk).is_some() {
                 self.pipeline.writers.write_down(disk, segments);
+            }
+        }
+    }
+
+    /// Has the disks close the files of a set that is finished, and does not wait: a file that is not committed for long may
+    /// have many such sets. What goes wrong the next `sync` tells.
+    pub fn close_segments(&self) {
+        let by_disk = self.state.lock().by_disk();
+        for (disk, segments) in by_disk {
+            if self.pipeline.disks.get(disk).is_some() {
+                self.pipeline.writers.close(disk, segments);
             }
         }
     }

@@ -244,7 +244,10 @@ impl Volume {
 
     fn make_true(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<()> {
         if let Some(writer) = frozen.writer.take() {
-            self.finish_set(file, writer);
+            self.finish_set(file, Arc::clone(&writer));
+            if frozen.purpose == Purpose::Spill {
+                writer.close_segments();
+            }
         }
         if frozen.purpose != Purpose::Spill {
             if frozen.unpack_pieces {

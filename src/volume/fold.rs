@@ -51,15 +51,20 @@ impl Volume {
             };
             match medium.create(ObjectName::Manifest(id)) {
                 Ok(appender) => copies.push((disk, appender)),
-                Err(error) => self.disks.mark_faulty(disk, error),
+                // A disk that is well is not to lack it.
+                Err(error) if !self.disks.hold_against(disk, &error) => return Err(error.into()),
+                Err(_) => {}
             }
         }
         let disks = &self.disks;
+        let mut own = None;
         let mut sink = |bytes: &[u8]| {
             copies.retain_mut(|(disk, appender)| match appender.append(&[bytes]) {
                 Ok(_) => true,
                 Err(error) => {
-                    disks.mark_faulty(*disk, error);
+                    if !disks.hold_against(*disk, &error) {
+                        own = Some(error);
+                    }
                     false
                 }
             });
@@ -123,6 +128,9 @@ impl Volume {
             }
         };
         let reference = writer.finish(totals, &description)?;
+        if let Some(error) = own {
+            return Err(error.into());
+        }
         self.sync_copies(file, copies)?;
 
         // Which sets a commit will keep, a spill cannot know.
@@ -184,7 +192,7 @@ impl Volume {
 
     /// Makes the copies of a manifest durable; enough of them must succeed for the policy's losses.
     fn sync_copies(&self, file: &OpenFile, copies: Vec<(DiskId, Box<dyn Appender>)>) -> Result<()> {
-        let synced: Vec<bool> = std::thread::scope(|scope| {
+        let synced: Vec<crate::disk::Result<bool>> = std::thread::scope(|scope| {
             let threads: Vec<_> = copies
                 .into_iter()
                 .map(|(disk, mut appender)| {
@@ -193,18 +201,19 @@ impl Volume {
                         let result = appender
                             .sync()
                             .and_then(|()| medium.map_or(Ok(()), |medium| medium.sync_names()));
-                        if let Err(error) = &result {
-                            self.disks.mark_faulty(disk, error);
+                        match result {
+                            Err(error) if !self.disks.hold_against(disk, &error) => Err(error),
+                            result => Ok(result.is_ok()),
                         }
-                        result.is_ok()
                     })
                 })
                 .collect();
             threads
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or(false))
+                .map(|thread| thread.join().unwrap_or(Ok(false)))
                 .collect()
         });
+        let synced: Vec<bool> = synced.into_iter().collect::<crate::disk::Result<_>>()?;
         let good = synced.into_iter().filter(|&good| good).count();
         if good > usize::from(self.pipeline.policy.critical.m) {
             return Ok(());

@@ -15,6 +15,7 @@ use super::tasks::{TaskKind, TaskStatus};
 use crate::config::{Config, on_one_device};
 use crate::disk::{
     DirectoryDisk, Disk, DiskError, DiskLock, FORMAT, Label, LabelError, ObjectName, PatientDisk,
+    kept_open,
 };
 use crate::ids::DiskId;
 use crate::meta::{DiskRecord, DiskState as Membership, Records, Timestamp, WriteRecords};
@@ -29,6 +30,12 @@ fn refused(message: String) -> VolumeError {
 }
 
 impl Volume {
+    /// Opens the directory of a disk that comes to the others.
+    fn open_disk(&self, name: &str, path: &Path) -> Result<DirectoryDisk> {
+        let kept = kept_open(self.disks.list().len() + 1);
+        Ok(DirectoryDisk::open(name, path)?.keeping_open(kept))
+    }
+
     /// The disk of a name, or of a path.
     pub(super) fn disk_called(&self, name: &str) -> Result<DiskId> {
         let list = self.disks.list();
@@ -156,7 +163,7 @@ impl Volume {
                 "the volume has a disk {name} already; give another --name"
             )));
         }
-        let directory = DirectoryDisk::open(&name, &path)?;
+        let directory = self.open_disk(&name, &path)?;
         match Label::read(&directory) {
             Err(LabelError::Disk(DiskError::Missing { .. })) => {}
             Ok(label) if label.volume == self.id => {
@@ -574,7 +581,7 @@ impl Volume {
                         .map(|(_, path)| path.clone());
                     PathBuf::from(path.unwrap_or_default())
                 };
-                let directory = DirectoryDisk::open(&name, &path)?;
+                let directory = self.open_disk(&name, &path)?;
                 self.check_is(disk, &directory, path.display())?;
                 // The one it had may be on what was there before.
                 self.locks.lock().remove(&disk);

@@ -435,7 +435,9 @@ impl Volume {
                 && let Err(error) = label.write(disk.as_ref())
             {
                 tracing::warn!(disk = name, %error, "its label cannot be written");
-                self.disks.mark_faulty(*id, error);
+                if !matches!(&error, LabelError::Disk(error) if error.is_own()) {
+                    self.disks.mark_faulty(*id, error);
+                }
             }
         }
         Ok(())

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::error::{Result, VolumeError};
 use super::open::Mode;
 use crate::config::{Config, DiskConfig};
-use crate::disk::{DirectoryDisk, Disk, DiskLock, Label, LabelError, LockError};
+use crate::disk::{
+    DirectoryDisk, Disk, DiskLock, Label, LabelError, LockError, kept_open, warn_of_small_limit,
+};
 use crate::ids::{DiskId, VolumeId};
 
 /// A disk of the config, as it was found.
@@ -35,6 +37,8 @@ pub(super) fn busy(error: LockError) -> VolumeError {
 /// Finds every disk of the config. One that is not there is not an error here.
 pub(super) fn find(config: &Config, mode: Mode) -> Result<Vec<Found>> {
     let mut all = Vec::new();
+    warn_of_small_limit();
+    let kept = kept_open(config.disks.len());
     for disk in &config.disks {
         let opened = if mode == Mode::ReadOnly {
             DirectoryDisk::open_untouched(&disk.name, &disk.path)
@@ -42,7 +46,7 @@ pub(super) fn find(config: &Config, mode: Mode) -> Result<Vec<Found>> {
             DirectoryDisk::open(&disk.name, &disk.path)
         };
         let medium: Option<Arc<dyn Disk>> = match opened {
-            Ok(directory) => Some(Arc::new(directory)),
+            Ok(directory) => Some(Arc::new(directory.keeping_open(kept))),
             Err(error) => {
                 tracing::warn!(disk = disk.name, %error, "missing");
                 None

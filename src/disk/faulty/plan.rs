@@ -84,6 +84,8 @@ pub enum Fault {
     Io,
     /// No room: nothing was done.
     Full,
+    /// This process may open no further file: nothing was done, and the disk is well.
+    Exhausted,
     /// The object ends before the bytes that were asked for.
     Short,
     /// A part at the front is written, then comes EIO.

@@ -89,6 +89,7 @@ impl Journal {
             series,
             now: None,
             before: None,
+            begun: false,
         };
         if let Some((number, length)) = resume {
             let appender = writer.disk.resume(series.object(number), length)?;
@@ -138,6 +139,8 @@ struct Writer {
     now: Option<(u64, Box<dyn Appender>)>,
     /// The journal before the one that was begun, until that is settled.
     before: Option<(u64, Box<dyn Appender>)>,
+    /// `now` was begun and is not settled: it may be abandoned.
+    begun: bool,
 }
 
 impl Writer {
@@ -153,14 +156,17 @@ impl Writer {
             }
             What::Begin(number) => {
                 let object = self.series.object(number);
+                self.begun = false;
                 // Left by a crash while it was begun.
                 self.disk.remove(object)?;
                 let begun = (number, self.disk.create(object)?);
                 self.before = self.now.replace(begun);
+                self.begun = true;
                 Ok(())
             }
             What::Settle => {
                 self.before = None;
+                self.begun = false;
                 // 1. The new journal's name is durable before 2. the older ones go.
                 self.disk.sync_names()?;
                 let kept = self.now.as_ref().map(|(number, _)| *number);
@@ -175,7 +181,10 @@ impl Writer {
                 }
                 self.disk.sync_names()
             }
+            // One that could not be begun leaves the old one as it was.
+            What::Abandon if !self.begun => Ok(()),
             What::Abandon => {
+                self.begun = false;
                 let begun = std::mem::replace(&mut self.now, self.before.take());
                 match begun {
                     Some((number, _)) => self.disk.remove(self.series.object(number)),

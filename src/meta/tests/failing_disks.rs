@@ -99,6 +99,65 @@ fn a_failed_disk_is_told_of_once_and_by_name() {
 }
 
 #[test]
+fn what_this_process_may_not_have_puts_a_checkpoint_off_and_harms_no_disk() {
+    let opens = Operations::of(&[Operation::RandomOpen]);
+    let creates = Operations::of(&[Operation::Create]);
+    // On all disks, and on one while the others come further.
+    for (operations, hit) in [
+        (opens, 0..3),
+        (opens, 1..2),
+        (creates, 0..3),
+        (creates, 1..2),
+    ] {
+        let media = volume(3);
+        let (disks_now, plans) = faulty(&media);
+        let options = Options {
+            // A checkpoint begins a journal when it is twice as long as what it holds.
+            journal_bytes: 1,
+            on_disk_failed: Box::new(|disk, error| panic!("{disk}: {error}")),
+            ..options()
+        };
+        let meta = Meta::open(disks_now, options).unwrap();
+        set(&meta, "a", "1");
+        meta.checkpoint().unwrap();
+        for n in 0..50 {
+            set(&meta, "n", &n.to_string());
+            meta.sync().unwrap();
+        }
+        for plan in &plans[hit.clone()] {
+            plan.add(Rule::new(operations, When::Always, Fault::Exhausted));
+        }
+        set(&meta, "a", "2");
+        set(&meta, "b", "1");
+        match meta.checkpoint() {
+            Err(error) => assert!(error.is_own(), "{error}"),
+            Ok(()) => panic!("{operations:?} of {hit:?} are not needed"),
+        }
+        set(&meta, "c", "1");
+        meta.sync().unwrap();
+        assert_eq!(get(&meta, "a").as_deref(), Some("2"));
+        let after_a_kill = Meta::open(disks(&killed(&media)), super::options()).unwrap();
+        assert_eq!(get(&after_a_kill, "c").as_deref(), Some("1"));
+        plans.iter().for_each(|plan| plan.clear());
+        set(&meta, "d", "1");
+        meta.checkpoint().unwrap();
+        assert_eq!(meta.online().len(), 3);
+        meta.close().unwrap();
+        drop(meta);
+        for one in 0..3 {
+            let alone = Options {
+                read_only: true,
+                ..super::options()
+            };
+            let after = Meta::open(some(&media, &[one]), alone).unwrap();
+            let all = ["a", "b", "c", "d"].map(|name| get(&after, name));
+            let all: Vec<_> = all.iter().map(|value| value.as_deref()).collect();
+            assert_eq!(all, [Some("2"), Some("1"), Some("1"), Some("1")]);
+        }
+    }
+}
+
+#[test]
 fn with_too_few_disks_left_it_is_read_only() {
     let media = volume(4);
     let (disks_now, plans) = faulty(&media);

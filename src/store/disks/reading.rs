@@ -106,7 +106,21 @@ impl Disks {
         slot.disk.clone().zip(slot.patience.clone())
     }
 
+    /// Writing to a disk failed: it is faulty, unless it is not to blame. Tells whether it is.
+    pub fn hold_against(&self, id: DiskId, error: &DiskError) -> bool {
+        if error.is_own() {
+            tracing::error!(disk = %id, %error, "cannot be written to at this moment");
+            return false;
+        }
+        self.mark_faulty(id, error);
+        true
+    }
+
     pub(super) fn count_failure(&self, id: DiskId, error: &DiskError) {
+        if error.is_own() {
+            tracing::error!(disk = %id, %error, "cannot be read at this moment");
+            return;
+        }
         let (in_a_row, points) = {
             let slots = self.slots.read();
             let Some(slot) = slots.get(&id) else { return };

@@ -154,3 +154,27 @@ fn a_disk_that_comes_back_is_at_once_one_that_is_rebuilt() {
     assert_eq!(disks.name(DiskId(1)), "a");
     assert_eq!(*seen.lock(), [DiskState::Rebuilding]);
 }
+
+#[test]
+fn what_this_process_may_not_have_is_not_held_against_a_disk() {
+    let plan = FaultPlan::new(1);
+    let below = MemoryDisk::new("a");
+    below.put(OBJECT, b"hello").unwrap();
+    let disks = Disks::new(false);
+    let disk = FaultyDisk::new(Arc::new(below), Arc::clone(&plan));
+    disks.insert(DiskId(1), "a", Some(Arc::new(disk)));
+    plan.add(Rule::new(Operations::ALL, When::Always, Fault::Exhausted));
+    let mut room = [0; 5];
+    for _ in 0..1000 {
+        let error = disks.read(DiskId(1), OBJECT, 0, &mut room).unwrap_err();
+        assert!(error.to_string().contains("not to blame"), "{error}");
+        let error = disks.get(DiskId(1)).unwrap().create(OBJECT).unwrap_err();
+        assert!(!disks.hold_against(DiskId(1), &error));
+    }
+    let status = &disks.list()[0];
+    assert_eq!((status.state, status.read_errors), (DiskState::Online, 0));
+    assert!(!disks.reads_fail(DiskId(1)));
+    plan.clear();
+    disks.read(DiskId(1), OBJECT, 0, &mut room).unwrap();
+    assert_eq!(&room, b"hello");
+}

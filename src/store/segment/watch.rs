@@ -31,10 +31,7 @@ impl Waiting {
 
 /// What those hear whose turn did not come any more.
 pub(super) fn hung() -> AppendError {
-    AppendError {
-        reason: "the disk hung".into(),
-        full: false,
-    }
+    AppendError::new("the disk hung")
 }
 
 /// The call of one writer.

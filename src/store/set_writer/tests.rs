@@ -262,3 +262,60 @@ fn what_a_disk_took_before_it_was_brought_back_is_not_counted_on() {
         assert!(pipeline.disks.is_online(disk));
     }
 }
+
+#[test]
+fn a_file_that_may_not_be_opened_fails_the_set_and_no_disk() {
+    let (pipeline, plans) = failing_pipeline();
+    let creates = Operations::of(&[Operation::Create]);
+    plans[0].add(Rule::new(creates, When::Always, Fault::Exhausted));
+    let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), SetId(1));
+    let next_window = AtomicU32::new(0);
+    for _ in 0..4 {
+        block(&writer, &next_window);
+    }
+    writer.finish();
+    assert_eq!(writer.sync(), BTreeSet::from([DiskId(0)]));
+    assert!(pipeline.disks.is_online(DiskId(0)));
+    // For a moment nothing new goes there.
+    let candidates = pipeline.room.candidates();
+    assert!(
+        candidates
+            .iter()
+            .all(|candidate| candidate.disk != DiskId(0))
+    );
+    plans[0].clear();
+    until("the disk to take something again", || {
+        pipeline.room.candidates().len() == 3
+    });
+    let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), SetId(2));
+    block(&writer, &next_window);
+    writer.finish();
+    assert_eq!(writer.sync(), BTreeSet::new());
+}
+
+#[test]
+fn the_files_of_a_finished_set_are_closed_and_it_can_still_be_synced() {
+    let (pipeline, plans) = failing_pipeline();
+    let syncs = Operations::of(&[Operation::Sync]);
+    let next_window = AtomicU32::new(0);
+    let finished = |number: u64| {
+        let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), SetId(number));
+        for _ in 0..4 {
+            block(&writer, &next_window);
+        }
+        writer.finish();
+        writer.close_segments();
+        writer
+    };
+    let writer = finished(1);
+    until("the files to be closed", || {
+        let state = writer.state.lock();
+        !state.segments.is_empty() && state.segments.values().all(|segment| segment.is_closed())
+    });
+    assert_eq!(writer.sync(), BTreeSet::new());
+    // What went wrong as they were closed the sync tells.
+    plans[0].add(Rule::new(syncs, When::Always, Fault::Io));
+    let writer = finished(2);
+    assert_eq!(writer.sync(), BTreeSet::from([DiskId(0)]));
+    assert!(!pipeline.disks.is_online(DiskId(0)));
+}

@@ -360,7 +360,7 @@ impl Volume {
             if error.is_full() {
                 self.pipeline.room.mark_full(disk);
             } else {
-                self.disks.mark_faulty(disk, &error);
+                self.disks.hold_against(disk, &error);
             }
             return Err(error.into());
         }

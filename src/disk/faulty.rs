@@ -164,6 +164,7 @@ impl Disk for FaultyDisk {
     }
 
     fn forget(&self, object: ObjectName) {
+        self.plan.delay(Operation::Read, object);
         self.inner.forget(object);
     }
 

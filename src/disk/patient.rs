@@ -1,5 +1,4 @@
-//! A disk whose calls end in time, whatever the medium does. A call that changes something is made on a thread of the disk's
-//! own; when it takes longer than the limit, the caller gets an error and goes on, and so does at once whoever comes while
+//! A disk whose calls end in time, whatever the medium does. A call is made on a thread of the disk's own; when it takes longer than the limit, the caller gets an error and goes on, and so does at once whoever comes while
 //! that call is still under way. What became of such a call is not known: the caller leaves the disk alone, as after
 //! any error of a write.
 //!
@@ -122,7 +121,9 @@ impl Disk for PatientDisk {
     }
 
     fn forget(&self, object: ObjectName) {
-        self.below.forget(object);
+        // Waited for, since what is read next is to come from the medium. That it does not is told by the read.
+        let call = move |disk: &dyn Disk| disk.forget(object);
+        let _ = self.calls.ask("forget", Some(object), call);
     }
 
     fn let_go(&self) {
@@ -135,7 +136,8 @@ impl Disk for PatientDisk {
     }
 
     fn length(&self, object: ObjectName) -> Result<u64> {
-        self.below.length(object)
+        let call = move |disk: &dyn Disk| disk.length(object);
+        self.calls.ask("measure", Some(object), call)?
     }
 
     fn put(&self, object: ObjectName, bytes: &[u8]) -> Result<()> {
@@ -256,11 +258,11 @@ struct PatientAccess {
 }
 
 impl PatientAccess {
-    fn ask(
+    fn ask<T: Send + 'static>(
         &self,
         what: &'static str,
-        call: impl FnOnce(&dyn RandomAccess) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
+        call: impl FnOnce(&dyn RandomAccess) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let file = Arc::clone(&self.file);
         let call = move |_: &dyn Disk| call(&*file);
         self.calls.ask(what, Some(self.object), call)?
@@ -269,7 +271,7 @@ impl PatientAccess {
 
 impl RandomAccess for PatientAccess {
     fn length(&self) -> Result<u64> {
-        self.file.length()
+        self.ask("measure", |file| file.length())
     }
 
     fn set_length(&self, length: u64) -> Result<()> {
@@ -353,17 +355,42 @@ mod tests {
     }
 
     #[test]
+    fn what_a_task_asks_is_an_error_in_time_and_no_writer_waits_behind_it() {
+        let object = ObjectName::Journal(1);
+        let (disk, plan) = disk();
+        disk.put(object, b"abc").unwrap();
+        assert_eq!(disk.length(object).unwrap(), 3);
+        hang(&plan, Operation::Length);
+        let begun = Instant::now();
+        is_late(disk.length(object));
+        is_late(disk.length(object));
+        assert!(begun.elapsed() < LONG / 2);
+        std::thread::sleep(LONG);
+        assert_eq!(disk.length(object).unwrap(), 3);
+        plan.clear();
+        hang(&plan, Operation::Read);
+        let begun = Instant::now();
+        disk.forget(object);
+        assert!(begun.elapsed() < LONG / 2);
+        is_late(disk.length(object));
+        let before = plan.injected();
+        assert_eq!(before, 2, "it reached the medium");
+    }
+
+    #[test]
     fn a_database_that_hangs_is_an_error_in_time() {
         for hangs in [
             Operation::RandomWrite,
             Operation::RandomSync,
             Operation::RandomSetLength,
+            Operation::RandomLength,
         ] {
             let (disk, plan) = disk();
             let file = disk.random_access(ObjectName::Database).unwrap();
             let work = || {
                 file.set_length(9)?;
                 file.write_at(3, b"abc")?;
+                assert_eq!(file.length()?, 9);
                 file.sync()
             };
             work().unwrap();

@@ -443,13 +443,20 @@ impl Volume {
         Ok(())
     }
 
-    /// Commits what is open and ends all writing in good order. Later calls fail.
+    /// Commits what is open and ends all writing in good order. Later calls fail. A task that does not stop, since a disk hangs, is
+    /// left behind, and the locks of the disks with it until it has ended.
     pub fn close(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
         self.bell.stop();
-        self.stop_task();
+        // First of all: what comes next may have to wait for a disk that hangs. What of this fails is tried again below.
+        if !self.read_only
+            && let Err(error) = self.commit_all()
+        {
+            tracing::warn!(%error, "not all could be committed at once");
+        }
+        let stopped = self.stop_task();
         {
             // What it is at is done at once, and the rest left to the next mount.
             let _hurry = self.pipeline.hurry();
@@ -465,7 +472,9 @@ impl Volume {
         self.wait_for_reads_aside();
         self.sweeper.wait();
         let closed = self.meta.close();
-        self.locks.lock().clear();
+        if stopped {
+            self.locks.lock().clear();
+        }
         committed?;
         Ok(closed?)
     }

@@ -43,6 +43,9 @@ const BATCH: usize = 256;
 /// How long files that are being written are left alone before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How long a task that is to stop is waited for.
+const STOPS: Duration = Duration::from_secs(10);
+
 /// How long a disk that a rebuild left without something is left alone before the next one, unless the last one took longer.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -432,8 +435,9 @@ impl Volume {
         self.task()
     }
 
-    /// Ends the task's thread for a close; the next mount goes on with the task.
-    pub(super) fn stop_task(&self) {
+    /// Ends the task's thread for a close; the next mount goes on with the task. Waits no longer than `STOPS`, since a disk
+    /// may hang; tells whether the thread has ended.
+    pub(super) fn stop_task(&self) -> bool {
         let running = self.tasks.now.lock().clone();
         if let Some(running) = running {
             running.stopped.store(true, Ordering::Release);
@@ -442,9 +446,20 @@ impl Volume {
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
         {
+            let since = Instant::now();
+            while !thread.is_finished() {
+                if since.elapsed() > STOPS {
+                    tracing::warn!(
+                        "a task waits for a disk, and is left behind; the next mount goes on with it"
+                    );
+                    return false;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
             // A task that panicked has logged it.
             let _ = thread.join();
         }
+        true
     }
 
     fn kept_task(&self) -> Result<Option<TaskStatus>> {

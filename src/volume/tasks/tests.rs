@@ -11,8 +11,9 @@ use crate::disk::{
 use crate::ids::SetId;
 use crate::meta::PunchKey;
 use crate::store::{BlockCache, Reader, WindowRecord};
+use crate::volume::Mode;
 use crate::volume::sweep::Sweep;
-use crate::volume::tests::{Rig, noise, write_file};
+use crate::volume::tests::{Rig, create, noise, read_file, write_all, write_file};
 
 /// A volume with a file, in which no rebuild begins by itself.
 struct Lacking {
@@ -425,4 +426,27 @@ fn no_two_shards_of_a_window_are_moved_to_one_disk() {
         assert_eq!(moved.expect("refused"), Walked::Done);
         assert_eq!(lacking.records(), before);
     }
+}
+
+#[test]
+fn a_rebuild_that_waits_for_a_disk_that_hangs_keeps_no_file_from_being_committed() {
+    const LONG: Duration = Duration::from_secs(50);
+    let lacking = Lacking::new(4, "2+2");
+    let disk = lacking.disk();
+    lacking.comes_back_without_segments(disk);
+    let plan = &lacking.plans[usize::from(disk.0)];
+    let length = Operations::of(&[Operation::Length]);
+    let blocks = |object| matches!(object, ObjectName::Blocks(_));
+    plan.add(Rule::new(length, When::Always, Fault::Delay(LONG)).only(blocks));
+    let before = plan.injected();
+    lacking.let_it_be_rebuilt();
+    lacking.wait("hung", || plan.injected() > before);
+    let (_, handle) = create(&lacking.volume, "g");
+    let bytes = noise(2, 3 << 20);
+    write_all(&lacking.volume, handle, &bytes);
+    let since = Instant::now();
+    lacking.volume.close().expect("closed");
+    assert!(since.elapsed() < LONG / 2, "{:?}", since.elapsed());
+    let after = Volume::open(&lacking.rig.config, Mode::ReadOnly).expect("opened to be read");
+    assert!(read_file(&after, "g").expect("read") == bytes);
 }

@@ -334,8 +334,10 @@ impl FrozenMap {
 /// Whether an extent goes on where another one ends.
 fn follows(before: &Extent, next: &Extent) -> bool {
     let length = before.range.end - before.range.start;
+    // A manifest's entry holds no more.
+    let together = next.range.end - before.range.start;
     before.range.end == next.range.start
-        && next.range.end - before.range.start <= u64::from(u32::MAX)
+        && together <= u64::from(u32::MAX)
         && before.source.advanced(length) == next.source
 }
 

@@ -237,6 +237,30 @@ fn everything_comes_back() {
 }
 
 #[test]
+fn more_may_be_given_up_in_a_row_than_an_entry_holds() {
+    const MOST: u64 = u32::MAX as u64;
+    for length in [MOST - 1, MOST, MOST + 1, 2 * MOST + 1, 1 << 40] {
+        let dropped = Extent {
+            range: 4096..4096 + length,
+            source: Source::Dropped,
+        };
+        let mut model = model(0, 0, 1);
+        model.extents.push(dropped.clone());
+        model.totals.file_size = dropped.range.end;
+        let (bytes, reference) = write(&model, 9);
+        let manifest = open(&on_disks(&[&bytes], 9), reference).unwrap();
+        let mut at = dropped.range.start;
+        for extent in manifest.extents(0..u64::MAX).unwrap() {
+            let extent = extent.unwrap();
+            assert_eq!((extent.range.start, extent.source), (at, Source::Dropped));
+            at = extent.range.end;
+        }
+        assert_eq!(at, dropped.range.end);
+        assert_eq!(manifest.totals().logical, length);
+    }
+}
+
+#[test]
 fn opening_and_looking_up_read_few_pages() {
     let model = model(200_000, 3000, 11);
     let (bytes, reference) = write(&model, 9);

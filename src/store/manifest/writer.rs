@@ -20,6 +20,9 @@ use crate::store::window_form::{BadWindow, put_window};
 /// Pages that are gathered before they are handed on.
 const RUN: usize = 64;
 
+/// Into such parts bytes that were given up are divided where they are more than one entry holds.
+const DROPPED_PART: u64 = 1 << 31;
+
 /// Why a manifest cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestWriteError {
@@ -96,8 +99,28 @@ impl<'a> ManifestWriter<'a> {
         }
     }
 
-    /// Adds an extent. They come by rising offset and before all windows; holes are passed over.
+    /// Adds an extent. They come by rising offset and before all windows; holes are passed over. What was given up may be
+    /// longer than an entry holds, and becomes several.
     pub fn extent(&mut self, extent: &Extent) -> Result<(), ManifestWriteError> {
+        if extent.source != Source::Dropped {
+            return self.entry_of(extent);
+        }
+        let mut rest = extent.range.clone();
+        while rest.end.saturating_sub(rest.start) > u64::from(u32::MAX) {
+            let part = Extent {
+                range: rest.start..rest.start + DROPPED_PART,
+                source: Source::Dropped,
+            };
+            self.entry_of(&part)?;
+            rest.start = part.range.end;
+        }
+        self.entry_of(&Extent {
+            range: rest,
+            source: Source::Dropped,
+        })
+    }
+
+    fn entry_of(&mut self, extent: &Extent) -> Result<(), ManifestWriteError> {
         if extent.source == Source::Hole {
             return Ok(());
         }

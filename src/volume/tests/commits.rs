@@ -7,13 +7,15 @@ use parking_lot::Mutex;
 
 use super::super::commit::Purpose;
 use super::super::filemap::Window;
+use super::super::fold::FrozenMap;
 use super::super::overlay::Overlay;
 use super::super::repack::Pace;
 use super::tiers::MadeUp;
 use super::*;
 use crate::ids::{BlockId, WindowNo};
 use crate::meta::Records;
-use crate::store::{Extent, Lane, Source, Tier};
+use crate::store::manifest::{decode_delta, encode_delta};
+use crate::store::{Delta, Extent, Lane, Source, Tier};
 
 /// Small windows, of bytes that are stored as they are.
 const POLICY: &str = "critical = \"2+1\"\nblock_size = \"4K\"\ncompression = \"none\"";
@@ -573,4 +575,47 @@ fn a_piece_that_nobody_has_read_does_not_outlive_its_last_use() {
     volume.close().expect("closed");
     drop(volume);
     check_nothing_is_wrong(&rig);
+}
+
+/// A guest that uses little of its memory has gigabytes in a row that nobody needs.
+#[test]
+fn more_bytes_in_a_row_may_be_given_up_than_an_entry_of_a_manifest_holds() {
+    const LENGTH: u64 = 5 << 30;
+    for by_delta in [false, true] {
+        let rig = Rig::new(3, POLICY);
+        let volume = rig.open();
+        let file = write_file(&volume, "f", b"something");
+        let open = volume.use_file(file).expect("in use");
+        let dropped = Extent {
+            range: 0..LENGTH,
+            source: Source::Dropped,
+        };
+        {
+            let mut state = open.state.lock();
+            state.size = LENGTH;
+            if by_delta {
+                let delta = Delta {
+                    extents: vec![dropped],
+                    ..Delta::default()
+                };
+                let delta = decode_delta(&encode_delta(&delta).expect("encoded")).expect("decoded");
+                for extent in delta.extents {
+                    state.map.settled.insert(extent.range, extent.source);
+                }
+            } else {
+                state.map.top.insert(dropped.range, dropped.source);
+            }
+        }
+        spill(&volume, file);
+        let base = open.state.lock().map.base.clone().expect("a base");
+        let mut at = 0;
+        let whole = |extent: Extent| {
+            assert_eq!(extent.source, Source::Dropped);
+            assert_eq!(extent.range.start, at);
+            at = extent.range.end;
+            Ok(())
+        };
+        FrozenMap::of_base(base).each(whole).expect("walked");
+        assert_eq!(at, LENGTH);
+    }
 }

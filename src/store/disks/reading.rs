@@ -47,6 +47,17 @@ impl Disks {
         let Some((disk, patience)) = self.with_patience(id) else {
             return Err(ReadFailure::NoDisk(self.name(id)));
         };
+        // No object reaches so far: a record has such an offset for what its disk did not take, or is wrong. The system would
+        // call the question an error, and the disk would pay for it.
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(ReadFailure::Disk(DiskError::Short {
+                disk: self.name(id),
+                object,
+                offset,
+                length: buffer.len() as u64,
+            }));
+        }
         // What is in memory needs no patience, and no other thread.
         if disk.read_at_once(object, offset, buffer) {
             self.count_success(id);

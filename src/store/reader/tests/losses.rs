@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::rig::{BLOCKS, FILE, Rig, VOLUME};
-use crate::disk::Disk;
+use crate::disk::{DirectoryDisk, Disk};
 use crate::store::cache::BlockCache;
-use crate::store::disks::DiskState;
+use crate::store::disks::{DiskState, Disks};
 use crate::store::reader::{ReadError, Reader};
 use crate::store::records::Code;
 
@@ -215,5 +215,41 @@ fn what_is_read_is_repaired() {
         let record = rig.window.blocks[usize::from(index)];
         let place = record.offset as usize..(record.offset as usize + record.stored as usize);
         assert!(back[place.clone()] == good[place]);
+    }
+}
+
+/// A directory calls a place beyond all files an error, and would be faulty after a few of them.
+#[test]
+fn a_shard_that_its_disk_never_took_is_got_around_and_costs_its_disk_nothing() {
+    let mut rig = Rig::new(Code { k: 2, m: 2 }, 40, 3000, 5);
+    rig.window.parity[0].offset = u64::MAX / 2;
+    let place = tempfile::tempdir().expect("a directory");
+    let disks = Arc::new(Disks::new(false));
+    for (shard, id) in rig.window.disks.iter().enumerate() {
+        let name = format!("disk{shard}");
+        let disk = DirectoryDisk::create(&name, &place.path().join(&name)).expect("a disk");
+        disk.put(rig.object(shard), &rig.bytes(shard)).expect("put");
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        disks.insert(*id, name, (shard != 0).then_some(disk));
+    }
+    let reader = Reader::new(VOLUME, Arc::clone(&disks), Arc::new(BlockCache::new(0)));
+    let reader = reader.expect("a reader");
+    let mut reconstructed = 0;
+    for (index, raw, protected) in rig.blocks() {
+        let of_lost = rig.window.blocks[usize::from(index)].column == 0;
+        let read = reader.read_block(FILE, &rig.window, index);
+        if protected || !of_lost {
+            assert!(
+                read.as_deref() == Ok(raw),
+                "block {index}: {:?}",
+                read.err()
+            );
+            reconstructed += u32::from(of_lost);
+        }
+    }
+    assert!(reconstructed > 8, "{reconstructed}");
+    for status in disks.list().iter().skip(1) {
+        assert_eq!(status.state, DiskState::Online, "{status:?}");
+        assert_eq!(status.read_errors, 0, "{status:?}");
     }
 }

@@ -98,7 +98,6 @@ impl State {
 struct ShardPayload {
     header: [u8; PARITY_HEADER],
     pieces: Vec<Buffer>,
-    _permit: Permit,
 }
 
 impl Payload for ShardPayload {
@@ -371,9 +370,10 @@ impl SetWriter {
         let payload = Arc::new(ShardPayload {
             header,
             pieces: made.pieces,
-            _permit: permit,
         });
         let done = Box::new(move |result: Result<u64, AppendError>| {
+            // Not with the bytes: a call that hangs keeps them for ever, and nobody else would have any memory in the end.
+            drop(permit);
             done(result.map(|offset| ParityShard {
                 offset: offset + start,
                 checksum,

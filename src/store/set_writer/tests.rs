@@ -63,6 +63,14 @@ fn hang(plan: &FaultPlan, set: SetId, long: Duration) {
     plan.add(rule.only(move |object| object == ObjectName::Blocks(set)));
 }
 
+/// The next append to the parity of a set takes so long.
+fn hang_parity(plan: &FaultPlan, set: SetId, long: Duration) {
+    let once = When::Count { skip: 0, times: 1 };
+    let append = Operations::of(&[Operation::Append]);
+    let rule = Rule::new(append, once, Fault::Delay(long));
+    plan.add(rule.only(move |object| object == ObjectName::Parity(set)));
+}
+
 /// Has an empty medium take part in the place of a disk, as one that was brought back.
 fn bring_back(pipeline: &Pipeline, disk: DiskId) -> Arc<MemoryDisk> {
     let medium = Arc::new(MemoryDisk::new("brought back"));
@@ -318,4 +326,32 @@ fn the_files_of_a_finished_set_are_closed_and_it_can_still_be_synced() {
     let writer = finished(2);
     assert_eq!(writer.sync(), BTreeSet::from([DiskId(0)]));
     assert!(!pipeline.disks.is_online(DiskId(0)));
+}
+
+#[test]
+fn parity_that_a_disk_hangs_with_costs_no_memory_once_it_is_given_up() {
+    const LONG: Duration = Duration::from_secs(40);
+    let (pipeline, plans) = failing_pipeline();
+    let set = SetId(5);
+    plans.iter().for_each(|plan| hang_parity(plan, set, LONG));
+    let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), set);
+    let window = block(&writer, &AtomicU32::new(0)).window;
+    let disk = window.disks[2];
+    let since = Instant::now();
+    let other = Arc::clone(&writer);
+    let finished = std::thread::spawn(move || other.finish());
+    until("it hangs", || plans[usize::from(disk.0)].injected() > 0);
+    assert!(pipeline.budget.held() > 0);
+    // One that is faulty for something else is not waited for so long.
+    pipeline.disks.mark_faulty(disk, "for this test");
+    until("it is given up", || {
+        pipeline.writers.look_after();
+        finished.is_finished()
+    });
+    finished.join().expect("finished");
+    until("its memory to be given back", || {
+        pipeline.budget.held() == 0
+    });
+    assert!(since.elapsed() < LONG, "the call is still under way");
+    assert_eq!(writer.failed_disks(), [disk].into());
 }

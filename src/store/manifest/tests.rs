@@ -239,10 +239,15 @@ fn everything_comes_back() {
 #[test]
 fn more_may_be_given_up_in_a_row_than_an_entry_holds() {
     const MOST: u64 = u32::MAX as u64;
-    for length in [MOST - 1, MOST, MOST + 1, 2 * MOST + 1, 1 << 40] {
+    let lengths = [MOST - 1, MOST, MOST + 1, 2 * MOST + 1, 1 << 40];
+    let sources = [Source::Dropped, Source::Zeros];
+    for (length, source) in lengths
+        .into_iter()
+        .flat_map(|length| sources.map(|source| (length, source)))
+    {
         let dropped = Extent {
             range: 4096..4096 + length,
-            source: Source::Dropped,
+            source,
         };
         let mut model = model(0, 0, 1);
         model.extents.push(dropped.clone());
@@ -252,11 +257,12 @@ fn more_may_be_given_up_in_a_row_than_an_entry_holds() {
         let mut at = dropped.range.start;
         for extent in manifest.extents(0..u64::MAX).unwrap() {
             let extent = extent.unwrap();
-            assert_eq!((extent.range.start, extent.source), (at, Source::Dropped));
+            assert_eq!((extent.range.start, extent.source), (at, source));
             at = extent.range.end;
         }
         assert_eq!(at, dropped.range.end);
-        assert_eq!(manifest.totals().logical, length);
+        let logical = if source == Source::Dropped { length } else { 0 };
+        assert_eq!(manifest.totals().logical, logical);
     }
 }
 

@@ -20,8 +20,8 @@ use crate::store::window_form::{BadWindow, put_window};
 /// Pages that are gathered before they are handed on.
 const RUN: usize = 64;
 
-/// Into such parts bytes that were given up are divided where they are more than one entry holds.
-const DROPPED_PART: u64 = 1 << 31;
+/// Into such parts bytes of which nothing is stored are divided where they are more than one entry holds.
+const LONG_PART: u64 = 1 << 31;
 
 /// Why a manifest cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -99,24 +99,24 @@ impl<'a> ManifestWriter<'a> {
         }
     }
 
-    /// Adds an extent. They come by rising offset and before all windows; holes are passed over. What was given up may be
-    /// longer than an entry holds, and becomes several.
+    /// Adds an extent. They come by rising offset and before all windows; holes are passed over. What was given up and zeros
+    /// may be longer than an entry holds, and become several.
     pub fn extent(&mut self, extent: &Extent) -> Result<(), ManifestWriteError> {
-        if extent.source != Source::Dropped {
+        if !matches!(extent.source, Source::Dropped | Source::Zeros) {
             return self.entry_of(extent);
         }
         let mut rest = extent.range.clone();
         while rest.end.saturating_sub(rest.start) > u64::from(u32::MAX) {
             let part = Extent {
-                range: rest.start..rest.start + DROPPED_PART,
-                source: Source::Dropped,
+                range: rest.start..rest.start + LONG_PART,
+                source: extent.source,
             };
             self.entry_of(&part)?;
             rest.start = part.range.end;
         }
         self.entry_of(&Extent {
             range: rest,
-            source: Source::Dropped,
+            source: extent.source,
         })
     }
 
@@ -133,7 +133,9 @@ impl<'a> ManifestWriter<'a> {
         if extent.range.start < BEYOND {
             self.end = extent.range.end;
         }
-        self.totals.logical += extent.range.end - extent.range.start;
+        if extent.source != Source::Zeros {
+            self.totals.logical += extent.range.end - extent.range.start;
+        }
         if self.entry()? {
             self.extent_fences.push(extent.range.start);
         }

@@ -280,7 +280,7 @@ fn what_a_commit_that_failed_had_found_free_is_given_back_by_the_next() {
         let page = noise(2, PAGE as usize);
         volume.write(handle, 0, &page).expect("written");
         bytes[..PAGE as usize].copy_from_slice(&page);
-        let synced = volume.fsync(handle);
+        let synced = volume.flush(handle);
         assert_eq!(synced.is_err(), fails, "{synced:?}");
         for (place, good) in damaged {
             std::fs::write(place, good).expect("written");

@@ -9,6 +9,9 @@ use crate::volume::tests::{Rig, close, noise, read_file, write_file};
 use crate::volume::write::Allocate;
 use crate::volume::{ROOT, Volume};
 
+/// What is compressed later moves, and an answer from before is none.
+const POLICY: &str = "critical = \"2+1\"\ncompression = \"none\"";
+
 const MIB: usize = 1 << 20;
 const MIB_64: u64 = 1 << 20;
 const SIZE: u64 = 100 * MIB_64;
@@ -189,7 +192,7 @@ fn reader(volume: &Volume, name: &str, bytes: &[u8]) -> Handle {
 
 #[test]
 fn what_was_made_ahead_is_what_is_read() {
-    let mut rig = Rig::new(3, "critical = \"2+1\"");
+    let mut rig = Rig::new(3, POLICY);
     let (volume, plan) = volume(&mut rig);
     let bytes = noise(1, 24 * MIB);
     write_file(&volume, "f", &bytes);
@@ -206,7 +209,7 @@ fn what_was_made_ahead_is_what_is_read() {
 
 #[test]
 fn what_was_made_ahead_is_not_read_where_the_file_has_other_bytes_since() {
-    let mut rig = Rig::new(3, "critical = \"2+1\"");
+    let mut rig = Rig::new(3, POLICY);
     let (volume, _) = volume(&mut rig);
     let new = noise(2, MIB);
     type Change = fn(&Volume, Handle, &[u8], &mut Vec<u8>);
@@ -263,7 +266,7 @@ fn what_was_made_ahead_is_not_read_where_the_file_has_other_bytes_since() {
 
 #[test]
 fn nothing_is_made_ahead_of_a_file_that_is_being_changed() {
-    let mut rig = Rig::new(3, "critical = \"2+1\"");
+    let mut rig = Rig::new(3, POLICY);
     let (volume, _) = volume(&mut rig);
     let mut bytes = noise(1, 24 * MIB);
     let file = write_file(&volume, "f", &bytes);
@@ -307,7 +310,7 @@ fn nothing_is_made_ahead_of_a_file_that_is_being_changed() {
 fn what_is_read_ahead_of_somebody_who_has_gone_is_not_looked_for_after_it_was_given_back() {
     // Answers that are made ahead of the kernel, and blocks that are fetched ahead of others.
     for length in [MIB, MIB / 8] {
-        let mut rig = Rig::new(3, "critical = \"2+1\"\ncompression = \"none\"");
+        let mut rig = Rig::new(3, POLICY);
         let (volume, plan) = volume(&mut rig);
         let bytes = noise(1, 24 * MIB);
         let file = write_file(&volume, "f", &bytes);

@@ -169,13 +169,19 @@ impl Volume {
         data: &[u8],
         permit: &mut Permit,
     ) -> Result<()> {
+        let before = state.follow.zeros_before(offset);
         let result = self.put_parts(file, state, offset, data, permit);
         if result.is_err() {
             take_back(state, offset.max(state.size)..offset + data.len() as u64);
             return result;
         }
         state.follow.wrote(offset, data);
-        state.follow.ended_in_zeros(zeros::trailing(data));
+        let mut zeros = zeros::trailing(data);
+        if zeros == data.len() {
+            // Of a run there may be a few in each of many writes.
+            zeros = (before + zeros).min(zeros::RUN - 1);
+        }
+        state.follow.ended_in_zeros(zeros);
         state.size = state.size.max(offset + data.len() as u64);
         Ok(())
     }

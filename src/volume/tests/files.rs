@@ -776,3 +776,39 @@ fn what_a_removal_has_to_read_is_known_before() {
     volume.release(handle);
     assert!(!volume.release_may_wait(handle));
 }
+
+#[test]
+fn a_run_of_zeros_is_one_however_the_writes_cut_it() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let mut bytes = Vec::new();
+    let mut zeros = 0;
+    for (number, lengths) in (0..).zip(noise(77, 2000).chunks(4)) {
+        let mut data = noise(number, usize::from(lengths[0]) * 37 + 1);
+        data.iter_mut().for_each(|byte| *byte |= 1);
+        bytes.extend(data);
+        let run = usize::from(lengths[2]) * 41;
+        bytes.resize(bytes.len() + run, 0);
+        zeros += if run >= 4096 { run as u64 } else { 0 };
+    }
+    // The end of the last run is data if none follows.
+    bytes.push(1);
+    for cuts in [
+        &[1 << 20][..],
+        &[131_000],
+        &[4095],
+        &[100, 9000, 2000, 1 << 20, 1, 4096],
+    ] {
+        let (file, handle) = create(&volume, &format!("{cuts:?}"));
+        let (mut at, mut cuts) = (0, cuts.iter().cycle());
+        while at < bytes.len() {
+            let end = (at + cuts.next().expect("a length")).min(bytes.len());
+            volume
+                .write(handle, at as u64, &bytes[at..end])
+                .expect("written");
+            at = end;
+        }
+        close(&volume, handle);
+        assert_eq!(volume.inspect(file).expect("inspected").hole_bytes, zeros);
+    }
+}

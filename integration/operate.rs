@@ -337,14 +337,15 @@ fn a_scrub_tells_of_what_is_beyond_repair() {
         }
     }
     let outcome = on(&volume, &["scrub"], &[]);
-    assert_eq!(
-        outcome.status.code(),
-        Some(4),
-        "{}{}",
-        outcome.stdout,
-        outcome.stderr
-    );
+    assert_told(&outcome);
     assert!(outcome.stdout.contains("large"), "{}", outcome.stdout);
+}
+
+/// A command is done, and something cannot be had or mended.
+#[track_caller]
+fn assert_told(outcome: &Outcome) {
+    let code = outcome.status.code();
+    assert_eq!(code, Some(4), "{}{}", outcome.stdout, outcome.stderr);
 }
 
 /// A scrub with a disk away has not looked at what lies there, and does not say that all is well.
@@ -356,13 +357,7 @@ fn a_scrub_names_the_disk_that_it_could_not_look_at() {
     volume.disks[3].take_away();
     volume.mount();
     let outcome = on(&volume, &["scrub"], &[]);
-    assert_eq!(
-        outcome.status.code(),
-        Some(4),
-        "{}{}",
-        outcome.stdout,
-        outcome.stderr
-    );
+    assert_told(&outcome);
     assert!(
         outcome.stdout.contains("disk4 (missing)"),
         "{}",

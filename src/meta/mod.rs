@@ -32,6 +32,7 @@ mod rebuild;
 mod records;
 mod recovery;
 mod replica;
+mod report;
 mod table;
 mod typed;
 mod update;
@@ -53,10 +54,11 @@ pub use namespace::{
     Attributes, Listed, NAME_MAX, Names, NamespaceError, New, Overwrite, Removed, Rename, SetXattr,
     TARGET_MAX, XATTR_MAX,
 };
-pub use open::{Disks, OnDiskFailed, Options, RescueReport};
+pub use open::{Disks, OnDiskFailed, Options};
 pub use records::{
     DiskHealth, DiskRecord, DiskState, Entry, FileKind, Inode, SetRecord, Timestamp,
 };
+pub use report::RescueReport;
 pub use table::{Key, PunchKey, Table, Value};
 pub use typed::{Records, WriteRecords};
 pub use update::Update;

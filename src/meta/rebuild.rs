@@ -348,7 +348,7 @@ pub(super) fn salvage(
     from: Epoch,
     found: &[Found],
     volume: VolumeId,
-    report: &mut super::open::RescueReport,
+    report: &mut super::report::RescueReport,
 ) -> Result<Mark> {
     // It may have been tried on another disk.
     report.lost_transactions.clear();

@@ -12,6 +12,7 @@ mod file;
 mod filemap;
 mod fold;
 mod follow;
+mod frozen;
 mod fsck;
 mod gather;
 mod guests;

@@ -4,6 +4,7 @@
 mod commits;
 mod files;
 mod fsck;
+mod holes;
 mod losses;
 mod members;
 mod squeeze;

@@ -507,17 +507,21 @@ fn change(volume: &Volume, change: impl Fn(&mut crate::meta::Update)) {
     volume.meta.update(update).expect("changed");
 }
 
+/// Bytes a MiB at a time, each with its offset.
+fn in_parts(bytes: &[u8]) -> Vec<(u64, &[u8])> {
+    let parts = bytes.chunks(1 << 20).enumerate();
+    parts
+        .map(|(number, part)| ((number << 20) as u64, part))
+        .collect()
+}
+
 #[test]
 fn a_file_of_which_a_change_is_lost_is_not_read_and_nothing_of_it_is_removed() {
     let rig = Rig::new(3, "critical = \"2+1\"");
     let volume = rig.open();
     write_file(&volume, "f0", &noise(0, 3 << 20));
     let bytes = noise(5, 3 << 20);
-    let parts: Vec<(u64, &[u8])> = bytes
-        .chunks(1 << 20)
-        .enumerate()
-        .map(|(number, part)| ((number << 20) as u64, part))
-        .collect();
+    let parts = in_parts(&bytes);
     volume.sweeper.wait();
     let without = rig.occupied();
     let file = write_in_deltas(&volume, "holey", &parts);
@@ -662,11 +666,7 @@ fn a_file_of_which_a_change_is_lost_can_be_emptied() {
     let kept = noise(0, 3 << 20);
     write_file(&volume, "f0", &kept);
     let bytes = noise(5, 3 << 20);
-    let parts: Vec<(u64, &[u8])> = bytes
-        .chunks(1 << 20)
-        .enumerate()
-        .map(|(number, part)| ((number << 20) as u64, part))
-        .collect();
+    let parts = in_parts(&bytes);
     volume.sweeper.wait();
     let without = rig.occupied();
     let cut = Changes {

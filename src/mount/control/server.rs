@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ const STEP: Duration = Duration::from_millis(200);
 /// A listening socket. Removed when dropped.
 pub(crate) struct Server {
     path: PathBuf,
+    /// Which file it is.
+    socket: (u64, u64),
     shared: Arc<Shared>,
 }
 
@@ -90,6 +92,7 @@ impl Server {
         });
         let server = Server {
             path: path.to_owned(),
+            socket: identity_of(path)?,
             shared: shared.clone(),
         };
         thread::Builder::new()
@@ -118,10 +121,21 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A mount that came after this one was gone may have the same name by now. Its socket is another file: this one's is
+        // kept by the thread that listens.
+        if !identity_of(&self.path).is_ok_and(|socket| socket == self.socket) {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             debug!("cannot remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// The device and the number of a socket's file.
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
@@ -303,6 +317,18 @@ mod tests {
         let mut heard = Vec::new();
         let _ = stream.read_to_end(&mut heard);
         String::from_utf8(heard).unwrap()
+    }
+
+    #[test]
+    fn the_socket_of_a_later_mount_of_the_same_name_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, path) = server(directory.path());
+        let (later, same) = server(directory.path());
+        assert_eq!(path, same);
+        drop(first);
+        assert!(path.exists());
+        drop(later);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One of the two trees that get the same operations: carries one out, and tells all that came of it.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -53,6 +54,8 @@ struct Open {
     append: bool,
     /// It was opened for writing, or its opening made the file or emptied it: its close makes that true.
     commits: bool,
+    /// The file was changed by it, so that its close makes that true whoever else has the file open for writing.
+    changed: Cell<bool>,
 }
 
 impl Side {
@@ -98,10 +101,18 @@ impl Side {
     }
 
     /// The same, if the close of the slot makes true what was done to its file before. Any other reader's close promises
-    /// nothing, not even the times that were set meanwhile.
+    /// nothing, not even the times that were set meanwhile; nor does that of a writer who has changed nothing, beside
+    /// another one who may be in the middle of it.
     pub fn made_true_by_closing(&self, slot: usize) -> Option<PathBuf> {
-        let commits = self.slots[slot].as_ref()?.commits;
-        commits.then(|| self.path_of(slot)).flatten()
+        let open = self.slots[slot].as_ref()?;
+        let alone = || {
+            let number = file_number(open);
+            let others = (0..SLOTS).filter(|other| *other != slot);
+            let mut others = others.filter_map(|other| self.slots[other].as_ref());
+            !others.any(|other| other.commits && file_number(other) == number)
+        };
+        let promises = open.commits && (open.changed.get() || alone());
+        promises.then(|| self.path_of(slot)).flatten()
     }
 
     fn attempt(&mut self, operation: &Operation) -> io::Result<Outcome> {
@@ -127,7 +138,7 @@ impl Side {
                 to_at,
                 length,
             } => self.with(*from, |from| {
-                self.with(*to, |to| copy(from, to, *from_at, *to_at, *length))
+                self.change(*to, |to| copy(from, to, *from_at, *to_at, *length))
             }),
             Read { slot, at, length } => self.with(*slot, |open| read(open, *at, *length)),
             Write {
@@ -135,21 +146,21 @@ impl Side {
                 at,
                 length,
                 fill,
-            } => self.with(*slot, |open| write(open, *at, *length, *fill)),
+            } => self.change(*slot, |open| write(open, *at, *length, *fill)),
             MapRead { slot, at, length } => self.with(*slot, |open| map(open, *at, *length, None)),
             MapWrite {
                 slot,
                 at,
                 length,
                 fill,
-            } => self.with(*slot, |open| map(open, *at, *length, Some(*fill))),
-            Resize { slot, size } => self.with(*slot, |open| done(open.file.set_len(*size))),
+            } => self.change(*slot, |open| map(open, *at, *length, Some(*fill))),
+            Resize { slot, size } => self.change(*slot, |open| done(open.file.set_len(*size))),
             Allocate {
                 slot,
                 kind,
                 at,
                 length,
-            } => self.with(*slot, |open| {
+            } => self.change(*slot, |open| {
                 done(rustix::fs::fallocate(
                     &open.file,
                     flags(*kind),
@@ -286,6 +297,21 @@ impl Side {
         self.slots[slot].as_ref().map_or(Ok(Outcome::Nothing), act)
     }
 
+    /// The same for what changes the file where it succeeds.
+    fn change(
+        &self,
+        slot: usize,
+        act: impl FnOnce(&Open) -> io::Result<Outcome>,
+    ) -> io::Result<Outcome> {
+        self.with(slot, |open| {
+            let outcome = act(open)?;
+            if !matches!(outcome, Outcome::Nothing | Outcome::Bytes(0)) {
+                open.changed.set(true);
+            }
+            Ok(outcome)
+        })
+    }
+
     fn open(&mut self, slot: usize, path: &str, how: How) -> io::Result<Outcome> {
         // What was there is closed first, and its close must be the same on both sides too.
         if let Some(open) = self.slots[slot].take() {
@@ -323,9 +349,14 @@ impl Side {
             direct: how.direct,
             append: how.append,
             commits: made || how.write || how.truncate,
+            changed: Cell::new(made || how.truncate),
         });
         Ok(Outcome::Done)
     }
+}
+
+fn file_number(open: &Open) -> Option<u64> {
+    open.file.metadata().ok().map(|seen| seen.ino())
 }
 
 /// Whether it is a fifo, a socket or a device. Such are made and never opened: what comes then is not the filesystem's.

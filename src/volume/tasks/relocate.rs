@@ -5,7 +5,7 @@
 //!
 //! Before that commit only bytes are added that nothing refers to; after it the old ones are given back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::{Running, Walked};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, WindowNo};
 use crate::store::parity::PARITY_HEADER;
-use crate::store::{BlockRecord, Code, Source, WindowRecord};
+use crate::store::{BlockRecord, Code, Source, Takes, WindowRecord};
 use crate::volume::Volume;
 use crate::volume::commit::{Frozen, Purpose};
 use crate::volume::error::{Result, VolumeError};
@@ -143,7 +143,7 @@ impl Volume {
         if self.is_unsettled(&open, disk) {
             return Ok(Walked::Later);
         }
-        let mut numbers = Vec::new();
+        let mut numbers = VecDeque::new();
         let mut behind: Ends = HashMap::new();
         let reading = open.reading.read_recursive();
         self.frozen_view(&open).each_window(|record| {
@@ -152,7 +152,7 @@ impl Volume {
                 *known = end.max(*known);
             }
             if (plan.choose)(self, &record) != Wanted::Stay {
-                numbers.push(record.no);
+                numbers.push_back(record.no);
             }
             Ok(())
         })?;
@@ -166,7 +166,7 @@ impl Volume {
         let (batch, batch_anew) = (BATCH.max(share), anew_in_one.max(share));
         let (mut moved, mut anew) = (Vec::new(), BTreeSet::new());
         let (mut moved_bytes, mut anew_bytes) = (0, 0);
-        for no in numbers {
+        while let Some(no) = numbers.pop_front() {
             if running.ends() {
                 break;
             }
@@ -224,6 +224,17 @@ impl Volume {
                         }
                         Err(Stuck::Refused(error)) => {
                             drop(reading);
+                            // A disk that fails meanwhile is no place any more, and others may be.
+                            let ended = |(_, to): &(usize, DiskId)| {
+                                self.disks.takes_data(*to) == Takes::Nothing
+                            };
+                            if moves.iter().any(ended)
+                                && (plan.choose)(self, &record) != Wanted::Move(moves)
+                            {
+                                tracing::warn!(%error, "another place is looked for");
+                                numbers.push_front(no);
+                                continue;
+                            }
                             let entered = self.enter(&open, moved, &anew, plan, running)?;
                             tracing::warn!(%error, "a disk does not take what is moved to it");
                             running.problem(format!("{}: {error}", self.called(file)));

@@ -6,13 +6,14 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use crate::guests::image::Kernel;
+use crate::guests::image::{self, Kernel};
+use crate::guests::machine::Machine;
 use crate::guests::synthetic::Synthetic;
 use crate::guests::{Format, Scene, Work};
-use parsfs::guest::{ClassSet, PageClass, Tier};
-use parsfs::snapshot::Gpa;
+use parsfs::guest::{ClassSet, GuestError, PageClass, Tier};
+use parsfs::snapshot::{Gpa, TopTable};
 use parsfs::volume::Tiers;
-use parsfs::volume::look::{FileUse, Look, recognise};
+use parsfs::volume::look::{FileUse, Look, NoGuest, recognise};
 use serde_json::Value;
 
 /// Between the low memory of a PC and its first MiB lie video memory and ROMs, which a dump shows as the processor
@@ -98,6 +99,13 @@ fn are_the_same(scene: &Scene, cached: usize, anonymous: usize) {
             &differ[..differ.len().min(20)]
         );
         assert_eq!(raw.guest().unwrap().release, other.guest().unwrap().release);
+        assert_eq!(
+            other.snapshot().hints.tables.is_some(),
+            tells_registers(scene, format)
+        );
+        if tells_registers(scene, format) {
+            without_registers_that_walk_its_tables_no_kernel_runs(&scene.saved(format));
+        }
         let dump = format == Format::Elf;
         let worth = if dump {
             Tier::Critical
@@ -107,6 +115,75 @@ fn are_the_same(scene: &Scene, cached: usize, anonymous: usize) {
         assert_eq!(other.worth(PageClass::CacheClean), worth);
         assert_eq!(other.worth(PageClass::Free), Tier::Expendable);
         tiers_agree_with_uses(&other);
+    }
+}
+
+/// A core of an arm64 guest holds none that tell.
+fn tells_registers(scene: &Scene, format: Format) -> bool {
+    format != Format::Elf || !scene.setup.kernel.is_arm()
+}
+
+/// The same file if its processors were in firmware, without translation or with tables of its own: 8 MiB further on.
+fn without_registers_that_walk_its_tables_no_kernel_runs(path: &Path) {
+    let file = File::open(path).expect("the snapshot");
+    let found = recognise(&file, None).expect("a readable file");
+    let tables = found.hints.tables.clone().expect("what they walk");
+    assert!(!tables.is_empty(), "{}", path.display());
+    let further = |table: &TopTable| TopTable {
+        gpa: Gpa(table.gpa.0 + (8 << 20)),
+        ..*table
+    };
+    for tables in [Vec::new(), tables.iter().map(further).collect()] {
+        let mut snapshot = found.clone();
+        snapshot.hints.tables = Some(tables);
+        let look = Look::into(snapshot, &file, &|_| ()).expect("a readable file");
+        let wanted = NoGuest::NotFound(GuestError::NotRunning);
+        assert_eq!(look.guest().err(), Some(&wanted), "{}", path.display());
+        assert_eq!(
+            look.tiers(ClassSet::MENDABLE, false),
+            Tiers::All(parsfs::store::Tier::Critical)
+        );
+    }
+}
+
+/// A guest that was reset and has not booted anew: its kernel is whole in memory, and no processor runs it. Whatever the
+/// next system uses, nothing may be judged by the last one's word.
+#[test]
+fn a_guest_that_was_reset_has_no_kernel() {
+    let scene = Scene::new(Kernel::V6_12, Work::Mixed, "").ready();
+    let directory = tempfile::tempdir().expect("a directory");
+    let raw = look(&scene.setup.memory);
+    for format in [Format::Stream, Format::MappedRam, Format::Elf] {
+        let path = directory.path().join("reset");
+        let turn = image::exclusive("guest");
+        // The reset writes firmware into memory: into a copy of its own.
+        let setup = scene.setup_with(&scene.setup.memory, true);
+        let mut machine = Machine::load(&setup, &scene.state());
+        machine.reset();
+        match format {
+            Format::Stream => machine.save_all(&path, false),
+            Format::MappedRam => machine.save_all(&path, true),
+            Format::Elf => machine.dump(&path),
+        }
+        machine.quit();
+        drop(turn);
+        let reset = look(&path);
+        let wanted = NoGuest::NotFound(GuestError::NotRunning);
+        assert_eq!(reset.guest().err(), Some(&wanted), "{format:?}");
+        assert_eq!(
+            reset.tiers(ClassSet::MENDABLE, false),
+            Tiers::All(parsfs::store::Tier::Critical)
+        );
+        // It is the registers that tell: by its memory alone it would be believed.
+        let file = File::open(&path).expect("the snapshot");
+        let mut snapshot = recognise(&file, None).expect("a readable file");
+        snapshot.hints.tables = None;
+        let believed = Look::into(snapshot, &file, &|_| ()).expect("a readable file");
+        assert_eq!(
+            believed.guest().expect("a guest").release,
+            raw.guest().expect("a guest").release
+        );
+        fs::remove_file(&path).expect("the saved guest");
     }
 }
 

@@ -366,6 +366,25 @@ impl Machine {
         self.order("stop", json!({}));
     }
 
+    /// Resets a stopped guest, which stays stopped: at the first instruction of its firmware.
+    pub fn reset(&mut self) {
+        let order = json!({ "execute": "system_reset" }).to_string();
+        let (mut taken, mut done) = (false, false);
+        let both = self.send(order.as_bytes(), None).and_then(|()| {
+            // The answer and the word that it is done come in either order.
+            while !(taken && done) {
+                let awaited = |message: &Value| {
+                    message.get("return").is_some() || message["event"] == "RESET"
+                };
+                let message = self.reply(awaited)?;
+                done |= message.get("event").is_some();
+                taken |= message.get("return").is_some();
+            }
+            Ok(())
+        });
+        both.unwrap_or_else(|why| panic!("{why}"));
+    }
+
     /// Begins to save in some way.
     pub fn begin_save(&mut self, way: &Way) {
         self.set(way);

@@ -26,6 +26,12 @@ pub enum GuestError {
     /// A kernel that ran before a reboot is still whole, or a crash kernel runs beside the one that crashed.
     #[error("more than one kernel passes the checks, and which one runs is not known")]
     TwoKernels,
+    /// A kernel passed all checks, and no processor translates addresses by page tables that map it: it ran before a reboot,
+    /// and now runs firmware, a boot loader, another system, or a guest of the guest's own.
+    #[error(
+        "a kernel was found that no processor runs: the guest is in its firmware, was just booted, or runs another system"
+    )]
+    NotRunning,
     /// Copies of vmcoreinfo may stand in so many places that not all are looked at: one that is not may be the running kernel's.
     #[error(
         "vmcoreinfo may stand in more than {0} places, and not all of them are looked at: which kernel runs is not known"
@@ -61,7 +67,8 @@ impl GuestError {
             GuestError::NoMemmap | GuestError::TooManySections(_) => 4,
             GuestError::LayoutUnsure => 5,
             GuestError::MemmapContradicts { .. } => 6,
-            GuestError::TwoKernels | GuestError::TooManyPlaces(_) => 7,
+            GuestError::NotRunning => 7,
+            GuestError::TwoKernels | GuestError::TooManyPlaces(_) => 8,
         }
     }
 

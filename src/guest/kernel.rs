@@ -9,6 +9,10 @@ use super::vmcoreinfo::{self, Vmcoreinfo};
 /// Where x86_64 maps the kernel's image (`__START_KERNEL_map`).
 const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
 
+/// How many pages from `swapper_pg_dir` arm64's other tables of the kernel's half lie at most: `tramp_pg_dir` and
+/// `reserved_pg_dir` (`arch/arm64/kernel/vmlinux.lds.S`).
+const BESIDE: u64 = 8;
+
 /// `new_utsname` has 65 bytes a name; the release is the third.
 const RELEASE_IN_UTSNAME: u64 = 130;
 
@@ -20,6 +24,18 @@ pub struct Hints {
     pub vmcoreinfo: Vec<u64>,
     /// Whether memory is to be searched when the hinted places do not hold.
     pub only_hinted: bool,
+    /// By which page tables the processors translate addresses of the kernel: empty where none does, as in firmware.
+    /// None where that is not known: then a kernel is believed to run that does not.
+    pub tables: Option<Vec<TopTable>>,
+}
+
+/// The top page table that a register of a processor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopTable {
+    /// Its guest-physical address.
+    pub gpa: u64,
+    /// Whether the processor walks five levels from it (x86's LA57).
+    pub five_levels: bool,
 }
 
 /// A kernel that passed all checks.
@@ -45,25 +61,40 @@ impl Kernel {
     /// Tries the hinted places, then every page of memory. A reboot may leave a kernel behind that is whole, and nothing
     /// tells which of two is the running one: then there is none.
     pub(super) fn find(memory: &dyn GuestMemory, hints: &Hints) -> Result<Kernel, GuestError> {
-        match Kernel::only_one(memory, &hints.vmcoreinfo) {
+        let tables = hints.tables.as_deref();
+        match Kernel::only_one(memory, &hints.vmcoreinfo, tables) {
             Err(error) if error != GuestError::TwoKernels && !hints.only_hinted => {
                 let places = vmcoreinfo::search(memory);
-                let searched = places.and_then(|places| Kernel::only_one(memory, &places));
+                let searched = places.and_then(|places| Kernel::only_one(memory, &places, tables));
                 searched.map_err(|other| other.further(error))
             }
             found => found,
         }
     }
 
-    /// The kernel that all copies at these places are of, if they pass the checks.
-    fn only_one(memory: &dyn GuestMemory, places: &[u64]) -> Result<Kernel, GuestError> {
+    /// The kernel that all copies at these places are of, if they pass the checks. Copies of kernels of which it is known
+    /// that they do not run do not count.
+    fn only_one(
+        memory: &dyn GuestMemory,
+        places: &[u64],
+        walked: Option<&[TopTable]>,
+    ) -> Result<Kernel, GuestError> {
         let mut found: Option<Kernel> = None;
         let mut failure = GuestError::NoVmcoreinfo;
         for &gpa in places {
             let Some(info) = Vmcoreinfo::read(memory, gpa) else {
                 continue;
             };
-            match (Kernel::verify(memory, info, gpa), &found) {
+            let verified = Kernel::verify(memory, info, gpa).and_then(|kernel| {
+                let runs =
+                    |walked: &[TopTable]| walked.iter().any(|top| kernel.runs_by(memory, top));
+                if walked.is_none_or(runs) {
+                    Ok(kernel)
+                } else {
+                    Err(GuestError::NotRunning)
+                }
+            });
+            match (verified, &found) {
                 (Ok(kernel), None) => found = Some(kernel),
                 (Ok(kernel), Some(other)) if !kernel.is(other) => {
                     return Err(GuestError::TwoKernels);
@@ -134,6 +165,30 @@ impl Kernel {
             text,
             note,
         })
+    }
+
+    /// Whether a processor that translates by a table runs this kernel.
+    fn runs_by(&self, memory: &dyn GuestMemory, top: &TopTable) -> bool {
+        match self.arch() {
+            // Every program has tables of its own, which map the kernel as the kernel's own do.
+            Arch::X86_64 => {
+                let text = self.info.symbol("_stext");
+                let walks = self
+                    .tables
+                    .of_processor(top.gpa, top.five_levels)
+                    .into_iter();
+                let mut found = walks.flatten().filter_map(|tables| {
+                    let found = tables.translate(memory, text?)?;
+                    Some(found.gpa)
+                });
+                found.any(|gpa| gpa == self.text)
+            }
+            // The kernel's half has one table, and one beside it in the image while a program runs (KPTI).
+            Arch::Arm64 => {
+                let beside = BESIDE << self.page_shift;
+                self.tables.root().abs_diff(top.gpa) <= beside
+            }
+        }
     }
 
     /// The processor.

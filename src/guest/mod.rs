@@ -50,7 +50,7 @@ use shape::{CacheShape, ListsShape, PageShape};
 
 pub use class::{ClassSet, Classes, PageClass, Tier};
 pub use error::{GuestError, MendError};
-pub use kernel::{Hints, Kernel};
+pub use kernel::{Hints, Kernel, TopTable};
 pub use memory::{FlatMemory, GuestMemory, Layout};
 pub use mend::{Edit, Fill, Mend};
 pub use paging::Arch;

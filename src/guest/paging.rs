@@ -85,6 +85,22 @@ impl PageTables {
         })
     }
 
+    /// Tables of the same shape that an x86 processor translates by, as its register has it: while a program runs under page
+    /// table isolation that is the second of a pair, which maps hardly anything of the kernel, and the first is the kernel's.
+    pub fn of_processor(self, root: u64, five_levels: bool) -> [Option<PageTables>; 2] {
+        let root = root & !self.encryption;
+        let of = |root| {
+            let same = five_levels == (self.levels == 5);
+            same.then_some(PageTables { root, ..self })
+        };
+        [of(root), of(root & !0x1000)]
+    }
+
+    /// The guest-physical address of the top table.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
     /// The processor that reads these tables.
     pub fn arch(&self) -> Arch {
         self.arch

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod mend;
+mod running;
 
 use super::synthetic::{BASE, LISTS, MEMMAP, SECTIONS, Synthetic, VMCOREINFO, flag, word};
 use super::*;

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 use super::error::{Opaque, SnapshotError};
 use super::map::PageMap;
 use super::physical::{self, Stored};
+use super::processors;
 use super::recognise::{Architecture, Hints, NotePlace};
 use super::source::Reader;
 
@@ -96,6 +97,8 @@ const MANY: u16 = 0xffff;
 const MOST: u64 = 1 << 16;
 /// The bytes of notes that are looked through: a few KiB per CPU.
 const NOTES: usize = 16 << 20;
+/// A core has one header of notes.
+const NOTES_MOST: u32 = 4;
 
 /// What the two sizes of header have in common.
 struct Head {
@@ -133,7 +136,15 @@ pub(super) fn read(reader: &Reader<'_>, head: &[u8]) -> Result<Core, SnapshotErr
         return Ok(Err(malformed(0, "too many program headers")));
     }
     let mut ranges = Vec::new();
-    let mut note = None;
+    let mut hints = Hints {
+        architecture: match head.machine {
+            62 | 3 => Some(Architecture::X86),
+            183 => Some(Architecture::Arm64),
+            _ => None,
+        },
+        ..Hints::default()
+    };
+    let mut notes = 0;
     for index in 0..head.count {
         let at = head.programs.checked_add(index * head.program_size);
         let Some(program) = at
@@ -147,19 +158,15 @@ pub(super) fn read(reader: &Reader<'_>, head: &[u8]) -> Result<Core, SnapshotErr
         };
         match program.0 {
             LOAD => ranges.push(program.1),
-            NOTE if note.is_none() => note = vmcoreinfo(reader, program.1)?,
+            NOTE => {
+                notes += 1;
+                if notes <= NOTES_MOST {
+                    read_notes(reader, program.1, &mut hints)?;
+                }
+            }
             _ => {}
         }
     }
-    let hints = Hints {
-        architecture: match head.machine {
-            62 | 3 => Some(Architecture::X86),
-            183 => Some(Architecture::Arm64),
-            _ => None,
-        },
-        vmcoreinfo: note,
-        ..Hints::default()
-    };
     Ok(physical::map(ranges, reader.length()).map(|map| (map, hints)))
 }
 
@@ -240,28 +247,36 @@ fn program(
     }
 }
 
-/// Finds the note whose name is VMCOREINFO.
-fn vmcoreinfo(reader: &Reader<'_>, range: Stored) -> Result<Option<NotePlace>, SnapshotError> {
+/// Takes what the notes tell: VMCOREINFO, and the processors of an x86 guest.
+fn read_notes(reader: &Reader<'_>, range: Stored, hints: &mut Hints) -> Result<(), SnapshotError> {
     let length = usize::try_from(range.length)
         .unwrap_or(usize::MAX)
         .min(NOTES);
     let notes = reader.up_to(range.file, length)?;
+    let mut processors = Vec::new();
     let mut rest = notes.as_slice();
     while let Ok((note, body)) = Note::read_from_prefix(rest) {
         let name_size = note.name_size.get() as usize;
         let content_at = name_size.next_multiple_of(4);
         let content_size = note.content_size.get() as usize;
         let (Some(name), Some(content)) = (body.get(..name_size), body.get(content_at..)) else {
-            return Ok(None);
+            break;
         };
-        if name.strip_suffix(b"\0").unwrap_or(name) == b"VMCOREINFO" {
-            let offset = range.file + (notes.len() - content.len()) as u64;
-            let length = content_size.min(content.len()) as u64;
-            return Ok(Some(NotePlace::File { offset, length }));
+        match name.strip_suffix(b"\0").unwrap_or(name) {
+            b"VMCOREINFO" if hints.vmcoreinfo.is_none() => {
+                let offset = range.file + (notes.len() - content.len()) as u64;
+                let length = content_size.min(content.len()) as u64;
+                hints.vmcoreinfo = Some(NotePlace::File { offset, length });
+            }
+            b"QEMU" if hints.architecture == Some(Architecture::X86) => {
+                processors.extend(processors::of_note(content));
+            }
+            _ => {}
         }
         rest = content
             .get(content_size.next_multiple_of(4)..)
             .unwrap_or_default();
     }
-    Ok(None)
+    hints.tables = processors::together(processors.into_iter()).or(hints.tables.take());
+    Ok(())
 }

@@ -17,6 +17,7 @@
 //! kept                 the map as bytes, to be kept with the file
 //! index, pieces, map   the questions: address to place, file range to pieces, pages by address
 //! layout, ram_blocks   candidates for where RAM is in the guest, to be confirmed by the guest
+//! processors           the page tables that the guest's processors walk
 //! ```
 //!
 //! Everything read here may have been made to harm: no count or length is believed before it is compared with
@@ -49,6 +50,7 @@ mod map;
 mod mapped_ram;
 mod physical;
 mod pieces;
+mod processors;
 mod qemu;
 mod ram_blocks;
 mod raw;
@@ -70,6 +72,7 @@ pub use layout::{Layout, RamRange};
 pub use libvirt::{Declared, payload as libvirt_payload};
 pub use map::{AddressRun, Addresses, Block, Content, Counts, PageMap, Place};
 pub use pieces::{Piece, PieceKind, Pieces};
+pub use processors::TopTable;
 pub use recognise::{
     Architecture, Contents, Format, HEAD, Hints, MAP_LIMIT, NotePlace, Snapshot, format_by_head,
     index, index_within, may_have_pages,

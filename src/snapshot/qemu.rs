@@ -7,6 +7,7 @@ use super::address::Gpa;
 use super::error::{Opaque, SnapshotError};
 use super::map::PageMap;
 use super::mapped_ram;
+use super::processors;
 use super::recognise::{Architecture, Hints, NotePlace};
 use super::runs::RunLog;
 use super::source::Reader;
@@ -83,10 +84,12 @@ pub(super) fn map(
     let layouts = parsed.blocks.layouts(parsed.machine, parsed.page_size);
     let map = PageMap::new(log, blocks, layouts, deltas, reader.length());
     let map = map.ok_or(Opaque::Unknown);
+    let state = reader.up_to(parsed.tail, TAIL)?;
     let hints = Hints {
         machine: (!parsed.machine.is_empty()).then(|| parsed.machine.to_owned()),
         architecture: architecture(parsed.machine),
-        vmcoreinfo: vmcoreinfo(&reader.up_to(parsed.tail, TAIL)?),
+        vmcoreinfo: vmcoreinfo(&state),
+        tables: processors::of_device_state(&state),
     };
     Ok(map.map(|map| (map, hints)))
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use super::address::Gpa;
 use super::error::{Opaque, SnapshotError};
 use super::map::PageMap;
+use super::processors::TopTable;
 use super::source::{ByteSource, Reader};
 use super::stream::{MAGIC, Stream};
 use super::{elf, foreign, kdump, libvirt, lime, qemu, raw};
@@ -134,6 +135,9 @@ pub struct Hints {
     pub architecture: Option<Architecture>,
     /// Where VMCOREINFO is.
     pub vmcoreinfo: Option<NotePlace>,
+    /// By which page tables the guest's processors translate addresses of its kernel: empty where none does, as in
+    /// firmware. None where the file does not tell.
+    pub tables: Option<Vec<TopTable>>,
 }
 
 /// What is in the file.

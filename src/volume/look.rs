@@ -24,6 +24,7 @@ use self::view::View;
 use super::tiers::Tiers;
 use crate::guest::{
     Arch, ClassSet, Classes, Guest, GuestError, GuestMemory, Hints, PageClass, Tier as Worth,
+    TopTable,
 };
 use crate::snapshot::{
     self, ByteSource, Format, NotePlace, Opaque, PageMap, Snapshot, SnapshotError, cloud_hypervisor,
@@ -316,6 +317,8 @@ impl Look {
         let hints = Hints {
             vmcoreinfo: vec![found.note],
             only_hinted: true,
+            // It was found to run, or believed to, when the file was looked at.
+            tables: None,
         };
         let guest = Guest::find(&view, &hints).ok()?;
         Some(ask(&guest, classes))
@@ -368,6 +371,13 @@ fn find(
     let hints = Hints {
         vmcoreinfo: notes,
         only_hinted: true,
+        tables: snapshot.hints.tables.as_ref().map(|tables| {
+            let known = |table: &snapshot::TopTable| TopTable {
+                gpa: table.gpa.0,
+                five_levels: table.five_levels,
+            };
+            tables.iter().map(known).collect()
+        }),
     };
     let views: Vec<View<'_>> = maps.into_iter().map(|map| View::new(map, source)).collect();
     let candidates = views.iter().map(|view| view as &dyn GuestMemory);

@@ -54,6 +54,7 @@ fn hinted() -> Hints {
     Hints {
         vmcoreinfo: vec![VMCOREINFO],
         only_hinted: true,
+        tables: None,
     }
 }
 

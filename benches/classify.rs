@@ -140,6 +140,7 @@ impl Subject {
         Hints {
             vmcoreinfo: places,
             only_hinted: true,
+            tables: None,
         }
     }
 }

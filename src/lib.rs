@@ -10,7 +10,7 @@
 //! volume                                what a file is: names, handles, extents, commits, reading
 //! snapshot   guest   store   meta       formats | pages | where bytes rest | what is committed
 //! disk       config                     one backing store that can fail alone | the TOML
-//! ids   sys                             the newtypes that rooms hand to each other | the only unsafe code
+//! ids   sys   queue   threads           the newtypes that rooms hand to each other | the only unsafe code | helpers of threads
 //! ```
 //!
 //! `docs/architecture.md` tells how they work together and why.
@@ -29,4 +29,5 @@ mod queue;
 pub mod snapshot;
 pub mod store;
 mod sys;
+mod threads;
 pub mod volume;

@@ -18,6 +18,7 @@ use super::layer::Layer;
 use super::table::Key;
 use super::view::View;
 use crate::ids::VolumeId;
+use crate::threads::side_by_side;
 
 /// A part of an image is about this long. Bytes.
 pub(super) const PART: usize = 256 << 10;
@@ -82,28 +83,15 @@ impl Inner {
             mark,
         };
         let online: Vec<_> = self.online().collect();
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let running: Vec<_> = online
-                .iter()
-                .map(|replica| {
-                    let frozen = &frozen;
-                    let work = scope.spawn(move || -> Result<Snapshot> {
-                        let database = replica.database()?;
-                        database.must_be_at(base)?;
-                        frozen.newest(|changes| database.apply(changes, Some(state)))?;
-                        database.snapshot()
-                    });
-                    (replica, work)
-                })
-                .collect();
-            running
-                .into_iter()
-                .map(|(replica, work)| (replica, work.join()))
-                .collect()
+        let results = side_by_side(online.clone(), |replica| -> Result<Snapshot> {
+            let database = replica.database()?;
+            database.must_be_at(base)?;
+            frozen.newest(|changes| database.apply(changes, Some(state)))?;
+            database.snapshot()
         });
         let mut good = Vec::new();
         let mut broken = Vec::new();
-        for (replica, result) in results {
+        for (replica, result) in std::iter::zip(online, results) {
             let result = result.unwrap_or_else(|_| {
                 Err(MetaError::Database {
                     disk: replica.disk.name().to_owned(),

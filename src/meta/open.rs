@@ -27,6 +27,7 @@ use super::table::{Key, Value};
 use super::update::Update;
 use crate::disk::{Disk, DiskError, ObjectName};
 use crate::ids::{DiskId, Epoch, VolumeId};
+use crate::threads::side_by_side;
 
 /// How much of an object is read at once. Bytes.
 const READ: u64 = 1 << 20;
@@ -347,28 +348,21 @@ fn look_at_all(disks: &Disks, options: &Options, read_only: bool) -> Vec<Found> 
             .map(|(id, disk)| (*id, look(*id, disk, options.volume, true)))
             .collect()
     } else {
-        std::thread::scope(|scope| {
-            let running: Vec<_> = here
-                .iter()
-                .map(|(id, disk)| {
-                    let look = move || look(*id, disk, options.volume, false);
-                    (*id, disk, scope.spawn(look))
-                })
-                .collect();
-            running
-                .into_iter()
-                .map(|(id, disk, look)| {
-                    let found = look.join().unwrap_or_else(|_| {
-                        Err(MetaError::Database {
-                            disk: disk.name().to_owned(),
-                            what: "open",
-                            why: "it is damaged".to_owned(),
-                        })
-                    });
-                    (id, found)
-                })
-                .collect()
-        })
+        let looks = side_by_side(here.clone(), |(id, disk)| {
+            look(id, disk, options.volume, false)
+        });
+        std::iter::zip(here, looks)
+            .map(|((id, disk), found)| {
+                let damaged = |_| {
+                    Err(MetaError::Database {
+                        disk: disk.name().to_owned(),
+                        what: "open",
+                        why: "it is damaged".to_owned(),
+                    })
+                };
+                (id, found.unwrap_or_else(damaged))
+            })
+            .collect()
     };
     let mut all = Vec::new();
     for (id, result) in results {

@@ -20,6 +20,7 @@ use crate::meta::{PunchKey, Records};
 use crate::store::manifest::{Manifest, ManifestRef, ManifestWriter, Totals};
 use crate::store::parity::PARITY_HEADER;
 use crate::store::{BEYOND, Extent, Source, WindowRecord};
+use crate::threads::side_by_side;
 
 /// Bytes of a file whose extents are looked at together.
 pub(super) const STEP: u64 = 256 << 20;
@@ -192,28 +193,18 @@ impl Volume {
 
     /// Makes the copies of a manifest durable; enough of them must succeed for the policy's losses.
     fn sync_copies(&self, file: &OpenFile, copies: Vec<(DiskId, Box<dyn Appender>)>) -> Result<()> {
-        let synced: Vec<crate::disk::Result<bool>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = copies
-                .into_iter()
-                .map(|(disk, mut appender)| {
-                    scope.spawn(move || {
-                        let medium = self.disks.get(disk);
-                        let result = appender
-                            .sync()
-                            .and_then(|()| medium.map_or(Ok(()), |medium| medium.sync_names()));
-                        match result {
-                            Err(error) if !self.disks.hold_against(disk, &error) => Err(error),
-                            result => Ok(result.is_ok()),
-                        }
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or(Ok(false)))
-                .collect()
+        let synced = side_by_side(copies, |(disk, mut appender)| {
+            let medium = self.disks.get(disk);
+            let result = appender
+                .sync()
+                .and_then(|()| medium.map_or(Ok(()), |medium| medium.sync_names()));
+            match result {
+                Err(error) if !self.disks.hold_against(disk, &error) => Err(error),
+                result => Ok(result.is_ok()),
+            }
         });
-        let synced: Vec<bool> = synced.into_iter().collect::<crate::disk::Result<_>>()?;
+        let synced = synced.into_iter().map(|done| done.unwrap_or(Ok(false)));
+        let synced: Vec<bool> = synced.collect::<crate::disk::Result<_>>()?;
         let good = synced.into_iter().filter(|&good| good).count();
         if good > usize::from(self.pipeline.policy.critical.m) {
             return Ok(());

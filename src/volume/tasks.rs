@@ -7,6 +7,7 @@ mod hollow;
 mod rebalance;
 mod record;
 mod relocate;
+mod running;
 mod scrub;
 mod squeeze;
 #[cfg(test)]
@@ -19,12 +20,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 pub use record::{TaskKind, TaskState, TaskStatus};
+pub(super) use running::{Running, Walked};
 pub(super) use squeeze::Squeezer;
 
-use self::throttle::Throttle;
 use super::Volume;
 use super::error::{Result, VolumeError};
 use crate::ids::{DiskId, FileId};
@@ -52,9 +53,6 @@ const AGAIN: Duration = Duration::from_secs(600);
 /// Tasks that have ended and can still be asked for by their numbers: whoever waits for one asks several times a second.
 const PAST: usize = 16;
 
-/// Problems that are told one by one.
-const PROBLEMS: usize = 100;
-
 /// The task that runs, and the last one.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
@@ -79,109 +77,6 @@ struct Tried {
     until: Instant,
 }
 
-/// A task under way.
-#[derive(Debug)]
-pub(super) struct Running {
-    status: Mutex<TaskStatus>,
-    ended: Condvar,
-    /// An administrator wants it to end.
-    cancelled: AtomicBool,
-    /// The volume is closed; the next mount goes on.
-    stopped: AtomicBool,
-    throttle: Throttle,
-    begun: Instant,
-    /// Seconds that it ran in earlier mounts.
-    before: f64,
-    /// Bytes walked over in earlier mounts.
-    done_before: u64,
-    kept: Mutex<Instant>,
-    reads: AtomicU64,
-}
-
-/// What came of one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Walked {
-    /// All that there was to do.
-    Done,
-    /// It is being written: what is left is for later.
-    Later,
-}
-
-impl Running {
-    fn new(status: TaskStatus) -> Running {
-        Running {
-            throttle: Throttle::new(status.rate),
-            before: status.seconds,
-            done_before: status.bytes_done,
-            status: Mutex::new(status),
-            ended: Condvar::new(),
-            cancelled: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
-            begun: Instant::now(),
-            kept: Mutex::new(Instant::now()),
-            reads: AtomicU64::new(0),
-        }
-    }
-
-    /// Of work like a task's that nobody began, and that is not kept.
-    fn of_no_task(what: &str) -> Running {
-        let status = TaskStatus::new(
-            TaskKind::Rebalance {},
-            what.to_owned(),
-            None,
-            Timestamp::now().seconds,
-        );
-        Running::new(status)
-    }
-
-    fn is_over(&self) -> bool {
-        self.status.lock().state != TaskState::Running
-    }
-
-    /// Whether it is to end now.
-    pub(super) fn ends(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire)
-    }
-
-    /// Notes what was done.
-    pub(super) fn note(&self, note: impl FnOnce(&mut TaskStatus)) {
-        note(&mut self.status.lock());
-    }
-
-    /// Notes what could not be done.
-    pub(super) fn problem(&self, what: String) {
-        tracing::warn!(what, "a task met with a problem");
-        let mut status = self.status.lock();
-        status.problem_count += 1;
-        if status.problems.len() < PROBLEMS {
-            status.problems.push(what);
-        }
-    }
-
-    /// Waits as the rate wants it after so many bytes, and makes way for programs that read.
-    pub(super) fn pace(&self, volume: &Volume, bytes: u64, took: Duration) {
-        let reads = volume.disks.reads();
-        if self.reads.swap(reads, Ordering::Relaxed) != reads {
-            std::thread::sleep(took.min(Duration::from_millis(100)));
-        }
-        self.throttle.spend(bytes, &|| self.ends());
-    }
-
-    /// The status as of now.
-    fn status(&self) -> TaskStatus {
-        let mut status = self.status.lock().clone();
-        if status.state == TaskState::Running {
-            let here = self.begun.elapsed().as_secs_f64();
-            status.seconds = self.before + here;
-            let done = status.bytes_done.saturating_sub(self.done_before) as f64;
-            status.bytes_per_second = if here > 0.0 { (done / here) as u64 } else { 0 };
-            let left = status.bytes_total.saturating_sub(status.bytes_done);
-            status.seconds_left = left.checked_div(status.bytes_per_second);
-        }
-        status
-    }
-}
-
 impl Volume {
     /// Begins a task. One runs at a time; a rebuild that the volume began by itself makes way.
     pub(super) fn begin_task(
@@ -202,14 +97,32 @@ impl Volume {
         warnings: Vec<String>,
     ) -> Result<TaskStatus> {
         self.check_writable()?;
-        if kind != (TaskKind::Rebuild {}) {
-            self.end_rebuild();
-        }
+        let begins_by_itself = kind == (TaskKind::Rebuild {});
         let status = TaskStatus {
             warnings,
             ..TaskStatus::new(kind, what, rate, Timestamp::now().seconds)
         };
-        self.launch(status)
+        loop {
+            if !begins_by_itself {
+                self.end_rebuild();
+            }
+            match self.launch(status.clone()) {
+                // The volume was quicker, and has begun another rebuild.
+                Err(error) if error.errno() == libc::EBUSY && !begins_by_itself => {
+                    if self.runs_what_was_asked_for() {
+                        return Err(error);
+                    }
+                }
+                launched => return launched,
+            }
+        }
+    }
+
+    /// Whether a task is under way that an administrator began.
+    fn runs_what_was_asked_for(&self) -> bool {
+        let now = self.tasks.now.lock();
+        let running = now.as_ref().filter(|running| !running.is_over());
+        running.is_some_and(|running| running.status.lock().kind != (TaskKind::Rebuild {}))
     }
 
     fn launch(&self, mut status: TaskStatus) -> Result<TaskStatus> {

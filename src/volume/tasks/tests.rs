@@ -229,6 +229,32 @@ fn a_disk_that_fails_and_comes_back_while_it_is_rebuilt_is_rebuilt_again() {
 
 /// Whoever waits for a task hears of its end, though the next begins before he asks.
 #[test]
+fn a_rebuild_that_begins_by_itself_keeps_no_task_of_an_administrators_from_beginning() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    let begin = |kind| volume.begin_task(kind, "a test".into(), None);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let _ = begin(TaskKind::Rebuild {});
+            }
+        });
+        let all: Result<Vec<TaskStatus>> = (0..30)
+            .map(|_| {
+                let begun = begin(TaskKind::Scrub {})?;
+                while volume.task_of(begun.number)?.state == TaskState::Running {
+                    std::thread::yield_now();
+                }
+                Ok(begun)
+            })
+            .collect();
+        done.store(true, Ordering::Release);
+        assert_eq!(all.expect("all of them begin").len(), 30);
+    });
+}
+
+#[test]
 fn a_task_is_told_of_by_its_number_when_another_has_begun() {
     let lacking = Lacking::new(4, "2+2");
     let volume = &lacking.volume;

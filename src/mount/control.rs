@@ -2,6 +2,7 @@
 //! request. The socket is named after the volume and the mount's device, which stat(2) of any file in the mount tells.
 
 pub mod client;
+mod litter;
 pub mod server;
 pub mod tasks;
 

@@ -15,7 +15,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use tracing::{debug, warn};
 
-use super::{Identity, REQUEST_MAX, Request, Response, ending, make_runtime_directory, user};
+use super::{
+    Identity, REQUEST_MAX, Request, Response, ending, litter, make_runtime_directory, user,
+};
 use crate::ids::FileId;
 use crate::mount::error::MountError;
 use crate::volume::Volume;
@@ -68,6 +70,7 @@ impl Server {
             what: "make the directory of control sockets".to_string(),
             source,
         })?;
+        litter::remove(&directory);
         let path = directory.join(format!("{}{}", identity.volume, ending(device)));
         let answer = Box::new(move |request: &Request| answer(&volume, &identity, request));
         Self::listen(answer, &path).map_err(|source| MountError::Io {

@@ -104,12 +104,15 @@ impl Inner {
                 Err(error) => broken.push((replica, error)),
             }
         }
-        let own = |error: &MetaError| error.is_own().then(|| error.clone());
-        if let Some(error) = broken.iter().find_map(|(_, error)| own(error)) {
-            return Err(self.put_off(error));
-        }
         let mut failed = None;
+        // What this process may not have: no disk is to blame for it. One that lags behind for it is found not to be at the
+        // base by the next checkpoint, and made anew.
+        let mut own = None;
         for (replica, error) in broken {
+            if error.is_own() {
+                own = Some(error);
+                continue;
+            }
             // The journal has it all, and so have the other databases: a damaged one is no loss.
             let mut own_trouble = None;
             let again = good.iter().any(|good| match replica.rebuild(good, state) {
@@ -128,8 +131,9 @@ impl Inner {
                     "its metadata database was damaged and is made anew"
                 ),
                 false => {
-                    if let Some(own) = own_trouble {
-                        return Err(self.put_off(own));
+                    if own_trouble.is_some() {
+                        own = own_trouble;
+                        continue;
                     }
                     // The next transaction begins a generation without this disk.
                     self.leave_out(replica.id, &error);
@@ -138,11 +142,13 @@ impl Inner {
             }
         }
         match (good.into_iter().next(), failed) {
+            // Those that have it all are the base from now on: from the old one nothing would lead on to them.
             (Some(snapshot), _) => {
                 let mut state = self.state.write();
                 state.base = Arc::new(snapshot);
                 state.frozen = None;
             }
+            (None, _) if own.is_some() => self.put_off(),
             (None, failed) => {
                 let error = failed.unwrap_or(MetaError::TooFewDisks {
                     online: 0,
@@ -155,17 +161,15 @@ impl Inner {
         for replica in self.replicas.read().iter() {
             replica.close_if_idle();
         }
-        Ok(())
+        own.map_or(Ok(()), Err)
     }
 
-    /// No disk is to blame that the databases do not have it all: the journals have, and another checkpoint will bring them up.
-    /// Those that came further than the others are made anew then.
-    fn put_off(&self, error: MetaError) -> MetaError {
+    /// No database has it all, and no disk is to blame: the journals have it, and another checkpoint will bring them up.
+    fn put_off(&self) {
         let mut state = self.state.write();
         if let Some(frozen) = state.frozen.take() {
             state.current = Arc::new(Layer::joined(&frozen, &state.current));
         }
-        error
     }
 
     /// Begins a new journal with an image of the databases, which are at `commit`'s mark.

@@ -60,10 +60,11 @@ pub enum DiskError {
         /// What was asked.
         what: &'static str,
     },
-    /// This process may open no further file, or the machine has no memory left for it. The disk is well.
+    /// This process may open no further file or have no further thread, or the machine has no memory left for it. The disk is
+    /// well.
     #[error(
         "disk {disk}: {what}: {source}; the disk is not to blame, the limits of this process or machine are: allow more \
-         open files (ulimit -Hn, LimitNOFILE=) or free memory"
+         open files (ulimit -Hn, LimitNOFILE=) or threads (TasksMax=), or free memory"
     )]
     Exhausted {
         /// The disk's name.

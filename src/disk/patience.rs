@@ -89,15 +89,25 @@ impl Patience {
         let work = &self.0.work;
         let pending = work.pending.fetch_add(1, Ordering::AcqRel) + 1;
         let threads = work.threads.load(Ordering::Acquire);
+        let mut some = threads > 0;
         if pending > threads && threads < THREADS {
-            self.start();
+            some |= self.start();
         }
-        if let Err(request) = work.queue.push(request) {
+        // Where not one thread can be had, whoever asks does it, however long that takes.
+        let left = match some {
+            true => work.queue.push(request).err(),
+            false => Some(request),
+        };
+        if let Some(request) = left {
             request(&*self.0.disk);
+            if !some {
+                work.pending.fetch_sub(1, Ordering::AcqRel);
+            }
         }
     }
 
-    fn start(&self) {
+    /// Begins one more thread; says whether there is one.
+    fn start(&self) -> bool {
         let (disk, work) = (Arc::clone(&self.0.disk), Arc::clone(&self.0.work));
         let started = std::thread::Builder::new()
             .name(format!("ask {}", disk.name()))
@@ -110,8 +120,12 @@ impl Patience {
         match started {
             Ok(_) => {
                 self.0.work.threads.fetch_add(1, Ordering::AcqRel);
+                true
             }
-            Err(error) => tracing::warn!(%error, "no further thread to ask a disk with"),
+            Err(error) => {
+                tracing::warn!(%error, "no further thread to ask a disk with");
+                false
+            }
         }
     }
 }

@@ -124,7 +124,8 @@ pub enum MetaError {
     NumbersUsedUp,
     /// The volume's epochs are used up.
     #[error(
-        "the volume's transactions have come to the highest number there is, which only damage can have made: take out the          disk whose metadata says so and mount without it"
+        "the volume's transactions have come to the highest number there is, which only damage can have made: take out the \
+         disk whose metadata says so and mount without it"
     )]
     EpochsUsedUp,
 }

@@ -187,7 +187,7 @@ impl Meta {
         let here = disks.iter().filter(|(_, disk)| disk.is_some()).count();
         let too_few = |here: usize| 2 * here < count && !options.force;
         let read_only = options.read_only || too_few(here);
-        let mut found = look_at_all(&disks, &options, read_only);
+        let mut found = look_at_all(&disks, &options, read_only)?;
         // Some of them may not have answered.
         let read_only = read_only || too_few(found.len());
         if rescue.is_some() && too_few(found.len()) {
@@ -239,7 +239,7 @@ impl Meta {
                     // A record that was there a moment ago cannot be read again. What was begun meanwhile is looked at
                     // anew, with no database open.
                     found.clear();
-                    found = look_at_all(&disks, &options, read_only);
+                    found = look_at_all(&disks, &options, read_only)?;
                     let mark = save(&mut found, &disks, volume, report)?;
                     (mark, None, salvaged(&found)?)
                 }
@@ -336,8 +336,9 @@ enum Reachable {
     Salvaged(Mark),
 }
 
-/// Looks at all disks side by side; tells of those that do not answer.
-fn look_at_all(disks: &Disks, options: &Options, read_only: bool) -> Vec<Found> {
+/// Looks at all disks side by side; tells of those that do not answer. What this process may not have is an error: no disk
+/// is to be left out for it, for a faulty disk stays out of later mounts too.
+fn look_at_all(disks: &Disks, options: &Options, read_only: bool) -> Result<Vec<Found>> {
     let here: Vec<(DiskId, &Arc<dyn Disk>)> = disks
         .iter()
         .filter_map(|(id, disk)| Some((*id, disk.as_ref()?)))
@@ -368,13 +369,14 @@ fn look_at_all(disks: &Disks, options: &Options, read_only: bool) -> Vec<Found> 
     for (id, result) in results {
         match result {
             Ok(found) => all.push(found),
+            Err(error) if error.is_own() => return Err(error),
             Err(error) => {
                 tracing::error!(disk = %id, %error, "a disk's metadata cannot be read");
                 (options.on_disk_failed)(id, &error);
             }
         }
     }
-    all
+    Ok(all)
 }
 
 /// Brings the other disks' databases and all journals to the mark. Gives the disks that are well.
@@ -421,17 +423,25 @@ fn bring_up(
                 }
                 well.push(disk);
             }
+            Err(error) if error.is_own() => return Err(error),
             Err(error) => failed(disk.id, &error),
         }
     }
     let mut broken = Vec::new();
-    let mut last = None;
+    let (mut last, mut own) = (None, None);
     let mut note = |id: DiskId, error: MetaError| {
+        if error.is_own() {
+            own = Some(error);
+            return;
+        }
         failed(id, &error);
         broken.push(id);
         last = Some(error);
     };
     let commit = open_journals(&well, found, plan, mark, &first.1, volume, &mut note)?;
+    if let Some(error) = own {
+        return Err(error);
+    }
     let well = well.into_iter().map(|disk| disk.id);
     let well: Vec<DiskId> = well.filter(|disk| !broken.contains(disk)).collect();
     match last {

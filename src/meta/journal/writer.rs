@@ -109,7 +109,7 @@ impl Journal {
                     let _ = request.answer.send((id, result));
                 }
             })
-            .map_err(|source| DiskError::Io {
+            .map_err(|source| DiskError::Exhausted {
                 disk: name,
                 what: "start the thread that writes its journal".to_owned(),
                 source,

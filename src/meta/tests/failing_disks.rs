@@ -436,3 +436,63 @@ fn a_disk_that_joins_is_filled_from_another_where_the_first_does_not_answer() {
     }
     assert!(injected > 0);
 }
+
+/// A disk whose database this process may not open lags behind a checkpoint, and then fails: the others go on.
+#[test]
+fn a_disk_that_fails_after_a_checkpoint_was_put_off_takes_no_other_with_it() {
+    let media = volume(3);
+    let (disks_now, plans) = faulty(&media);
+    let (options, told) = telling();
+    let meta = Meta::open(disks_now, options).unwrap();
+    set(&meta, "a", "1");
+    meta.checkpoint().unwrap();
+    let opens = Operations::of(&[Operation::RandomOpen]);
+    plans[1].add(Rule::new(opens, When::Always, Fault::Exhausted));
+    set(&meta, "a", "2");
+    assert!(meta.checkpoint().unwrap_err().is_own());
+    assert_eq!(told.lock().len(), 0);
+    plans[1].die();
+    set(&meta, "b", "1");
+    meta.sync().unwrap();
+    meta.checkpoint().unwrap();
+    set(&meta, "c", "1");
+    meta.checkpoint().unwrap();
+    assert_eq!(meta.online(), [DiskId(0), DiskId(2)]);
+    meta.close().unwrap();
+    drop(meta);
+    for one in [0, 2] {
+        let alone = Options {
+            read_only: true,
+            ..super::options()
+        };
+        let after = Meta::open(some(&media, &[one]), alone).unwrap();
+        let all = ["a", "b", "c"].map(|name| get(&after, name));
+        let all: Vec<_> = all.iter().map(|value| value.as_deref()).collect();
+        assert_eq!(all, [Some("2"), Some("1"), Some("1")]);
+    }
+}
+
+/// A disk that is left out at an open is faulty from then on, in later mounts too.
+#[test]
+fn what_this_process_may_not_have_ends_an_open_and_harms_no_disk() {
+    for operation in [Operation::RandomOpen, Operation::Create, Operation::List] {
+        let media = volume(3);
+        let meta = open(&media);
+        set(&meta, "a", "1");
+        meta.close().unwrap();
+        drop(meta);
+        let (disks_now, plans) = faulty(&media);
+        let operations = Operations::of(&[operation]);
+        plans[1].add(Rule::new(operations, When::Always, Fault::Exhausted));
+        let (options, told) = telling();
+        match Meta::open(disks_now, options) {
+            Err(error) => assert!(error.is_own(), "{operation:?}: {error}"),
+            // Not asked for here.
+            Ok(meta) => assert_eq!(meta.online().len(), 3, "{operation:?}"),
+        }
+        assert_eq!(told.lock().len(), 0, "{operation:?}");
+        let again = open(&media);
+        assert_eq!(get(&again, "a").as_deref(), Some("1"));
+        assert_eq!(again.online().len(), 3);
+    }
+}

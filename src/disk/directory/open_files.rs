@@ -1,5 +1,8 @@
 //! The files that are open for reading: a bounded number, the least recently used closed first, and more of them when
 //! this process may open no further file. Knows nothing of what they hold.
+//!
+//! A close may be work for the disk, which frees what a removed file had, and a disk may hang in it: no file is closed under
+//! the lock that every reader of the disk takes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -78,12 +81,18 @@ impl OpenFiles {
         };
         // Not under the lock: a slow disk must not hold up readers of files that are open.
         let file = Arc::new(self.with_room(open)?);
+        let mut closed = Vec::new();
         let mut state = self.state.lock();
         if state.forgotten == forgotten {
-            while state.files.len() >= self.most && state.close_oldest() {}
+            while state.files.len() >= self.most {
+                closed.push(state.take_oldest());
+            }
             let clock = state.clock;
-            state.files.insert(object, (Arc::clone(&file), clock));
+            let before = state.files.insert(object, (Arc::clone(&file), clock));
+            closed.push(before.map(|(file, _)| file));
         }
+        drop(state);
+        drop(closed);
         Ok(file)
     }
 
@@ -99,16 +108,22 @@ impl OpenFiles {
 
     /// Closes all files, once whoever reads one now is done with it.
     pub(super) fn clear(&self) {
-        let mut state = self.state.lock();
-        state.forgotten += 1;
-        state.files.clear();
+        let closed = {
+            let mut state = self.state.lock();
+            state.forgotten += 1;
+            std::mem::take(&mut state.files)
+        };
+        drop(closed);
     }
 
     /// Closes an object's file: it was removed or replaced, and an open file would keep its room.
     pub(super) fn forget(&self, object: ObjectName) {
-        let mut state = self.state.lock();
-        state.forgotten += 1;
-        state.files.remove(&object);
+        let closed = {
+            let mut state = self.state.lock();
+            state.forgotten += 1;
+            state.files.remove(&object)
+        };
+        drop(closed);
     }
 
     /// Does something that needs a new descriptor. Where none is to be had files are closed that were not used for long,
@@ -132,19 +147,21 @@ impl OpenFiles {
 
     /// Closes the half that was used longest ago, one at least; tells whether there was any.
     fn close_half(&self) -> bool {
-        let mut state = self.state.lock();
-        let keep = state.files.len() / 2;
-        let any = !state.files.is_empty();
-        while state.files.len() > keep && state.close_oldest() {}
-        any
+        let closed: Vec<Arc<File>> = {
+            let mut state = self.state.lock();
+            let count = state.files.len().div_ceil(2);
+            (0..count).filter_map(|_| state.take_oldest()).collect()
+        };
+        !closed.is_empty()
     }
 }
 
 impl State {
-    fn close_oldest(&mut self) -> bool {
+    /// The file that was used longest ago, which is not kept any more.
+    fn take_oldest(&mut self) -> Option<Arc<File>> {
         let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
-        let oldest = oldest.map(|(object, _)| *object);
-        oldest.is_some_and(|object| self.files.remove(&object).is_some())
+        let object = oldest.map(|(object, _)| *object)?;
+        self.files.remove(&object).map(|(file, _)| file)
     }
 }
 

@@ -407,7 +407,8 @@ impl Disk for DirectoryDisk {
 
     fn let_go(&self) {
         self.open.clear();
-        *self.directory.lock() = None;
+        let closed = self.directory.lock().take();
+        drop(closed);
     }
 
     fn will_read(&self, object: ObjectName, range: Range<u64>) {
@@ -519,10 +520,9 @@ impl Disk for DirectoryDisk {
     }
 
     fn space(&self) -> Result<Space> {
-        let directory = self
-            .directory()
-            .map_err(|error| self.io("ask for its space", error))?;
-        let space = rustix::fs::fstatvfs(&*directory)
+        // By its path: a disk that was let go, so that it can be unmounted, is not opened by this.
+        self.check()?;
+        let space = rustix::fs::statvfs(&self.root)
             .map_err(|error| self.io("ask for its space", error.into()))?;
         Ok(Space {
             total: space.f_blocks.saturating_mul(space.f_frsize),

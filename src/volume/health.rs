@@ -149,10 +149,20 @@ impl Volume {
             tracing::debug!(%error, "how the disks fare is not kept");
         }
         let list = self.disks.list();
-        for disk in &list {
+        let is_away = |state| matches!(state, DiskState::Faulty | DiskState::Missing);
+        // With none left the metadata is still read from one of them, and nobody else may write to it meanwhile.
+        let any_left = list.iter().any(|disk| !is_away(disk.state));
+        for disk in list.iter().filter(|_| any_left) {
             // Its filesystem can be unmounted and repaired, and it comes back by its path.
-            if matches!(disk.state, DiskState::Faulty | DiskState::Missing) {
-                self.locks.lock().remove(&disk.id);
+            if is_away(disk.state) {
+                {
+                    // It may have been brought back while another one was let go.
+                    let mut locks = self.locks.lock();
+                    if !is_away(self.disks.state(disk.id)) {
+                        continue;
+                    }
+                    locks.remove(&disk.id);
+                }
                 self.meta.let_go(disk.id);
                 self.disks.let_go(disk.id);
             }

@@ -255,7 +255,17 @@ impl Inner {
             // The database is a copy in memory that was checked as a whole: another one is no better.
             return Err(error);
         }
-        for replica in self.replicas.read().clone() {
+        let replicas = self.replicas.read().clone();
+        let online: Vec<DiskId> = self.online().map(|replica| replica.id).collect();
+        let (online, left_out): (Vec<_>, Vec<_>) = replicas
+            .into_iter()
+            .partition(|replica| online.contains(&replica.id));
+        // At the path of a disk that was left out there may be another one by now: it is asked last, and only where it is
+        // still itself.
+        let left_out = left_out
+            .into_iter()
+            .filter(|replica| replica.disk.check().is_ok());
+        for replica in online.into_iter().chain(left_out) {
             let Ok(Some(snapshot)) = replica.snapshot_at(base.mark) else {
                 continue;
             };

@@ -35,8 +35,11 @@ impl Umount {
         let path = mountinfo::absolute(&self.mountpoint)
             .map_err(Failure::io(format!("find {}", self.mountpoint.display())))?;
         if clear_dead_mount(&path)? {
-            println!("{} was dead and is cleared away", path.display());
-            return Ok(());
+            return Err(Failure::Other(format!(
+                "{} was dead and is cleared away. Its daemon ended without an unmount, and what was open then is as it was \
+                 committed last: mount the volume again, and look at what was written last",
+                path.display()
+            )));
         }
         let mount = mount_at(&path)?;
         // Before unmounting: afterwards the socket may be gone before it is found.

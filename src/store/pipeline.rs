@@ -66,6 +66,15 @@ pub enum NoWindow {
         /// Disks needed.
         needed: usize,
     },
+    /// Enough disks work, and this process lacks what it takes to write to them.
+    #[error(
+        "nothing can be written to {resting} disks for the moment: this process may open no further file, or the machine has no \
+         memory left; allow more open files (ulimit -Hn, LimitNOFILE=) or free memory"
+    )]
+    Exhausted {
+        /// Disks that are left alone for a moment.
+        resting: usize,
+    },
     /// The volume's metadata takes no more changes, so nothing could refer to what is written.
     #[error("the volume takes no more changes; mount it anew")]
     NoNumber,
@@ -290,7 +299,10 @@ impl Pipeline {
     fn refusal(&self, code: Code, with_room: usize) -> NoWindow {
         let needed = usize::from(code.m) + 1;
         let usable = self.disks.usable_for_writing().len();
-        if usable >= needed {
+        let resting = self.room.resting();
+        if usable >= needed && with_room + resting >= needed {
+            NoWindow::Exhausted { resting }
+        } else if usable >= needed {
             NoWindow::NoRoom { with_room, needed }
         } else {
             NoWindow::TooFewDisks {

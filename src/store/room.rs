@@ -40,6 +40,8 @@ struct State {
     answered: u64,
     space: BTreeMap<DiskId, Space>,
     full: BTreeMap<DiskId, Instant>,
+    /// Disks to which this process could not write for want of something of its own, and when.
+    resting: BTreeMap<DiskId, Instant>,
 }
 
 impl State {
@@ -151,7 +153,14 @@ impl Room {
 
     /// Nothing can be written to a disk at this moment, and it is not to blame.
     pub fn let_rest(&self, disk: DiskId) {
-        self.state.lock().full.insert(disk, Instant::now());
+        self.state.lock().resting.insert(disk, Instant::now());
+    }
+
+    /// How many disks rest now.
+    pub fn resting(&self) -> usize {
+        let state = self.state.lock();
+        let rests = |since: &&Instant| since.elapsed() < REST;
+        state.resting.values().filter(rests).count()
     }
 
     /// The disks that can take new windows of so many disks, with what they can take beyond the reserve. Suspect
@@ -169,10 +178,11 @@ impl Room {
         let space = self.space();
         let mut state = self.state.lock();
         state.full.retain(|_, since| since.elapsed() < REST);
+        state.resting.retain(|_, since| since.elapsed() < REST);
         let usable = self.disks.usable_for_writing();
         let with_room = usable
             .into_iter()
-            .filter(|disk| !state.full.contains_key(disk))
+            .filter(|disk| !state.full.contains_key(disk) && !state.resting.contains_key(disk))
             .filter(|disk| self.disks.takes_data(*disk) != Takes::Nothing);
         with_room
             .filter_map(|disk| {

@@ -142,6 +142,7 @@ impl From<NoWindow> for VolumeError {
     fn from(error: NoWindow) -> Self {
         let errno = match error {
             NoWindow::TooFewDisks { .. } | NoWindow::NoNumber => libc::EIO,
+            NoWindow::Exhausted { .. } => libc::EIO,
             NoWindow::NoRoom { .. } => libc::ENOSPC,
         };
         Self::wrap(errno, error)

@@ -272,7 +272,8 @@ impl Volume {
             let mut protect = Vec::with_capacity(record.blocks.len());
             for (index, block) in record.blocks.iter().enumerate() {
                 let mut now = uses.get(&(index as u16)).copied().unwrap_or_default();
-                if !finished && block.protected && now.expendable {
+                let withholds = !self.is_of_expendable(&record);
+                if !finished && block.protected && now.expendable && withholds {
                     (now.critical, now.expendable) = (true, false);
                     withheld = true;
                 }
@@ -385,7 +386,9 @@ impl Volume {
 
     fn has_unprotected(&self, file: &OpenFile) -> Result<bool> {
         let state = file.state.lock();
-        if state.head.unprotected > 0 {
+        // What is expendable may have parity of its own, of which critical bytes want more.
+        let may_want_more = self.pipeline.policy.expendable.m > 0 && state.head.stored > 0;
+        if state.head.unprotected > 0 || may_want_more {
             return Ok(true);
         }
         let plain = |window: &Window| match window {
@@ -398,11 +401,18 @@ impl Volume {
         Ok(self.pipeline.policy.critical.m > 0 && state.map.windows.values().any(plain))
     }
 
+    /// Whether a window has the parity of what is expendable, and critical bytes are to have more.
+    fn is_of_expendable(&self, record: &WindowRecord) -> bool {
+        let policy = &self.pipeline.policy;
+        record.code.m <= policy.expendable.m && record.code.m < policy.critical.m
+    }
+
     fn place_of(&self, now: Use, protected: bool, record: &WindowRecord) -> Place {
         let policy = &self.pipeline.policy;
         match (now.critical, now.expendable) {
             (false, false) => Place::Dead,
             (true, true) => Place::Move,
+            (true, false) if protected && self.is_of_expendable(record) => Place::Move,
             (true, false) if protected || policy.critical.m == 0 => Place::Protected,
             (true, false) if record.code.m < policy.critical.m => Place::Move,
             (true, false) => Place::Protected,

@@ -228,7 +228,9 @@ impl Volume {
             return Ok(());
         }
         if self.background {
-            self.commit_aside(file, Purpose::Close);
+            // By then this handle may be gone, and another one's writer not to be counted as this one: who closes last gives
+            // what is owed after that.
+            self.commit_aside(file, Purpose::MakeTrue);
             return Ok(());
         }
         self.commit(file, Purpose::Close)?;

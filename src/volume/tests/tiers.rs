@@ -6,7 +6,7 @@ use std::ops::Range;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::store::{Lane, Tier};
+use crate::store::{Lane, Source, Tier};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -255,6 +255,89 @@ fn the_last_close_drops_what_a_sync_left() {
     assert_eq!(dropped(), 0, "one of two writers");
     close(&volume, other);
     assert_eq!(dropped(), SIZE / 2, "the last writer");
+}
+
+/// Where what is expendable has parity too, less of it.
+#[test]
+fn what_becomes_critical_gets_the_parity_of_critical_bytes() {
+    const SIZE: u64 = 4 << 20;
+    let rig = Rig::new(4, "critical = \"1+2\"\nexpendable = \"1+1\"");
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
+    let volume = rig.open_with(tiers.clone());
+    let file = write_file(&volume, "f", &noise(1, SIZE as usize));
+    // The least that any byte in a range has.
+    let least = |range: Range<u64>| {
+        let open = volume.use_file(file).expect("in use");
+        let mut windows = Vec::new();
+        let view = volume.frozen_view(&open);
+        let walked = view.each(|extent| {
+            let inside = extent.range.start < range.end && range.start < extent.range.end;
+            if let (Source::Block { block, .. }, true) = (extent.source, inside) {
+                windows.push(block.window);
+            }
+            Ok(())
+        });
+        walked.expect("walked");
+        let state = open.state.lock();
+        let record = |no| state.map.record(no).expect("read");
+        let records = windows.into_iter().filter_map(record);
+        records.map(|record| record.code.m).min()
+    };
+    let page = PAGE as u64;
+    assert_eq!(least(0..SIZE), Some(1));
+    // In the middle of writing, in blocks of which a part stays what it was,
+    *tiers.runs.lock() = vec![(SIZE / 2 + page..SIZE, Tier::Expendable)];
+    let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(handle, 0, &noise(2, PAGE)).expect("written");
+    volume.fsync(handle).expect("synced");
+    assert_eq!(least(page..SIZE / 2 + page), Some(2), "a sync");
+    close(&volume, handle);
+    assert_eq!(least(page..SIZE / 2 + page), Some(2), "a close");
+    assert_eq!(least(SIZE / 2 + page..SIZE), Some(1), "expendable");
+    // and when all of it is, by a change of mind alone.
+    tiers.runs.lock().clear();
+    let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(handle, 0, &noise(3, PAGE)).expect("written");
+    close(&volume, handle);
+    assert_eq!(least(page..SIZE), Some(2), "all of it");
+}
+
+/// A close that is committed aside may be late: whoever writes by then is not done.
+#[test]
+fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
+    const SIZE: u64 = 2 << 20;
+    let policy = "critical = \"4+2\"\nexpendable = \"drop\"\n[commit]\nmode = \"background\"";
+    let rig = Rig::new(6, policy);
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
+    let volume = rig.open_with(tiers);
+    let (file, first) = create(&volume, "f");
+    write_all(&volume, first, &noise(1, SIZE as usize));
+    let open = volume.in_use(file).expect("in use");
+    let turn = open.turn.lock();
+    volume.flush(first).expect("begun");
+    let releases = std::thread::spawn({
+        let volume = Arc::clone(&volume);
+        move || volume.release(first)
+    });
+    while open.writers.load(std::sync::atomic::Ordering::Acquire) > 0 {
+        std::thread::yield_now();
+    }
+    let second = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    volume.write(second, 0, &noise(2, PAGE)).expect("written");
+    drop(turn);
+    releases.join().expect("released");
+    let await_aside = || {
+        for thread in std::mem::take(&mut *volume.aside.lock()) {
+            thread.join().expect("committed");
+        }
+    };
+    await_aside();
+    assert_eq!(open.state.lock().head.dropped, 0, "in the middle of it");
+    close(&volume, second);
+    await_aside();
+    assert!(open.state.lock().head.dropped > 0, "it is never dropped");
 }
 
 #[test]

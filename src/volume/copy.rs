@@ -64,7 +64,7 @@ impl Volume {
         to: u64,
         length: u64,
     ) -> Result<u64> {
-        let (data, length) = self.run_at(source, from, length)?;
+        let (data, length) = self.run_at(source, from, length, CHUNK as u64)?;
         if !data && length > 0 {
             self.allocate(target, to, length, Allocate::Zero)?;
             return Ok(length);

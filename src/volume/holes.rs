@@ -108,15 +108,26 @@ impl Volume {
         found.ok_or_else(nothing_there)
     }
 
-    /// Whether a byte is data, and how many from there on, `length` at most, are the same; none at the end of the file.
-    pub(super) fn run_at(&self, file: &OpenFile, offset: u64, length: u64) -> Result<(bool, u64)> {
+    /// Whether a byte is data, and how many from there on are the same: `length` at most, and of data no more than `most`;
+    /// none at the end of the file. Nothing behind that is looked at.
+    pub(super) fn run_at(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        length: u64,
+        most: u64,
+    ) -> Result<(bool, u64)> {
         let state = file.state.lock();
-        let size = state.size;
-        let end = offset.saturating_add(length).min(size);
-        let next = |data| find(size, offset, data, |range| state.map.resolve(range));
-        let data = next(true)? == Some(offset);
-        let other = next(!data)?.unwrap_or(size);
-        Ok((data, other.min(end).saturating_sub(offset)))
+        let end = offset.saturating_add(length).min(state.size);
+        let near = offset.saturating_add(most).min(end);
+        let next = |data, end| find(end, offset, data, |range| state.map.resolve(range));
+        let data = next(true, near)? == Some(offset);
+        let end = if data {
+            next(false, near)?.unwrap_or(near)
+        } else {
+            next(true, end)?.unwrap_or(end)
+        };
+        Ok((data, end.saturating_sub(offset)))
     }
 
     /// The same where somebody has looked before; `None` when it may have to wait. For the threads that serve the kernel.

@@ -15,7 +15,7 @@ use super::filemap::{FileMap, Window};
 use super::sweep::Sweep;
 use super::tally::{Sums, Tally};
 use crate::disk::{Appender, ObjectName};
-use crate::ids::{DiskId, SetId, WindowNo};
+use crate::ids::{DiskId, ManifestId, SetId, WindowNo};
 use crate::meta::{PunchKey, Records};
 use crate::store::manifest::{Manifest, ManifestRef, ManifestWriter, Totals};
 use crate::store::parity::PARITY_HEADER;
@@ -41,10 +41,28 @@ pub(super) struct Folded {
 impl Volume {
     /// Writes a new base out of everything the running commit sees.
     pub(super) fn fold(&self, file: &Arc<OpenFile>, frozen: &mut Frozen) -> Result<Folded> {
-        let spill = frozen.purpose == Purpose::Spill;
-        let view = self.frozen_view(file);
         let description = self.describe(file.id, frozen.size)?;
         let id = self.next_manifest()?;
+        let folded = self.fold_into(file, frozen, id, &description);
+        if folded.is_err() {
+            // Nothing will refer to what was written of it.
+            self.sweeper.add_closed(Sweep {
+                manifests: vec![id],
+                ..Sweep::default()
+            });
+        }
+        folded
+    }
+
+    fn fold_into(
+        &self,
+        file: &Arc<OpenFile>,
+        frozen: &mut Frozen,
+        id: ManifestId,
+        description: &[u8],
+    ) -> Result<Folded> {
+        let spill = frozen.purpose == Purpose::Spill;
+        let view = self.frozen_view(file);
         let mut copies: Vec<(DiskId, Box<dyn Appender>)> = Vec::new();
         for disk in self.disks.usable_for_writing() {
             let Some(medium) = self.disks.get(disk) else {
@@ -128,7 +146,7 @@ impl Volume {
                 ..Totals::default()
             }
         };
-        let reference = writer.finish(totals, &description)?;
+        let reference = writer.finish(totals, description)?;
         if let Some(error) = own {
             return Err(error.into());
         }

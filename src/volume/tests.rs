@@ -2,6 +2,7 @@
 //! on directories or behind disks that fail.
 
 mod commits;
+mod failed_commits;
 mod files;
 mod fsck;
 mod holes;

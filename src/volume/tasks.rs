@@ -127,6 +127,9 @@ impl Volume {
 
     fn launch(&self, mut status: TaskStatus) -> Result<TaskStatus> {
         let mut now = self.tasks.now.lock();
+        if self.bell.is_stopped() {
+            return Err(VolumeError::new(libc::EIO, "the volume is being closed"));
+        }
         if let Some(running) = now.as_ref().filter(|running| !running.is_over()) {
             return Err(VolumeError::new(
                 libc::EBUSY,

@@ -269,7 +269,10 @@ fn read_notes(reader: &Reader<'_>, range: Stored, hints: &mut Hints) -> Result<(
                 hints.vmcoreinfo = Some(NotePlace::File { offset, length });
             }
             b"QEMU" if hints.architecture == Some(Architecture::X86) => {
-                processors.extend(processors::of_note(content));
+                let content = content.get(..content_size).unwrap_or_default();
+                if processors.len() <= processors::MOST {
+                    processors.push(processors::of_note(content));
+                }
             }
             _ => {}
         }

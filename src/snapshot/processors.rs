@@ -7,7 +7,8 @@
 //!   12, x86_64: u64 regs[16], rip, rflags; u32 hflags; FPU 88 bytes; ten segments, each u32 selector, u64 base, u32
 //!       limit, u32 flags; u32 sysenter_cs, u64 esp, u64 eip; u64 cr0, cr2, cr3, cr4
 //!   22, arm64: u32 regs[16]; u64 xregs[32], pc; u32 cpsr, spsr; u64 banked_spsr[8]; u32 banked_r13[8], banked_r14[8],
-//!       usr_regs[5], fiq_regs[5]; u64 elr_el[4], sp_el[4]; u32 n; u64 indexes[n], ascending, and u64 values[n]
+//!       usr_regs[5], fiq_regs[5]; u64 elr_el[4], sp_el[4]; u32 n; u64 indexes[n], ascending, and u64 values[n]; 64 bytes;
+//!       u8, whether it is off
 //! note     u32 version, size; u64 regs[16], rip, rflags; ten segments, each u32 selector, limit, flags, pad, u64 base;
 //!          u64 cr[5]; little-endian
 //! ```
@@ -25,8 +26,8 @@ pub struct TopTable {
     pub five_levels: bool,
 }
 
-/// More processors than any guest has: what else looks like one is not looked at.
-const MOST: usize = 4096;
+/// More processors than any guest has: with more of them nothing is believed of any.
+pub(super) const MOST: usize = 4096;
 
 /// Registers of one arm64 processor: it has some hundreds.
 const REGISTERS_MOST: usize = 4096;
@@ -49,8 +50,8 @@ const ARM_TABLES: [(u64, u64); 2] = [
     (register(3, 4, 2, 0, 1), register(3, 4, 1, 0, 0)),
 ];
 
-/// By which tables the processors in a device state translate. None where no processor is found whose state is
-/// understood; those that translate nothing, as in firmware, give no table.
+/// By which tables the processors in a device state translate. None where no processor is found, or one whose state is not
+/// understood: a part of them proves nothing. Those that translate nothing, as in firmware, give no table.
 pub(super) fn of_device_state(state: &[u8]) -> Option<Vec<TopTable>> {
     let is_full = |at: &usize| {
         let kind = at.checked_sub(BEFORE).and_then(|at| state.get(at));
@@ -59,17 +60,18 @@ pub(super) fn of_device_state(state: &[u8]) -> Option<Vec<TopTable>> {
     let of_section = |at: usize| {
         let rest = state.get(at + NAME.len()..)?;
         let (head, body) = rest.split_first_chunk::<AFTER>()?;
-        match head
-            .last_chunk()
-            .map(|version| u32::from_be_bytes(*version))
-        {
-            Some(12) => x86(IN_SECTION.map(|at| word(body, at).map(u64::from_be_bytes))),
-            Some(22) => arm64(body),
+        let version = u32::from_be_bytes(*head.last_chunk()?);
+        match version {
+            12 => {
+                let registers = IN_SECTION.map(|at| word(body, at).map(u64::from_be_bytes));
+                Some(x86(registers))
+            }
+            22 => Some(arm64(body)),
             _ => None,
         }
     };
     let sections = memmem::find_iter(state, NAME).filter(is_full);
-    together(sections.take(MOST).filter_map(of_section))
+    together(sections.filter_map(of_section))
 }
 
 /// The same of the content of a note of x86.
@@ -77,12 +79,22 @@ pub(super) fn of_note(note: &[u8]) -> Option<Vec<TopTable>> {
     x86(IN_NOTE.map(|at| word(note, at).map(u64::from_le_bytes)))
 }
 
-/// What several processors translate by; none where there are none.
-pub(super) fn together(processors: impl Iterator<Item = Vec<TopTable>>) -> Option<Vec<TopTable>> {
-    let mut tables = processors.reduce(|mut all, tables| {
-        all.extend(tables);
-        all
-    })?;
+/// What several processors translate by; none where there are none, one that is not understood, or more than any guest has.
+pub(super) fn together(
+    processors: impl Iterator<Item = Option<Vec<TopTable>>>,
+) -> Option<Vec<TopTable>> {
+    let mut count = 0;
+    let mut tables = Vec::new();
+    for processor in processors {
+        count += 1;
+        if count > MOST {
+            return None;
+        }
+        tables.extend(processor?);
+    }
+    if count == 0 {
+        return None;
+    }
     tables.sort_unstable_by_key(|table| (table.gpa.0, table.five_levels));
     tables.dedup();
     Some(tables)
@@ -98,8 +110,8 @@ fn x86(registers: [Option<u64>; 4]) -> Option<Vec<TopTable>> {
     let [Some(flags), Some(cr0), Some(cr3), Some(cr4)] = registers else {
         return None;
     };
-    // Bit 1 of the flags is always set, and the upper half of these three is reserved.
-    if flags & 2 == 0 || (flags | cr0 | cr4) >> 32 != 0 {
+    // Bit 1 of the flags is always set, and the upper halves are reserved but for one bit (CR4.FRED).
+    if flags & 2 == 0 || (flags | cr0) >> 32 != 0 || cr4 >> 33 != 0 {
         return None;
     }
     let (paging, physical_extension) = (cr0 >> 31 & 1 == 1, cr4 >> 5 & 1 == 1);
@@ -114,6 +126,10 @@ fn x86(registers: [Option<u64>; 4]) -> Option<Vec<TopTable>> {
 
 /// Bytes before the number of registers in an arm64 section.
 const ARM_LIST: usize = 64 + 256 + 8 + 4 + 4 + 64 + 32 + 32 + 20 + 20 + 32 + 32;
+
+/// Bytes between the values of registers and the one that tells whether the processor is off: three words of its exclusive
+/// access and one of its features, two half words and a word of its exception, two timers.
+const ARM_BEFORE_OFF: usize = 64;
 
 fn arm64(body: &[u8]) -> Option<Vec<TopTable>> {
     let (count, lists) = body.get(ARM_LIST..)?.split_first_chunk()?;
@@ -134,6 +150,11 @@ fn arm64(body: &[u8]) -> Option<Vec<TopTable>> {
     // Every processor has EL1.
     let [(first, _), _] = ARM_TABLES;
     value(first)?;
+    // One that is off keeps its registers: kexec turns all off but the one that goes on to the new kernel.
+    let is_off = lists.get(count * 16 + ARM_BEFORE_OFF)?;
+    if *is_off == 1 {
+        return Some(Vec::new());
+    }
     let of_level = |(table, control): (u64, u64)| {
         let translates = value(control)? & 1 == 1;
         // Above the address is the address space's number, below it are flags.
@@ -183,7 +204,8 @@ mod tests {
         body.extend((registers.len() as u32).to_be_bytes());
         body.extend(registers.iter().flat_map(|of| of.0.to_be_bytes()));
         body.extend(registers.iter().flat_map(|of| of.1.to_be_bytes()));
-        body.extend([0; 64]);
+        body.extend([0; ARM_BEFORE_OFF]);
+        body.push(0);
         body
     }
 
@@ -220,6 +242,9 @@ mod tests {
             five_levels: true,
         };
         assert_eq!(of_device_state(&state), Some(vec![wanted]));
+        let fred = x86_body((RUNNING.0, RUNNING.1, RUNNING.2 | 1 << 32));
+        let found = of_device_state(&section(0, 12, &fred));
+        assert_eq!(found, Some(vec![table(0x1ae2_2000)]));
     }
 
     #[test]
@@ -237,6 +262,8 @@ mod tests {
             section(0, 12, &no_flags),
             section(0, 12, &x86_body((1 << 32, 0, 0))),
             other_kind,
+            [section(0, 12, &body), section(1, 12, &no_flags)].concat(),
+            vec![section(0, 12, &body); MOST + 1].concat(),
             section(0, 22, &arm_body(&[])),
             section(0, 22, &body),
         ];
@@ -263,6 +290,12 @@ mod tests {
         let mut of_hypervisor = off;
         of_hypervisor.extend([(table_2, 0x4300_0000), (control_2, 1)]);
         assert_eq!(state(of_hypervisor), Some(vec![table(0x4300_0000)]));
+        let [on_table, on_control]: [(u64, u64); 2] = on(0x1000).try_into().expect("two");
+        let mut is_off = arm_body(&[on_control, on_table]);
+        let of = |body: &[u8]| of_device_state(&section(0, 22, body));
+        assert_eq!(of(&is_off), Some(vec![table(0x1000)]));
+        *is_off.last_mut().expect("bytes") = 1;
+        assert_eq!(of(&is_off), Some(vec![]));
         // A list that is out of order is none.
         let [first, second]: [(u64, u64); 2] = on(0x1000).try_into().expect("two");
         let unsorted = section(0, 22, &arm_body(&[first, second]));

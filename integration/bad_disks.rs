@@ -504,7 +504,13 @@ fn is_let_go(backing: Backing, state: &str, break_disk: fn(&TestDisk), mend: fn(
 #[test]
 fn a_missing_disk_is_let_go() {
     let mend = |disk: &TestDisk| {
-        // It is refused as long as the old mount lives on. 1 is for what it set right: the tests take lost+found away.
+        // What is open is closed, and then the filesystem is unmounted, which takes a while.
+        wait_until("the old mount to be gone", PATIENCE, || {
+            let mut losetup = Command::new("losetup");
+            let users = run(losetup.arg("-j").arg(disk.image()), PATIENCE);
+            users.status.success() && users.stdout.is_empty()
+        });
+        // 1 is for what it set right: the tests take lost+found away.
         let checked = run(
             Command::new("e2fsck").args(["-f", "-p"]).arg(disk.image()),
             PATIENCE,

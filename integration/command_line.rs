@@ -1,5 +1,6 @@
 //! The commands as an administrator uses them, mount(8) and fstab included.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -240,7 +241,11 @@ fn umount_without_an_answer_is_no_success() {
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().ends_with(&ending));
     let taken = of_mount
-        .map(|socket| fs::remove_file(socket.path()).expect("taking the socket away"))
+        .map(|socket| match fs::remove_file(socket.path()) {
+            // Another mount may have taken a dead daemon's away.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.expect("taking the socket away"),
+        })
         .count();
     assert!(taken > 0, "there is no socket of this mount");
     expect_failure(&parsfs(&volume, "umount MOUNTPOINT"), 1, "is not known");
@@ -478,21 +483,23 @@ fn a_mount_over_its_own_disks_is_refused() {
 #[test]
 fn dirsync_makes_names_durable() {
     let mut volume = Volume::new(&Shape::default());
-    for (number, options) in ["dirsync", "sync"].into_iter().enumerate() {
+    let mut told = BTreeMap::from([("dirsync", false), ("sync", false)]);
+    // On a busy machine a round may take so long that the names were durable anyway: it tells nothing, and another does.
+    for number in 10..50 {
+        let Some((&options, _)) = told.iter().find(|(_, told)| !**told) else {
+            return;
+        };
         volume.mount_with(&["-o", options]);
         let path = |name: &str| volume.path(&format!("{name}{number}"));
+        let begun = std::time::Instant::now();
         fs::create_dir(path("directory")).expect("mkdir");
         File::create(path("file")).expect("create");
         fs::hard_link(path("file"), path("link")).expect("link");
         fs::rename(path("link"), path("renamed")).expect("rename");
         fs::remove_file(path("file")).expect("unlink");
         std::os::unix::fs::symlink("x", path("symlink")).expect("symlink");
-        let begun = std::time::Instant::now();
+        told.insert(options, begun.elapsed() < Duration::from_millis(500));
         volume.kill();
-        assert!(
-            begun.elapsed() < Duration::from_millis(500),
-            "too late to tell"
-        );
         volume.mount();
         let names = fs::read_dir(&volume.mountpoint)
             .expect("a listing")
@@ -506,4 +513,5 @@ fn dirsync_makes_names_durable() {
         assert_eq!(names, expected, "-o {options}");
         volume.umount();
     }
+    panic!("no round was over in time: {told:?}");
 }

@@ -23,7 +23,7 @@ fn faulty() -> Volume {
 fn begin_to_replace(volume: &Volume, old: &str, new: &str) {
     done(
         volume,
-        &["disk", "replace", "--rate", "4M", "--detach"],
+        &["disk", "replace", "--rate", "400K", "--detach"],
         &[old, new],
     );
     wait_until("the replacement to move something", PATIENCE, || {

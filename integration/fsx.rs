@@ -125,6 +125,7 @@ fn finish(volume: &Volume, mut child: Child, seed: u64) {
 fn run(weights: &str, seeds: std::ops::Range<u64>, operations: u64, shape: &Shape) {
     let mut volume = Volume::mounted_as(shape);
     for seed in seeds {
+        volume.limit(240);
         let child = start(&volume, weights, seed, operations);
         finish(&volume, child, seed);
         let name = volume.path(&format!("fsx{seed}"));

@@ -1,9 +1,10 @@
 //! Several descriptors on one file, and files that live on without a name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -68,7 +69,15 @@ fn a_running_program_stays_as_it_is() {
     let volume = Volume::mounted();
     let path = volume.path("program");
     fs::copy("/bin/sleep", &path).expect("a copy of sleep");
-    let mut running = Command::new(&path).arg("60").spawn().expect("the program");
+    let mut running = loop {
+        match Command::new(&path).arg("60").spawn() {
+            // A child of another test that is just being started has what was open here, too.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            started => break started.expect("the program"),
+        }
+    };
     let flags = [
         OFlags::WRONLY,
         OFlags::RDWR,

@@ -301,8 +301,8 @@ mod tests {
         Fault, FaultPlan, FaultyDisk, MemoryDisk, Operation, Operations, Rule, When,
     };
 
-    const SHORT: Duration = Duration::from_millis(60);
-    const LONG: Duration = Duration::from_millis(600);
+    const SHORT: Duration = Duration::from_millis(300);
+    const LONG: Duration = Duration::from_millis(1800);
 
     fn disk() -> (PatientDisk, Arc<FaultPlan>) {
         let plan = FaultPlan::new(1);

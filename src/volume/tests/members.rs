@@ -156,6 +156,11 @@ fn a_disk_is_replaced_by_a_new_one_or_by_the_one_that_had_joined_for_it() {
     let new = rig.place.path().join("new");
     std::fs::create_dir(&new).expect("a directory");
     replace("d1", &new, Some(1)).expect("begun");
+    // What has moved goes back as slowly: that task, too, stands still until it is cancelled.
+    let moved = || volume.task().expect("told").map_or(0, |task| task.moved);
+    while moved() == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     let back = volume.cancel_task().expect("cancelled").expect("a task");
     assert!(back.what.starts_with("the return"), "{back:?}");
     volume.cancel_task().expect("cancelled");

@@ -312,7 +312,9 @@ fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
     let tiers = Arc::new(MadeUp::default());
     *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
     let volume = rig.open_with(tiers);
-    let (file, first) = create(&volume, "f");
+    let file = write_file(&volume, "f", &[]);
+    // Nobody reads it, so that nothing keeps it from being dropped.
+    let first = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
     write_all(&volume, first, &noise(1, SIZE as usize));
     let open = volume.in_use(file).expect("in use");
     let turn = open.turn.lock();

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Signal, kill_process};
 
 use crate::harness::disks::TestDisk;
-use crate::harness::process::{Outcome, must, run};
+use crate::harness::process::{Outcome, run};
 use crate::harness::volume::{Shape, Volume, binary};
 use crate::harness::{content, mounts, wait_until};
 
@@ -22,6 +22,22 @@ fn parsfs(volume: &Volume, words: &str) -> Outcome {
         word => word.into(),
     };
     volume.parsfs(words.split(' ').map(place))
+}
+
+/// Unmounts a volume that this test does not use any more. A child of another test that is just being started may have what
+/// was open here, for a moment.
+#[track_caller]
+fn unmount_unused(volume: &Volume) {
+    let begun = Instant::now();
+    loop {
+        let outcome = parsfs(volume, "umount MOUNTPOINT");
+        let in_use = !outcome.success() && outcome.stderr.contains("is in use");
+        if !in_use || begun.elapsed() > Duration::from_secs(10) {
+            outcome.expect_success("umount");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Asserts that it failed with this exit code and named something on stderr.
@@ -72,11 +88,11 @@ fn the_first_mount_of_a_newcomer() {
     content::write_file(&volume.path("file"), 1, 3_000_000).expect("a file right after the mount");
     let mount = mounts::on(&volume.mountpoint).expect("a mount");
     assert_eq!(mount.kind, "fuse.parsfs");
-    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    unmount_unused(&volume);
     assert!(!volume.is_mounted());
     parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("a second mount");
     content::check_file(&volume.path("file"), 1, 3_000_000).expect("the file after a remount");
-    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    unmount_unused(&volume);
     expect_failure(&parsfs(&volume, "umount MOUNTPOINT"), 1, "mnt");
 }
 
@@ -160,11 +176,17 @@ fn a_mount_waits_for_the_daemon_of_the_one_before() {
     parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
     for round in 0..5 {
         content::write_file(&volume.path("file"), round, 60 << 20).expect("a file");
-        must(Command::new("umount").arg(&volume.mountpoint));
+        // A child of another test that is just being started may have what was open here, for a moment.
+        wait_until("nobody to use it", Duration::from_secs(10), || {
+            let mut umount = Command::new("umount");
+            let done = run(umount.arg(&volume.mountpoint), Duration::from_secs(60));
+            assert!(done.success() || done.stderr.contains("busy"), "{done:?}");
+            done.success()
+        });
         parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount, right after umount");
         content::check_file(&volume.path("file"), round, 60 << 20).expect("the file");
     }
-    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    unmount_unused(&volume);
 }
 
 #[test]
@@ -279,7 +301,7 @@ fn a_mount_whose_daemon_died_is_mounted_over() {
             .count(),
         1
     );
-    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    unmount_unused(&volume);
 }
 
 /// The daemon, by what it was started with: nothing else has this mount point among its arguments.
@@ -453,7 +475,7 @@ fn a_daemon_takes_no_notice_of_a_hangup() {
     kill_process(daemon_of(&volume), Signal::HUP).expect("SIGHUP");
     std::thread::sleep(Duration::from_secs(2));
     content::write_file(&volume.path("file"), 1, 1_000_000).expect("a file after a hangup");
-    parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+    unmount_unused(&volume);
 }
 
 #[test]
@@ -491,7 +513,7 @@ fn dirsync_makes_names_durable() {
         };
         volume.mount_with(&["-o", options]);
         let path = |name: &str| volume.path(&format!("{name}{number}"));
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         fs::create_dir(path("directory")).expect("mkdir");
         File::create(path("file")).expect("create");
         fs::hard_link(path("file"), path("link")).expect("link");

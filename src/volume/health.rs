@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -123,11 +123,16 @@ impl Volume {
         }));
         let weak: Weak<Volume> = Arc::downgrade(volume);
         let work = move || {
+            let mut rested = Instant::now();
             loop {
                 match weak.upgrade() {
                     Some(volume) => {
                         volume.look_after_disks();
-                        volume.rest_if_quiet();
+                        // Not each time that the bell rings: whoever has asked for nothing in between may be about to.
+                        if rested.elapsed() >= PERIOD {
+                            volume.rest_if_quiet();
+                            rested = Instant::now();
+                        }
                     }
                     None => return,
                 }

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::qemu::Machine;
 use parsfs::snapshot::{
@@ -473,8 +473,12 @@ fn live(capabilities: &[&str], parameters: serde_json::Value) -> (Vec<u8>, Snaps
         "the boot sector does not run"
     );
     vm.begin_save(&format!("exec:cat > {}", saved.display()));
-    // The first passes go slowly, so that the guest dirties what has been sent.
-    std::thread::sleep(Duration::from_millis(2500));
+    // The first passes go slowly, so that the guest dirties what has been sent. A guest that gets little done makes them
+    // short: then there are many of them in that time.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2500) && vm.rounds() < 24 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let fast = json!({"max-bandwidth": 8_u64 << 30, "downtime-limit": 10_000});
     vm.command("migrate-set-parameters", fast);
     println!("{}", vm.wait_saved()["ram"]);

@@ -117,6 +117,14 @@ impl Machine {
         }
     }
 
+    /// How often a live save has gone over all of the guest's memory.
+    pub fn rounds(&mut self) -> u64 {
+        let state = self.command("query-migrate", json!({}));
+        state["ram"]["dirty-sync-count"]
+            .as_u64()
+            .unwrap_or_default()
+    }
+
     /// Saves and waits.
     pub fn save(&mut self, uri: &str) {
         self.begin_save(uri);

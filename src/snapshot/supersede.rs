@@ -17,9 +17,10 @@ pub(super) struct Delta {
 }
 
 /// Deltas of one page that are followed. A live save sends a page once a round at most, and a save to a file needs a dozen
-/// rounds or two: the disk takes memory faster than a guest changes it, or the guest is slowed down until it does. What
-/// bounds nothing lets a small file cost a day, for every read of such a page reads all of its deltas.
-pub(super) const DELTAS_MAX: usize = 32;
+/// rounds or two: the disk takes memory faster than a guest changes it, or the guest is slowed down until it does. 73 were
+/// seen where neither was so. What bounds nothing lets a small file cost a day, for every read of such a page reads all of its
+/// deltas.
+pub(super) const DELTAS_MAX: usize = 128;
 
 /// Pages a group of the set, and the words that they take.
 const GROUP: u64 = 1024;

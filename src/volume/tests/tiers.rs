@@ -11,6 +11,9 @@ use crate::store::{Lane, Source, Tier};
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
+/// All of six disks.
+const PAIRS: [[usize; 2]; 3] = [[0, 1], [2, 3], [4, 5]];
+
 /// Tiers as the test wants them.
 #[derive(Debug, Default)]
 pub struct MadeUp {
@@ -114,10 +117,11 @@ fn exactly_the_critical_pages_survive_whatever_was_guessed() {
         volume.close().expect("closed");
         drop(volume);
         assert!(read_file(&rig.open_with(tiers.clone()), "f").expect("readable") == bytes);
-        let lost = lost_pages(&rig, &bytes, &tiers.runs.lock(), [0, 3]);
+        // Whichever disks it went to.
+        let lost = PAIRS.map(|gone| lost_pages(&rig, &bytes, &tiers.runs.lock(), gone));
         assert!(
-            lost > 0,
-            "{guess:?}: nothing expendable was on two of six disks"
+            lost.iter().any(|&lost| lost > 0),
+            "{guess:?}: nothing expendable was on any disk"
         );
     }
 }
@@ -161,11 +165,11 @@ fn tiers_that_change_move_between_commits() {
             config: rig.config.clone(),
         };
         let moved = moved_config(&snapshot);
-        let lost = lost_pages(&moved, &bytes, &tiers.runs.lock(), [1, 4]);
-        assert!(lost as u64 * 4096 <= expendable, "round {round}");
-        // A large share on two of six disks cannot all be somewhere else.
+        let lost = PAIRS.map(|gone| lost_pages(&moved, &bytes, &tiers.runs.lock(), gone));
+        let all: usize = lost.iter().sum();
+        assert!(all as u64 * 4096 <= expendable, "round {round}");
         assert!(
-            lost > 0 || expendable < size / 8,
+            all > 0 || expendable < size / 8,
             "round {round}: nothing was stored once"
         );
     }

@@ -43,8 +43,9 @@ pub fn choose(code: Code, candidates: &[Candidate], turn: u64) -> Option<(Code, 
         .max()
         .unwrap_or(0)
         .max(1);
+    // Counted from the emptiest: what is less by a little is in its step, however little another one has.
     order.sort_by_key(|candidate| {
-        STEPS - (u128::from(candidate.free) * u128::from(STEPS) / u128::from(most)) as u64
+        u128::from(most - candidate.free) * u128::from(STEPS) / u128::from(most)
     });
     order.truncate(usize::from(code.k) + usize::from(code.m));
     // The fullest of the chosen must not always be the one that gets the parity.
@@ -129,6 +130,20 @@ mod tests {
             }
         }
         assert!(parity.values().all(|&count| count == 200), "{parity:?}");
+    }
+
+    #[test]
+    fn disks_of_about_the_same_room_take_turns() {
+        let code = Code { k: 2, m: 1 };
+        let all = candidates(&[1000, 990, 1001, 980, 995]);
+        let mut windows: HashMap<DiskId, usize> = HashMap::new();
+        for turn in 0..500 {
+            let (_, disks) = choose(code, &all, turn).expect("enough disks");
+            for disk in disks {
+                *windows.entry(disk).or_default() += 1;
+            }
+        }
+        assert!(windows.values().all(|&count| count == 300), "{windows:?}");
     }
 
     #[test]

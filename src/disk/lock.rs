@@ -14,7 +14,15 @@ const LOCK_FILE: &str = "lock";
 /// A disk taken for this process. Given back when it is dropped.
 #[derive(Debug)]
 pub struct DiskLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DiskLock {
+    /// Gives it back at once: a program that this process is just starting has a copy of the open file until its exec.
+    fn drop(&mut self) {
+        // What fails here ends with the last copy.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// A disk that cannot be taken.
@@ -69,7 +77,7 @@ impl DiskLock {
         }
         // Only for the error above: a full disk must not keep a volume from being mounted.
         let _ = sign(&mut file);
-        Ok(DiskLock { _file: file })
+        Ok(DiskLock { file })
     }
 }
 
@@ -109,6 +117,16 @@ mod tests {
         assert!(text.contains(&disk.path().display().to_string()), "{text}");
         drop(lock);
         DiskLock::take(disk.path()).unwrap();
+    }
+
+    #[test]
+    fn a_copy_of_the_open_file_keeps_nothing_taken() {
+        let disk = tempfile::tempdir().unwrap();
+        let lock = DiskLock::take(disk.path()).unwrap();
+        let copy = lock.file.try_clone().unwrap();
+        drop(lock);
+        DiskLock::take(disk.path()).unwrap();
+        drop(copy);
     }
 
     #[test]

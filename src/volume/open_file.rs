@@ -269,7 +269,9 @@ impl Volume {
                 // Nobody opens it for writing between the two questions.
                 let state = file.state.lock();
                 let last = file.writers.fetch_sub(1, Ordering::AcqRel) == 1;
-                let owes = state.is_dirty() || state.owes_tiers;
+                // A commit that runs may come to owe something, or fail.
+                let owes =
+                    state.is_dirty() || state.owes_tiers || file.committing.load(Ordering::Acquire);
                 last && owes && !file.unlinked.load(Ordering::Acquire)
             };
             if owed && let Err(error) = self.commit(file, Purpose::MakeTrue) {

@@ -2,10 +2,12 @@
 //! critical survives the loss of disks.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
 use super::*;
+use crate::disk::{Fault, Operations, Rule, When};
 use crate::store::{Lane, Source, Tier};
 
 /// Bytes of a page.
@@ -327,7 +329,7 @@ fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
         let volume = Arc::clone(&volume);
         move || volume.release(first)
     });
-    while open.writers.load(std::sync::atomic::Ordering::Acquire) > 0 {
+    while open.writers.load(Ordering::Acquire) > 0 {
         std::thread::yield_now();
     }
     let second = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
@@ -344,6 +346,45 @@ fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
     close(&volume, second);
     await_aside();
     assert!(open.state.lock().head.dropped > 0, "it is never dropped");
+}
+
+/// What it comes to owe while the last handle goes is given all the same: nobody else closes the file.
+#[test]
+fn what_a_close_that_is_committed_aside_comes_to_owe_is_given() {
+    const SIZE: u64 = 2 << 20;
+    let policy = "critical = \"4+2\"\nexpendable = \"drop\"\n[commit]\nmode = \"background\"";
+    let rig = Rig::new(6, policy);
+    let tiers = Arc::new(MadeUp::default());
+    let plans = rig.plans();
+    let options = VolumeOptions {
+        tiers: Arc::clone(&tiers) as _,
+        ..VolumeOptions::default()
+    };
+    let volume = rig.open_failing_with(&plans, options);
+    let await_aside = || {
+        for thread in std::mem::take(&mut *volume.aside.lock()) {
+            thread.join().expect("committed");
+        }
+    };
+    let file = write_file(&volume, "f", &noise(2, SIZE as usize));
+    await_aside();
+    *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
+    let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+    write_all(&volume, handle, &noise(1, SIZE as usize));
+    let open = volume.in_use(file).expect("in use");
+    // The commit is at it when the handle goes.
+    for plan in &plans {
+        let delay = Fault::Delay(std::time::Duration::from_millis(300));
+        plan.add(Rule::new(Operations::WRITES, When::Always, delay));
+    }
+    let dropped = || open.state.lock().head.dropped;
+    volume.flush(handle).expect("begun");
+    while !open.committing.load(Ordering::Acquire) && dropped() == 0 {
+        std::thread::yield_now();
+    }
+    volume.release(handle);
+    await_aside();
+    assert!(dropped() > 0, "it is never dropped");
 }
 
 #[test]

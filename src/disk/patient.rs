@@ -301,8 +301,15 @@ mod tests {
         Fault, FaultPlan, FaultyDisk, MemoryDisk, Operation, Operations, Rule, When,
     };
 
-    const SHORT: Duration = Duration::from_millis(300);
-    const LONG: Duration = Duration::from_millis(1800);
+    const SHORT: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(5);
+
+    /// Waits until what hung has ended.
+    fn wait(disk: &PatientDisk) {
+        while !disk.calls.patience.is_idle() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 
     fn disk() -> (PatientDisk, Arc<FaultPlan>) {
         let plan = FaultPlan::new(1);
@@ -345,7 +352,7 @@ mod tests {
             is_late(appender.append(&[b"e"]));
             assert!(begun.elapsed() < SHORT);
             // Once that call has ended the disk is as good as any.
-            std::thread::sleep(LONG);
+            wait(&disk);
             disk.sync_names().unwrap();
             is_late(appender.append(&[b"e"]));
             let mut start = [0; 3];
@@ -365,7 +372,7 @@ mod tests {
         is_late(disk.length(object));
         is_late(disk.length(object));
         assert!(begun.elapsed() < LONG / 2);
-        std::thread::sleep(LONG);
+        wait(&disk);
         assert_eq!(disk.length(object).unwrap(), 3);
         plan.clear();
         hang(&plan, Operation::Read);
@@ -396,7 +403,7 @@ mod tests {
             work().unwrap();
             hang(&plan, hangs);
             is_late(work());
-            std::thread::sleep(LONG);
+            wait(&disk);
             work().unwrap();
             let mut bytes = [0; 3];
             file.read_at(3, &mut bytes).unwrap();

@@ -34,7 +34,12 @@ impl Rig {
             std::fs::create_dir(&path).expect("a directory");
             text += &format!("[[disk]]\npath = {path:?}\n");
         }
-        text += &format!("[policy]\n{policy}\n[memory]\nwrite = \"32M\"\ncache = \"8M\"\n");
+        // Where nothing is said of that, no file is written anew a second after its commit.
+        let later = match policy.contains("compress_later") {
+            true => "",
+            false => "compress_later = \"never\"\n",
+        };
+        text += &format!("[policy]\n{later}{policy}\n[memory]\nwrite = \"32M\"\ncache = \"8M\"\n");
         let file = place.path().join("test.toml");
         std::fs::write(&file, &text).expect("a config");
         let config = Config::parse(&text, &file).expect("a good config");
@@ -43,9 +48,20 @@ impl Rig {
     }
 
     pub fn open(&self) -> Arc<Volume> {
+        self.open_as(VolumeOptions::default)
+    }
+
+    pub fn open_with(&self, tiers: Arc<dyn TierSource>) -> Arc<Volume> {
+        self.open_as(|| VolumeOptions {
+            tiers: Arc::clone(&tiers),
+            ..VolumeOptions::default()
+        })
+    }
+
+    pub fn open_as(&self, options: impl Fn() -> VolumeOptions) -> Arc<Volume> {
         // Threads of a volume that was dropped may hold on to it for a moment.
         for _ in 0..500 {
-            match Volume::open(&self.config, Mode::ReadWrite) {
+            match Volume::open_with(&self.config, Mode::ReadWrite, options()) {
                 Err(error) if error.errno() == libc::EBUSY => {
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }
@@ -53,14 +69,6 @@ impl Rig {
             }
         }
         panic!("somebody holds on to the volume");
-    }
-
-    pub fn open_with(&self, tiers: Arc<dyn TierSource>) -> Arc<Volume> {
-        let options = VolumeOptions {
-            tiers,
-            ..VolumeOptions::default()
-        };
-        Volume::open_with(&self.config, Mode::ReadWrite, options).expect("the volume opens")
     }
 
     /// A plan for every disk, by which nothing fails yet.

@@ -29,7 +29,7 @@ const SPILL_WINDOWS: usize = 512;
 #[derive(Debug, Default)]
 pub(super) struct RoomLeft {
     left: u64,
-    until: Option<Instant>,
+    pub(super) until: Option<Instant>,
 }
 
 impl RoomLeft {

@@ -221,7 +221,7 @@ fn a_block_for_a_disk_that_takes_nothing_more_fails_and_nobody_stands_still() {
 
 #[test]
 fn a_disk_that_is_brought_back_is_not_held_up_by_what_its_old_medium_has_not_ended() {
-    const LONG: Duration = Duration::from_secs(4);
+    const LONG: Duration = Duration::from_secs(10);
     let (pipeline, plans) = failing_pipeline();
     let (set, next_window) = (SetId(5), AtomicU32::new(0));
     let writer = SetWriter::new(Arc::clone(&pipeline), FileId(1), set);

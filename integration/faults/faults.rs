@@ -26,7 +26,7 @@ use crate::schedule::{Regime, Schedule};
 use crate::tiers::{MadeUp, PAGE, always_critical};
 
 /// After this a schedule stands still.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// After so many failed schedules no more are run.
 const FAILURES: usize = 12;
@@ -188,7 +188,6 @@ fn run(seed: u64, story: &mut String) -> Result<(), String> {
             return Ok(());
         };
         let well = run.work(&volume, sizes, story)?;
-        run.note_left_alone(&volume, story)?;
         run.leave(volume, well, story)?;
     }
     run.last_look(story)
@@ -341,11 +340,19 @@ impl Run {
         }
     }
 
-    /// Notes which disks the volume leaves alone from now on. One of which a kill kept it from writing that down is among
-    /// them too.
+    /// Notes which disks the volume leaves alone from now on: after everything that it does, as it may find one faulty until its
+    /// end. One of which a kill kept it from writing that down is among them too.
     fn note_left_alone(&mut self, volume: &Volume, story: &mut String) -> Result<(), String> {
-        let status = volume.status();
-        let status = status.map_err(|error| format!("no status is had: {error}"))?;
+        let status = match volume.status() {
+            Ok(status) => status,
+            // Where too many fail there may be none, and any that fails may be left alone.
+            Err(error) if self.regime.is_beyond() => {
+                tell(story, format_args!("no status, as it may be: {error}"));
+                self.left_alone.clone_from(&self.victims);
+                return Ok(());
+            }
+            Err(error) => return Err(format!("no status is had: {error}")),
+        };
         let disks = status.disks.iter().enumerate();
         self.left_alone = disks
             .filter(|(_, disk)| disk.state == "faulty")
@@ -501,12 +508,14 @@ impl Run {
                         self.any_of(before, open.len());
                     }
                 }
-                drop(volume);
                 self.reopen_media();
+                self.note_left_alone(&volume, story)?;
+                drop(volume);
             }
             1 => {
                 tell(story, format_args!("kill"));
                 self.reopen_media();
+                self.note_left_alone(&volume, story)?;
                 drop(volume);
             }
             _ => {
@@ -515,6 +524,7 @@ impl Run {
                 self.media = MemoryDisk::together(&self.media, |number, disk| {
                     disk.after_power_loss(seed ^ number as u64)
                 });
+                self.note_left_alone(&volume, story)?;
                 drop(volume);
             }
         }

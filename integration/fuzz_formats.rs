@@ -187,8 +187,16 @@ fn nothing_in_a_file_does_harm() {
         PEAK.set(before);
         let start = processor_time();
         let result = panic::catch_unwind(AssertUnwindSafe(|| examine::examine(&bytes, part)));
-        let took = processor_time() - start;
+        let mut took = processor_time() - start;
         let memory = PEAK.get() - before;
+        // Where a host stops a virtual machine, whoever ran is charged with that: what is slow is slow each time.
+        for _ in 0..2 {
+            if result.is_ok() && took >= TIME {
+                let start = processor_time();
+                let _ = examine::examine(&bytes, part);
+                took = took.min(processor_time() - start);
+            }
+        }
         let sound = result.is_ok() && took < TIME && memory < MEMORY;
         if !sound {
             let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{seed}-{inputs}"));

@@ -29,9 +29,9 @@ pub fn complaints_without_agent(guest: &mut Serial, patience: Duration) -> Vec<S
     ask(guest, orders.map(str::to_string).to_vec(), patience)
 }
 
-/// What the kernel must not have said.
-const CALM: &str =
-    "! dmesg | grep -E 'BUG|Oops|WARNING|corruption|Bad page|I/O error|CORRUPTED|pagealloc'";
+/// What the kernel must not have said. That a processor stood still for long is the machine's below: an emulated one does not
+/// run while the host does something else.
+const CALM: &str = "! dmesg | grep -v 'soft lockup' | grep -E 'BUG|Oops|WARNING|corruption|Bad page|I/O error|CORRUPTED|pagealloc'";
 
 /// Gives orders one by one; what is wrong is those that fail.
 fn ask(guest: &mut Serial, orders: Vec<String>, patience: Duration) -> Vec<String> {

@@ -279,18 +279,21 @@ pub fn compiled(source: &Path, name: &str, options: &[&str]) -> PathBuf {
         time(a) > time(b)
     };
     if !newer(&binary, source) {
+        // Only what is whole gets the name.
+        let made = home().join(format!("{name}.{}", std::process::id()));
         let built = Command::new("rustc")
             .args(["--edition", "2024", "-O", "-C", "panic=abort"])
             .args(options)
             .arg(source)
             .arg("-o")
-            .arg(&binary)
+            .arg(&made)
             .status();
         assert!(
             built.is_ok_and(|status| status.success()),
             "{} does not compile",
             source.display()
         );
+        fs::rename(&made, &binary).expect("the name of a program");
     }
     binary
 }

@@ -22,6 +22,11 @@ fn program() -> Command {
     }
 }
 
+/// What is there once a program has written a file.
+fn done(file: &Path) -> PathBuf {
+    file.with_extension("done")
+}
+
 /// A virtual machine that is killed when it is dropped.
 pub struct Machine {
     child: Child,
@@ -115,6 +120,24 @@ impl Machine {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Begins to save through a program that writes the file.
+    pub fn begin_save_by_pipe(&mut self, file: &Path) {
+        let (file, done) = (file.display(), done(file));
+        self.begin_save(&format!("exec:cat > {file}; touch {}", done.display()));
+    }
+
+    /// Waits until such a save is done and the program has written all of it: QEMU calls it completed while the last bytes are in
+    /// the pipe.
+    pub fn wait_saved_by_pipe(&mut self, file: &Path) -> Value {
+        let state = self.wait_saved();
+        let start = Instant::now();
+        while !done(file).exists() {
+            assert!(start.elapsed() < PATIENCE, "cat does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        state
     }
 
     /// How often a live save has gone over all of the guest's memory.

@@ -18,8 +18,10 @@ install_packages() {
     [ ${#missing[@]} -gt 0 ] || return 0
     echo "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # A new machine may be updating itself, and mirrors fail at times.
+    local patient=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=5)
+    apt-get update -qq "${patient[@]}"
+    apt-get install -y -qq --no-install-recommends "${patient[@]}" "${missing[@]}" >/dev/null
 }
 
 new_enough() {

@@ -28,7 +28,8 @@ suite() {
     arch=$2
     shift 2
     options="$state/apt.conf"
-    [ -e "$state/.complete" ] && return
+    # What the lists name leaves the mirror when there is something newer.
+    [ -n "$(find "$state/.complete" -mtime -1 2>/dev/null)" ] && return
     mkdir -p "$state/lists/partial" "$state/archives/partial" "$state/empty"
     : >"$state/status"
     : >"$state/sources.list"
@@ -41,6 +42,7 @@ APT::Architectures { "$arch"; };
 APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 Acquire::Languages "none";
+Acquire::Retries "5";
 Acquire::Check-Valid-Until "false";
 Dir::State "$state";
 Dir::State::status "$state/status";
@@ -71,6 +73,8 @@ closure() {
     to=$1
     shift
     mkdir -p "$to"
+    # What a run that was ended has left may be of another part.
+    rm -f "$state"/archives/*.deb
     APT_CONFIG=$options apt-get install -qq -y --download-only "$@" >/dev/null
     for deb in "$state"/archives/*.deb; do dpkg-deb -x "$deb" "$to"; done
     rm -f "$state"/archives/*.deb

@@ -135,7 +135,7 @@ fn a_disk_whose_directory_is_gone_is_seen() {
             .expect("a state")
             .to_owned()
     };
-    fs::remove_dir_all(&volume.disks[1].path).expect("deleting a disk");
+    volume.disks[1].delete();
     // Somebody who asks is told, and nothing else was done.
     assert_eq!(state(&volume, 1), "missing");
     volume.disks[4].take_away();

@@ -27,11 +27,12 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// Kills the daemon while `write` runs, and then lets `check` judge what is there. `write` goes on until an operation fails,
-/// which the crash makes it do.
+/// which the crash makes it do. Until `enough` says that something was tested it takes more crashes, as disks may be slow.
 fn again_and_again(
     shape: &Shape,
     write: impl Fn(&Path, u64) -> io::Result<()> + Sync,
     check: impl Fn(&Path, u64),
+    enough: impl Fn() -> bool,
 ) {
     let _alone = alone();
     let mut volume = Volume::new(shape);
@@ -40,7 +41,10 @@ fn again_and_again(
     let empty = volume.used();
     volume.mount();
     let mut random = Random::new(1);
-    for crash in 1..=CRASHES {
+    for crash in 1..=10 * CRASHES {
+        if crash > CRASHES && enough() {
+            break;
+        }
         volume.limit(120);
         let root = volume.mountpoint.clone();
         // From before the first commit is through to well into the writing.
@@ -187,6 +191,7 @@ fn small_files_that_were_closed_are_whole() {
                 }
             }
         },
+        || promised.lock().expect("promises").len() > 20,
     );
     let promised = promised.into_inner().expect("promises");
     assert!(
@@ -246,6 +251,7 @@ fn a_growing_file_has_what_was_synced() {
                 }
             }
         },
+        || !synced.lock().expect("synced").is_empty(),
     );
     assert!(
         !synced.into_inner().expect("synced").is_empty(),
@@ -311,6 +317,7 @@ fn versions(write: impl Fn(&Path, u64) -> io::Result<()> + Sync) {
                 "crash {crash}: the file of {length} bytes is none of versions {versions:?}"
             );
         },
+        || finished.load(Ordering::SeqCst) > 5,
     );
     assert!(
         finished.load(Ordering::SeqCst) > 5,
@@ -390,6 +397,7 @@ fn a_patched_file_is_as_one_sync_left_it() {
                 );
             }
         },
+        || synced.load(Ordering::SeqCst) > 5,
     );
     assert!(
         synced.load(Ordering::SeqCst) > 5,

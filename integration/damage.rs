@@ -35,6 +35,8 @@ fn volume(shape: &Shape) -> Volume {
         file.sync_all().expect("fsync");
     }
     content::close(file).expect("close");
+    // What is written anew in the background later would take damaged bytes out of the way.
+    volume.until_compressed();
     volume.umount();
     volume
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::harness::content;
-use crate::harness::disks::{Backing, Kind};
+use crate::harness::disks::{self, Backing, Kind};
 use crate::harness::random::Random;
 use crate::harness::volume::{Shape, Volume};
 use crate::harness::wait_until;
@@ -152,7 +152,7 @@ fn the_new_disk_dies_during_a_replacement() {
     fill(&volume);
     let new = new_directory(&volume, "new");
     begin_to_replace(&volume, "disk2", text(&new));
-    fs::remove_dir_all(&new).expect("rm -rf");
+    disks::delete(&new);
     becomes(&volume, "new", "missing");
     check(&volume, "without the new disk");
     done(&volume, &["task", "--rate", "0"], &[]);

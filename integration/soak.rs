@@ -26,6 +26,8 @@ const NAMES: u64 = 10;
 /// Files that nobody changes, and how long each is.
 const STILL: u64 = 4;
 const STILL_LENGTH: u64 = 9_000_000;
+/// How long a task of the operator's may take.
+const LONG: Duration = Duration::from_secs(200);
 
 /// What a name holds: the seed of its bytes and how many there are.
 type Held = (u64, u64);
@@ -274,6 +276,7 @@ struct Replacement {
 }
 
 /// What the operator does in a round.
+#[derive(Debug)]
 enum Order {
     Scrub {
         detach: bool,
@@ -314,27 +317,38 @@ impl Order {
         }
     }
 
-    /// Has it done. It may be refused when the daemon is being ended, or while another task is under way; nothing may be
-    /// beyond repair.
-    fn give(&self, root: &Path, stop: &AtomicBool, counts: &Counts) -> Result<(), String> {
+    fn detach(&self) -> bool {
+        match self {
+            Order::Scrub { detach } | Order::Replace { detach, .. } => *detach,
+        }
+    }
+
+    /// Gives it. Not while a writer has anything open: a program inherits the files of the whole process and closes them on its
+    /// way to exec, and a close makes true what was written until then.
+    fn give(&self, root: &Path) -> process::Started {
         let mut command = Command::new(binary());
-        let detach = match self {
-            Order::Scrub { detach } => {
-                command.arg("scrub").arg(root);
-                detach
-            }
-            Order::Replace { old, new, detach } => {
-                command
-                    .args(["disk", "replace"])
-                    .arg(root)
-                    .arg(old)
-                    .arg(new);
-                detach
-            }
+        match self {
+            Order::Scrub { .. } => command.arg("scrub").arg(root),
+            Order::Replace { old, new, .. } => command
+                .args(["disk", "replace"])
+                .arg(root)
+                .arg(old)
+                .arg(new),
         };
-        command.arg(if *detach { "--detach" } else { "--json" });
-        let outcome = process::run(&mut command, Duration::from_secs(200));
-        if let (false, Some(last)) = (*detach, outcome.stdout.lines().last()) {
+        command.arg(if self.detach() { "--detach" } else { "--json" });
+        process::start(&mut command)
+    }
+
+    /// Waits until it is done. It may be refused when the daemon is being ended, or while another task is under way; nothing
+    /// may be beyond repair.
+    fn done(
+        &self,
+        given: process::Started,
+        stop: &AtomicBool,
+        counts: &Counts,
+    ) -> Result<(), String> {
+        let outcome = given.finish(LONG);
+        if let (false, Some(last)) = (self.detach(), outcome.stdout.lines().last()) {
             let status: serde_json::Value = serde_json::from_str(last)
                 .map_err(|error| format!("the operator is told {last}: {error}"))?;
             if status["gone"] != 0 {
@@ -363,7 +377,7 @@ impl Order {
             Ok(())
         } else {
             Err(format!(
-                "the operator: {command:?} ended with {}: {}{}",
+                "the operator: {self:?} ended with {}: {}{}",
                 outcome.status, outcome.stdout, outcome.stderr
             ))
         }
@@ -450,14 +464,15 @@ fn everything_at_once() {
         let failed: Vec<String> = std::thread::scope(|scope| {
             let (root, stop, counts) = (&root, &stop, &counts);
             let mut running = Vec::new();
+            let given = order.as_ref().map(|order| (order, order.give(root)));
             for writer in &mut writers {
                 running.push(scope.spawn(move || writer.work(root, stop, counts)));
             }
             for reader in 0..READERS {
                 running.push(scope.spawn(move || read(root, reader, stop, counts)));
             }
-            if let Some(order) = &order {
-                running.push(scope.spawn(move || order.give(root, stop, counts)));
+            if let Some((order, given)) = given {
+                running.push(scope.spawn(move || order.done(given, stop, counts)));
             }
             std::thread::sleep(Duration::from_millis(200 + random.below(6000)));
             // In the middle of it all at most two disks are gone.
@@ -506,6 +521,7 @@ fn everything_at_once() {
         volume.disks[disk].bring_back();
     }
     // Once with all disks, so that what was begun ends and those that were away catch up, and then with pairs of them gone.
+    volume.limit(900);
     volume.mount();
     finish(&mut volume, &mut replacing);
     let compare = |writers: &mut [Writer], when: &str| {
@@ -520,8 +536,8 @@ fn everything_at_once() {
         }
     };
     compare(&mut writers, "in the end");
-    let on_mount = |what: &str| volume.parsfs([what.as_ref(), root.as_os_str()]);
-    on_mount("scrub").expect_success("a scrub in the end");
+    process::run(Command::new(binary()).arg("scrub").arg(&root), LONG)
+        .expect_success("a scrub in the end");
     volume.umount();
     volume
         .parsfs(["fsck".as_ref(), volume.config.as_os_str()])
@@ -592,14 +608,14 @@ fn finish(volume: &mut Volume, replacing: &mut Option<Replacement>) {
     note_replaced(volume, replacing, &mut Vec::new());
     if let Some(replacement) = replacing {
         let old = called(&volume.disks[replacement.place].path);
-        let arguments = ["disk", "replace"].map(std::ffi::OsStr::new).into_iter();
-        let arguments = arguments.chain([
-            volume.mountpoint.as_os_str(),
-            old.as_ref(),
-            replacement.by.path.as_os_str(),
-        ]);
-        volume
-            .parsfs(arguments.map(ToOwned::to_owned).collect::<Vec<_>>())
+        let order = Order::Replace {
+            old: old.clone(),
+            new: replacement.by.path.clone(),
+            detach: false,
+        };
+        order
+            .give(&volume.mountpoint)
+            .finish(LONG)
             .expect_success("the last replacement");
         assert!(
             note_replaced(volume, replacing, &mut Vec::new()),

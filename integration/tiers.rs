@@ -463,7 +463,7 @@ fn bytes_that_were_given_up_with_a_disk_read_mended_ever_after() {
     let path = volume.path("guest");
     copy(&original, &path, 1 << 20);
     let new = volume.scratch.directory("new");
-    fs::remove_dir_all(&volume.disks[2].path).expect("rm -rf");
+    volume.disks[2].delete();
     let long = |arguments: &[&std::ffi::OsStr]| {
         let mut command = std::process::Command::new(crate::harness::volume::binary());
         crate::harness::process::run(command.args(arguments), std::time::Duration::from_secs(300))

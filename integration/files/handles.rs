@@ -107,8 +107,8 @@ fn appends_of_many_processes_all_arrive() {
     let volume = Volume::mounted();
     shell(
         &volume.mountpoint,
-        "for i in 1 2 3 4; do (for n in $(seq 200); do echo \"$i $n\" >> all; done) & done; wait
-         [ $(wc -l < all) = 800 ] && [ $(sort -u all | wc -l) = 800 ]",
+        "for i in 1 2 3 4; do (for n in $(seq 50); do echo \"$i $n\" >> all; done) & done; wait
+         [ $(wc -l < all) = 200 ] && [ $(sort -u all | wc -l) = 200 ]",
     );
 }
 

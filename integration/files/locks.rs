@@ -28,10 +28,10 @@ fn flock_waits_for_its_turn() {
         &volume.mountpoint,
         "echo 0 > counter
          for i in 1 2 3 4; do
-           (for n in $(seq 25); do flock lock bash -c 'echo $(($(cat counter) + 1)) > counter'; done) &
+           (for n in $(seq 10); do flock lock bash -c 'echo $(($(cat counter) + 1)) > counter'; done) &
          done
          wait
-         [ $(cat counter) = 100 ]",
+         [ $(cat counter) = 40 ]",
     );
 }
 

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::fs::{FileType, Mode};
+
 use crate::harness::process::shell;
 use crate::harness::tree::{Times, Tree};
 use crate::harness::volume::Volume;
@@ -70,7 +72,11 @@ fn a_large_directory_is_listed_whole_while_it_changes() {
     let directory = volume.path("many");
     fs::create_dir(&directory).expect("mkdir");
     for number in 0..1500 {
-        fs::write(directory.join(format!("stays-{number:05}")), b"").expect("a file");
+        // Not by an open, whose close would be a commit each.
+        let path = directory.join(format!("stays-{number:05}"));
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::RegularFile, mode, 0)
+            .expect("a file");
     }
     let mut seen = Vec::new();
     for (place, entry) in fs::read_dir(&directory).expect("list").enumerate() {

@@ -1,8 +1,10 @@
 //! One disk of a volume under test, and what can happen to it: taken away, returned, damaged, full, failing.
 
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -10,6 +12,7 @@ use super::faulty_disk::FaultyDisk;
 use super::loop_device;
 use super::random::Random;
 use super::scratch::Scratch;
+use super::wait_until;
 
 /// What a disk rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,21 @@ pub enum Kind {
     Any,
 }
 
+/// Deletes the directory of a disk in service, into which a daemon may put something meanwhile.
+pub fn delete(path: &Path) {
+    wait_until(
+        "a disk to be deleted",
+        Duration::from_secs(60),
+        || match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => false,
+            done => {
+                done.expect("deleting a disk");
+                true
+            }
+        },
+    );
+}
+
 impl TestDisk {
     pub fn new(scratch: &Scratch, number: usize, backing: Backing) -> TestDisk {
         let path = scratch.directory(&format!("disk{number}"));
@@ -70,6 +88,11 @@ impl TestDisk {
             image,
             faults,
         }
+    }
+
+    /// The directory is deleted while the volume is mounted.
+    pub fn delete(&self) {
+        delete(&self.path);
     }
 
     pub fn image(&self) -> &Path {

@@ -41,6 +41,20 @@ impl Outcome {
 /// Runs a program in a process group of its own, with no input; kills the group and panics at the limit.
 #[track_caller]
 pub fn run(command: &mut Command, limit: Duration) -> Outcome {
+    start(command).finish(limit)
+}
+
+/// A program that runs.
+pub struct Started {
+    shown: String,
+    child: Child,
+    stdout: thread::JoinHandle<String>,
+    stderr: thread::JoinHandle<String>,
+}
+
+/// Starts a program in a process group of its own, with no input.
+#[track_caller]
+pub fn start(command: &mut Command) -> Started {
     let shown = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::null())
@@ -51,27 +65,46 @@ pub fn run(command: &mut Command, limit: Duration) -> Outcome {
         .unwrap_or_else(|error| panic!("{shown}: {error}"));
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
-    let status = match wait(&mut child, limit) {
-        Some(status) => status,
-        None => {
-            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
-            // A process inside a request to a filesystem that hangs cannot be killed; do not wait for its output then.
-            let ended = wait(&mut child, Duration::from_secs(5)).is_some();
-            let said = if ended {
-                stdout.join().unwrap_or_default() + &stderr.join().unwrap_or_default()
-            } else {
-                String::new()
-            };
-            panic!(
-                "{shown}: not done after {limit:?} {}\n{said}",
-                if ended { "" } else { "(and cannot be killed)" }
-            );
+    Started {
+        shown,
+        child,
+        stdout,
+        stderr,
+    }
+}
+
+impl Started {
+    /// Waits for its end; kills its group and panics at the limit.
+    #[track_caller]
+    pub fn finish(self, limit: Duration) -> Outcome {
+        let Started {
+            shown,
+            mut child,
+            stdout,
+            stderr,
+        } = self;
+        let status = match wait(&mut child, limit) {
+            Some(status) => status,
+            None => {
+                let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+                // A process inside a request to a filesystem that hangs cannot be killed; do not wait for its output then.
+                let ended = wait(&mut child, Duration::from_secs(5)).is_some();
+                let said = if ended {
+                    stdout.join().unwrap_or_default() + &stderr.join().unwrap_or_default()
+                } else {
+                    String::new()
+                };
+                panic!(
+                    "{shown}: not done after {limit:?} {}\n{said}",
+                    if ended { "" } else { "(and cannot be killed)" }
+                );
+            }
+        };
+        Outcome {
+            status,
+            stdout: stdout.join().unwrap_or_default(),
+            stderr: stderr.join().unwrap_or_default(),
         }
-    };
-    Outcome {
-        status,
-        stdout: stdout.join().unwrap_or_default(),
-        stderr: stderr.join().unwrap_or_default(),
     }
 }
 

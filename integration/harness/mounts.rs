@@ -25,6 +25,33 @@ pub fn on(path: &Path) -> Option<Mount> {
     all().into_iter().rev().find(|mount| mount.at == path)
 }
 
+/// Which processes have something open below a path, in words.
+pub fn users(below: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    for process in list(Path::new("/proc")) {
+        let path = process.path();
+        let links = ["cwd", "root", "exe"].map(|name| path.join(name));
+        let open = list(&path.join("fd")).map(|entry| entry.path());
+        for link in links.into_iter().chain(open) {
+            let Ok(to) = fs::read_link(&link) else {
+                continue;
+            };
+            if to.starts_with(below) {
+                let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+                let wait = fs::read_to_string(path.join("wchan")).unwrap_or_default();
+                found.push(format!(
+                    "{} ({}, waits in {wait:?}) has {}",
+                    link.display(),
+                    name.trim(),
+                    to.display()
+                ));
+            }
+        }
+    }
+    found
+}
+
 /// Takes away every mount at or below a path, whether or not it is in use or its server is dead.
 pub fn clear(root: &Path) {
     for mount in all()

@@ -231,11 +231,12 @@ impl Volume {
         loop {
             let outcome = self.parsfs(["umount".as_ref(), self.mountpoint.as_os_str()]);
             let in_use = !outcome.success() && outcome.stderr.contains("is in use");
-            if !in_use || begin.elapsed() > Duration::from_secs(5) {
+            if !in_use || begin.elapsed() > PATIENCE {
                 if outcome.success() {
                     break;
                 }
-                return Err(format!("{}: {}", outcome.status, outcome.stderr));
+                let users = mounts::users(&self.mountpoint).join("\n");
+                return Err(format!("{}: {}{users}", outcome.status, outcome.stderr));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

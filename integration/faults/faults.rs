@@ -348,7 +348,7 @@ impl Run {
             // Where too many fail there may be none, and any that fails may be left alone.
             Err(error) if self.regime.is_beyond() => {
                 tell(story, format_args!("no status, as it may be: {error}"));
-                self.left_alone.clone_from(&self.victims);
+                self.left_alone = self.victims.iter().copied().collect();
                 return Ok(());
             }
             Err(error) => return Err(format!("no status is had: {error}")),

@@ -67,8 +67,11 @@ impl Inner {
     fn join_anew(self: &Arc<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
         // 1. An earlier part of the disk in this is ended, and nobody reads its database any more.
         self.part_with(id)?;
-        // 2. The database as of the last checkpoint is copied, while others go on; from any disk that answers.
+        // 2. The database as of the last checkpoint is copied, while others go on; from any disk that answers. They have a new
+        // generation from here on: where this ends before the disk takes part, it knows of none of what they answer meanwhile,
+        // and must not pass for one that does.
         let view = self.view();
+        self.begin_generation(&mut self.commit.lock(), Vec::new())?;
         let state = State {
             volume: self.options.volume,
             mark: view.base.mark,
@@ -91,7 +94,11 @@ impl Inner {
         let begun = advanced.and_then(|()| self.begin_journal(&mut commit));
         if let Err(error) = begun {
             self.leave_out(id, &error);
-            self.drop_left_out(&mut commit);
+            // By now its database tells of the generation that the others are in.
+            if self.drop_left_out(&mut commit) && self.check_writable().is_ok() {
+                // Where that fails nothing more can be written, and nothing is answered.
+                let _ = self.begin_generation(&mut commit, Vec::new());
+            }
             return Err(error);
         }
         // 5. The disks that there are now have a generation of their own.

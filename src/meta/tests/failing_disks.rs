@@ -496,3 +496,51 @@ fn what_this_process_may_not_have_ends_an_open_and_harms_no_disk() {
         assert_eq!(again.online().len(), 3);
     }
 }
+
+/// A disk that did not come as far as to take part knows nothing of what the others answer after that: alone it is another
+/// history, and not an older state of theirs.
+#[test]
+fn a_join_that_fails_leaves_no_disk_in_the_generation_of_the_others() {
+    let creates = Operations::of(&[Operation::Create]);
+    let opens = Operations::of(&[Operation::RandomOpen]);
+    let mut apart = 0;
+    for (operations, skip) in [(creates, 0), (creates, 1), (opens, 1), (opens, 2)] {
+        let media = volume(2);
+        let (disks_now, plans) = faulty(&media);
+        let disk = disks_now[1].1.clone().unwrap();
+        let meta = Meta::open(disks_now, options()).unwrap();
+        plans[1].die();
+        set(&meta, "a", "1");
+        meta.sync().unwrap();
+        meta.checkpoint().unwrap();
+        plans[1].revive();
+        let when = When::Count { skip, times: 100 };
+        plans[1].add(Rule::new(operations, when, Fault::Exhausted));
+        if meta.join(DiskId(1), &disk).is_ok() {
+            continue;
+        }
+        plans[1].clear();
+        set(&meta, "a", "2");
+        meta.sync().unwrap();
+        let crashed = killed(&media);
+        // Somebody has nothing but that disk, and goes on with it.
+        let alone = Meta::open(
+            some(&crashed, &[1]),
+            Options {
+                force: true,
+                ..options()
+            },
+        );
+        if let Ok(alone) = alone {
+            set(&alone, "b", "1");
+            alone.sync().unwrap();
+        }
+        let both = Meta::open(disks(&killed(&crashed)), options());
+        match both {
+            Err(MetaError::Diverged { .. }) => apart += 1,
+            Ok(meta) => assert_eq!(get(&meta, "a"), Some("2".to_owned()), "after {skip}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(apart > 0, "it never had a part");
+}

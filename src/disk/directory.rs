@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::ReadWriteFlags;
 
 use self::open_files::{OpenFiles, is_exhausted};
@@ -33,8 +33,6 @@ pub struct DirectoryDisk {
     device: u64,
     /// The number of the directory on its device.
     inode: u64,
-    /// Keeps the lock of `lock` until the disk is let go.
-    directory: Mutex<Option<Arc<File>>>,
     open: OpenFiles,
     names: Arc<Names>,
     temporaries: AtomicU64,
@@ -49,21 +47,8 @@ struct Names {
 }
 
 impl DirectoryDisk {
-    /// Opens the directory of a disk. What an interrupted `put` left is removed, unless another process
-    /// holds the disk's lock.
+    /// Opens the directory of a disk and writes nothing to it: another process may be writing.
     pub fn open(name: &str, path: &Path) -> Result<DirectoryDisk> {
-        let disk = Self::open_untouched(name, path)?;
-        if disk.lock().is_ok() {
-            let swept = disk.sweep();
-            disk.unlock();
-            swept?;
-        }
-        Ok(disk)
-    }
-
-    /// Opens the directory of a disk and writes nothing to it: for a look from outside while another
-    /// process may be writing, or for a medium that cannot be written.
-    pub fn open_untouched(name: &str, path: &Path) -> Result<DirectoryDisk> {
         let failed = |source| {
             io_error(
                 name,
@@ -81,7 +66,6 @@ impl DirectoryDisk {
             root: path.to_owned(),
             device: metadata.dev(),
             inode: metadata.ino(),
-            directory: Mutex::new(Some(Arc::new(directory))),
             open: OpenFiles::default(),
             names: Arc::default(),
             temporaries: AtomicU64::new(0),
@@ -112,37 +96,9 @@ impl DirectoryDisk {
         &self.root
     }
 
-    /// Takes the disk for this process alone, until this `DirectoryDisk` is let go or dropped. Another one's
-    /// having it is `Io` with `WouldBlock`. Reading is open to all; the lock binds only those who ask.
-    pub fn lock(&self) -> Result<()> {
-        let directory = self
-            .directory()
-            .map_err(|error| self.io("lock the directory", error))?;
-        rustix::fs::flock(&*directory, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| self.io("lock the directory", error.into()))
-    }
-
-    /// The directory, opened again if it was let go and is still there.
-    fn directory(&self) -> io::Result<Arc<File>> {
-        let mut kept = self.directory.lock();
-        if let Some(directory) = kept.as_ref() {
-            return Ok(Arc::clone(directory));
-        }
-        self.check().map_err(io::Error::other)?;
-        let directory = Arc::new(File::open(&self.root)?);
-        *kept = Some(Arc::clone(&directory));
-        Ok(directory)
-    }
-
-    /// Gives back the lock of `lock`.
-    pub fn unlock(&self) {
-        // It fails only where there is no lock to give back.
-        if let Some(directory) = self.directory.lock().as_ref() {
-            let _ = rustix::fs::flock(&**directory, FlockOperation::Unlock);
-        }
-    }
-
-    fn sweep(&self) -> Result<()> {
+    /// Removes what an interrupted `put` left. Only for who has the disk's lock (`DiskLock`): it may be what another process
+    /// is just writing.
+    pub fn sweep(&self) -> Result<()> {
         let mut left = Vec::new();
         self.walk(&mut |path, _| {
             let name = path.file_name().and_then(|name| name.to_str());
@@ -407,8 +363,6 @@ impl Disk for DirectoryDisk {
 
     fn let_go(&self) {
         self.open.clear();
-        let closed = self.directory.lock().take();
-        drop(closed);
     }
 
     fn will_read(&self, object: ObjectName, range: Range<u64>) {

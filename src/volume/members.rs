@@ -586,6 +586,7 @@ impl Volume {
                 // The one it had may be on what was there before.
                 self.locks.lock().remove(&disk);
                 let lock = DiskLock::take(&path).map_err(busy)?;
+                directory.sweep()?;
                 self.take_back(disk, Arc::new(directory))?;
                 // Only now: those of disks that are out of service are given back every few seconds.
                 self.locks.lock().insert(disk, lock);

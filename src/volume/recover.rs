@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn has(rig: &Rig, number: usize, id: ManifestId) -> bool {
-        let disk = DirectoryDisk::open_untouched("a", &rig.disk(number)).expect("a disk");
+        let disk = DirectoryDisk::open("a", &rig.disk(number)).expect("a disk");
         disk.length(ObjectName::Manifest(id)).is_ok()
     }
 

@@ -40,22 +40,26 @@ pub(super) fn find(config: &Config, mode: Mode) -> Result<Vec<Found>> {
     warn_of_small_limit();
     let kept = kept_open(config.disks.len());
     for disk in &config.disks {
-        let opened = if mode == Mode::ReadOnly {
-            DirectoryDisk::open_untouched(&disk.name, &disk.path)
-        } else {
-            DirectoryDisk::open(&disk.name, &disk.path)
-        };
-        let medium: Option<Arc<dyn Disk>> = match opened {
+        let directory = match DirectoryDisk::open(&disk.name, &disk.path) {
             Ok(directory) => Some(Arc::new(directory.keeping_open(kept))),
             Err(error) => {
                 tracing::warn!(disk = disk.name, %error, "missing");
                 None
             }
         };
+        let medium = directory
+            .clone()
+            .map(|directory| directory as Arc<dyn Disk>);
         let mut found = look(disk, medium)?;
         if mode != Mode::ReadOnly && found.disk.is_some() {
             match DiskLock::take(&disk.path) {
-                Ok(lock) => found.lock = Some(lock),
+                Ok(lock) => {
+                    // Before that it might be what the daemon that has it is just writing.
+                    if let Some(Err(error)) = directory.map(|directory| directory.sweep()) {
+                        tracing::warn!(disk = disk.name, %error, "what an interrupted write left takes room");
+                    }
+                    found.lock = Some(lock);
+                }
                 Err(error) => {
                     if matches!(error, LockError::Held { .. }) {
                         return Err(busy(error));

@@ -43,7 +43,7 @@ fn a_file_that_is_being_written_is_read_although_a_disk_fails_while_another_is_b
         let (_, handle) = create(&volume, "f");
         write_all(&volume, handle, &bytes);
         let has_parity = |number: &usize| {
-            let disk = DirectoryDisk::open_untouched("a", &rig.disk(*number)).expect("a disk");
+            let disk = DirectoryDisk::open("a", &rig.disk(*number)).expect("a disk");
             let objects = disk.list().expect("listed");
             let mut parity = objects
                 .iter()

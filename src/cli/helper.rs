@@ -43,7 +43,8 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Result<Option<Vec<OsString>
         return Ok(Some(arguments));
     }
     let call = Call::parse(rest)?;
-    if call.fake {
+    // To umount(8) the same letter is force, which is what a busy mount of this kind does not need.
+    if call.fake && !umount {
         return Ok(None);
     }
     let mut translated = vec![program];
@@ -222,6 +223,12 @@ mod tests {
                 .unwrap()
                 .unwrap(),
             ["umount.fuse.parsfs", "umount", "/mnt", "--lazy"]
+        );
+        assert_eq!(
+            translated(&["umount.fuse.parsfs", "/mnt", "-nf"])
+                .unwrap()
+                .unwrap(),
+            ["umount.fuse.parsfs", "umount", "/mnt"]
         );
         assert_eq!(
             translated(&["mount.parsfs", "v", "/mnt", "-f"]).unwrap(),

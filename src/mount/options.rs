@@ -74,6 +74,7 @@ impl MountOptions {
                 "async" => self.kernel.retain(|flag| *flag != KernelFlag::Sync),
                 "dirsync" => self.kernel.push(KernelFlag::DirSync),
                 "noatime" => self.kernel.push(KernelFlag::NoAtime),
+                "atime" => self.kernel.retain(|flag| *flag != KernelFlag::NoAtime),
                 _ => {
                     if let Some(file) = option.strip_prefix("log=") {
                         self.log = Some(PathBuf::from(file));
@@ -195,6 +196,7 @@ mod tests {
         assert!(parsed("rw,ro").read_only);
         assert!(!parsed("ro,rw").read_only);
         assert_eq!(parsed("allow_other,noallow_other").allow_other, Some(false));
+        assert_eq!(parsed("noatime,atime").kernel, []);
     }
 
     #[test]

@@ -394,20 +394,22 @@ impl Volume {
             (b"..".to_vec(), inode.parent),
         ];
         let own = own
-            .into_iter()
-            .map(|(name, file)| (name, file, FileKind::Directory));
+            .each_ref()
+            .map(|(name, file)| (name, *file, FileKind::Directory));
         let listing = open.listing.read();
         let rest = listing
             .iter()
-            .map(|listed| (listed.name.clone(), listed.file, listed.kind));
+            .map(|listed| (&listed.name, listed.file, listed.kind));
+        // Only what is told is copied: a directory may be large.
         let entries = own
+            .into_iter()
             .chain(rest)
             .enumerate()
             .skip(offset.max(0) as usize)
             .take(most);
         Ok(entries
             .map(|(place, (name, file, kind))| Entry {
-                name,
+                name: name.clone(),
                 file,
                 kind,
                 next: place as i64 + 1,

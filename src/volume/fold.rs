@@ -19,7 +19,7 @@ use crate::ids::{DiskId, ManifestId, SetId, WindowNo};
 use crate::meta::{PunchKey, Records};
 use crate::store::manifest::{Manifest, ManifestRef, ManifestWriter, Totals};
 use crate::store::parity::PARITY_HEADER;
-use crate::store::{BEYOND, Extent, Source, WindowRecord};
+use crate::store::{BEYOND, BlockRecord, Extent, Source, WindowRecord};
 use crate::threads::side_by_side;
 
 /// Bytes of a file whose extents are looked at together.
@@ -350,10 +350,12 @@ fn follows(before: &Extent, next: &Extent) -> bool {
         && before.source.advanced(length) == next.source
 }
 
-/// Gives back the room of a window in which nothing lives.
+/// Gives back the room of a window in which nothing lives. A lost block has no place: what its record tells was one on a disk
+/// that has left, and is another block's on the disk that is in its place now.
 pub(super) fn punches_of(record: &WindowRecord, sweep: &mut Sweep) {
     let mut ranges: BTreeMap<u8, Vec<Range<u64>>> = BTreeMap::new();
-    for block in record.blocks.iter().filter(|block| block.stored > 0) {
+    let stored = |block: &&BlockRecord| block.stored > 0 && !block.lost;
+    for block in record.blocks.iter().filter(stored) {
         ranges
             .entry(block.column)
             .or_default()

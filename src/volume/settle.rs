@@ -486,8 +486,11 @@ impl Volume {
                 lengths[column] += block.stored;
                 columns[column].push(stored);
             } else if !change.alive.contains(&(index as u16)) {
-                let range = block.offset..block.offset + u64::from(block.stored);
-                given_back.entry(block.column).or_default().push(range);
+                // A lost one has no place there.
+                if !block.lost {
+                    let range = block.offset..block.offset + u64::from(block.stored);
+                    given_back.entry(block.column).or_default().push(range);
+                }
                 *block = given_up();
             }
         }

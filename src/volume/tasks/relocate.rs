@@ -21,7 +21,7 @@ use crate::volume::commit::{Frozen, Purpose};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::file::{FileState, OpenFile};
 use crate::volume::filemap::Window;
-use crate::volume::fold::{parity_punches, punch_ranges};
+use crate::volume::fold::{parity_punches, punch_ranges, punches_of};
 use crate::volume::overlay::Overlay;
 use crate::volume::repack::{Pace, lane_kept};
 use crate::volume::sweep::Sweep;
@@ -494,7 +494,7 @@ impl Volume {
         exchanged: &mut Exchanged,
     ) -> Result<u64> {
         if !anew.is_empty() {
-            self.write_anew(file, anew, plan, running, exchanged)?;
+            self.write_anew(file, anew, plan, running, exchanged, &mut frozen.sweep)?;
         }
         let given_up = exchanged.given_up;
         if given_up > 0 {
@@ -516,11 +516,12 @@ impl Volume {
         plan: &Plan<'_>,
         running: &Running,
         exchanged: &mut Exchanged,
+        sweep: &mut Sweep,
     ) -> Result<()> {
         let mut taken: BTreeSet<WindowNo> = BTreeSet::new();
         let mut protected: HashMap<BlockId, bool> = HashMap::new();
         let mut lost: HashSet<BlockId> = HashSet::new();
-        let mut remains: Vec<(WindowRecord, u64)> = Vec::new();
+        let mut remains: Vec<(Arc<WindowRecord>, WindowRecord, u64)> = Vec::new();
         for no in windows {
             let Some(record) = file.state.lock().map.record(*no)? else {
                 continue;
@@ -559,7 +560,8 @@ impl Volume {
             }
             taken.insert(*no);
             if !lost_here.is_empty() {
-                remains.push((self.remains(&record, &lost_here)?, given_up));
+                let left = self.remains(&record, &lost_here)?;
+                remains.push((record, left, given_up));
                 lost.extend(lost_here);
             }
         }
@@ -593,8 +595,10 @@ impl Volume {
             })?;
         }
         let mut state = file.state.lock();
-        for (record, lost) in remains {
+        for (old, record, lost) in remains {
             if !needed.contains(&record.no) {
+                // It lives on for the sake of what is lost, and what it had is elsewhere now.
+                punches_of(&old, sweep);
                 exchange(&mut state, record, lost, exchanged);
             }
         }

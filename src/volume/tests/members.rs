@@ -43,12 +43,17 @@ fn with_expendable(disks: usize, policy: &str) -> Rig {
 
 /// The pages of the files that cannot be read; the others have to be right.
 fn lost_now(volume: &Volume) -> BTreeSet<(usize, usize)> {
+    lost_from(volume, 0)
+}
+
+/// The same of the pages from this one on.
+fn lost_from(volume: &Volume, first: usize) -> BTreeSet<(usize, usize)> {
     let mut lost = BTreeSet::new();
     for number in 0..FILES {
         let name = format!("f{number}");
         let file = volume.lookup(ROOT, name.as_bytes()).expect("there").file;
         let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
-        for (page, expected) in file_bytes(number).chunks(4096).enumerate() {
+        for (page, expected) in file_bytes(number).chunks(4096).enumerate().skip(first) {
             match volume.read(handle, (page * 4096) as u64, 4096) {
                 Ok(found) => assert!(found == expected, "page {page} of {name} is wrong"),
                 Err(_) => {
@@ -120,6 +125,69 @@ fn two_disks_that_are_gone_for_good_leave_when_both_are_named() {
         assert_eq!(lost_now(&volume), with_both);
     }
     assert_eq!(members(&volume), ["d0", "d2", "d4"]);
+}
+
+/// A lost block is still told of by its window, and where it was is another one's place now.
+#[test]
+fn what_is_rewritten_after_a_loss_takes_nothing_else_away() {
+    let policy = "critical = \"2+1\"\nblock_size = \"4K\"\ncompression = \"none\"";
+    let rig = with_expendable(4, policy);
+    rig.take_away(1);
+    let tiers = Arc::new(MadeUp::default());
+    *tiers.runs.lock() = runs(SIZE, 96, 32);
+    let volume = rig.open_with(tiers);
+    volume.remove_disk("d1", true, &[], None).expect("begun");
+    assert_eq!(ended(&volume).state, TaskState::Done);
+    const REWRITTEN: usize = 128;
+    let before = lost_from(&volume, REWRITTEN);
+    assert!(!before.is_empty());
+    for number in 0..FILES {
+        let name = format!("f{number}");
+        let file = volume.lookup(ROOT, name.as_bytes()).expect("there").file;
+        let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
+        let bytes = noise(100 + number as u64, REWRITTEN * 4096);
+        volume.write(handle, 0, &bytes).expect("written");
+        close(&volume, handle);
+    }
+    volume.sweeper.wait();
+    assert_eq!(lost_from(&volume, REWRITTEN), before);
+    volume.scrub(None).expect("begun");
+    let scrub = ended(&volume);
+    assert_eq!((scrub.state, scrub.bad), (TaskState::Done, 0), "{scrub:?}");
+}
+
+/// What was left of such windows had its bytes twice.
+#[test]
+fn what_is_written_anew_with_a_loss_gives_its_room_back() {
+    let rig = with_expendable(5, "critical = \"2+1\"\ncompression = \"none\"");
+    rig.take_away(1);
+    rig.take_away(3);
+    let volume = rig.open();
+    let d3 = ["d3".to_owned()];
+    for (disk, gone) in [("d1", &d3[..]), ("d3", &[])] {
+        volume.remove_disk(disk, true, gone, None).expect("begun");
+        let task = ended(&volume);
+        assert_eq!(task.state, TaskState::Done, "{task:?}");
+    }
+    volume.sweeper.wait();
+    let mut there = 0;
+    for number in 0..FILES {
+        let name = format!("f{number}");
+        let file = volume.lookup(ROOT, name.as_bytes()).expect("there").file;
+        let file = volume.use_file(file).expect("in use");
+        let seen = volume.frozen_view(&file).each_window(|window| {
+            let blocks = window.blocks.iter().filter(|block| !block.lost);
+            there += blocks.map(|block| u64::from(block.stored)).sum::<u64>();
+            there += u64::from(window.parity_length) * window.parity.len() as u64;
+            Ok(())
+        });
+        seen.expect("windows");
+    }
+    let occupied = rig.occupied();
+    assert!(
+        occupied < there + (1 << 20),
+        "{occupied} bytes for {there} that are there"
+    );
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub(crate) mod synthetic;
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -234,11 +235,25 @@ impl<'m> Guest<'m> {
                 }
             }
         }
+        // Vmcoreinfo may be a copy in a page that could be lost, such as a dump tool's in a file that was read. Without it
+        // the guest would not be found again, and nothing of it mended.
+        for pfn in self.found_by() {
+            if classes.get(pfn).is_some_and(mendable) {
+                classes.fill(pfn..pfn + 1, PageClass::Unknown);
+            }
+        }
         Ok(classes)
     }
 
+    /// The frames of the copy of vmcoreinfo that the kernel was found by.
+    fn found_by(&self) -> Range<u64> {
+        let (kernel, shift) = (&self.kernel, self.page_shift());
+        let end = kernel.note.saturating_add(kernel.info.length);
+        kernel.note >> shift..end.div_ceil(1 << shift)
+    }
+
     /// Whether the kernel holds all pages of a range for itself, as it does its image.
-    fn keeps(&self, range: std::ops::Range<u64>) -> bool {
+    fn keeps(&self, range: Range<u64>) -> bool {
         let shift = self.page_shift();
         let frames = range.start >> shift..range.end.div_ceil(1 << shift);
         let mut judge = Judge::new(self);
@@ -278,6 +293,11 @@ impl<'m> Guest<'m> {
                     (PageClass::Zero, _) => Reason::Zero,
                     (PageClass::Free, PageClass::Unknown) => Reason::PerCpuList,
                     (PageClass::Hugetlb, PageClass::Unknown) => Reason::Hugetlb,
+                    (PageClass::Unknown, found)
+                        if mendable(found) && self.found_by().contains(&pfn) =>
+                    {
+                        Reason::Vmcoreinfo
+                    }
                     _ => verdict.reason,
                 };
                 told = Explanation {
@@ -290,4 +310,9 @@ impl<'m> Guest<'m> {
         }
         told
     }
+}
+
+/// Whether the guest can do without pages of a class.
+fn mendable(class: PageClass) -> bool {
+    ClassSet::MENDABLE.contains(class)
 }

@@ -27,6 +27,8 @@ reasons! {
     BrokenCompound, "its compound page contradicts itself";
     /// A tail without a head.
     OrphanTail, "it is a tail of no compound page";
+    /// It could be done without, but for the copy of vmcoreinfo in it.
+    Vmcoreinfo, "the guest is found by the vmcoreinfo in it";
     /// Of the slab allocator.
     Slab, "it belongs to the slab allocator";
     /// A page table by its type.

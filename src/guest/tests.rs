@@ -560,6 +560,76 @@ fn a_memory_map_full_of_contradictions_is_not_believed() {
     ));
 }
 
+/// Puts vmcoreinfo as an ELF note of that many bytes before the guest's own copy, so that it is found first.
+fn note(guest: &mut Synthetic, pfn: u64, length: usize) {
+    let own = guest.bytes[VMCOREINFO as usize..][..4096].to_vec();
+    let text = own.split(|&byte| byte == 0).next().expect("its text");
+    let mut bytes: Vec<u8> = [11, length as u32 - 24, 0].map(u32::to_le_bytes).concat();
+    bytes.extend(b"VMCOREINFO\0\0");
+    bytes.extend(b"OSRELEASE=6.12.0-synthetic\nLONG=");
+    bytes.resize(length - text.len() - 1, b'x');
+    bytes.push(b'\n');
+    bytes.extend(text);
+    guest.bytes[(pfn << 12) as usize..][..length].copy_from_slice(&bytes);
+}
+
+#[test]
+fn the_copy_that_the_guest_is_found_by_is_never_expendable() {
+    const COPY: u64 = 0x28;
+    // Text alone, as it lies in a file.
+    let mut guest = Synthetic::new();
+    let from = VMCOREINFO as usize;
+    guest
+        .bytes
+        .copy_within(from..from + 4096, (COPY << 12) as usize);
+    let file = guest.file("ext4");
+    let doubtful = (PageClass::Unknown, Reason::Vmcoreinfo);
+    let mut offline = guest.clone();
+    offline.typed_page(COPY, 0xF1);
+    assert_eq!(class(&offline, COPY), doubtful);
+    let mut listed = guest.clone();
+    listed.free_list(1, &[COPY, 0x300]);
+    assert_eq!(class(&listed, COPY).0, PageClass::Unknown);
+    assert_eq!(class(&listed, 0x300).0, PageClass::Free);
+    // The rest of the folio is judged as ever, and mended.
+    guest.cached(COPY, 2, &file);
+    assert_eq!(class(&guest, COPY), doubtful);
+    look(&guest, |found, classes| {
+        assert_eq!(found.kernel().note, COPY << 12);
+        for pfn in COPY + 1..COPY + 4 {
+            assert_eq!(classes.get(pfn), Some(PageClass::CacheClean), "{pfn:#x}");
+        }
+        assert!(found.mend(classes, &[COPY + 1]).is_ok());
+        let (class, reason) = doubtful;
+        let refused = MendError::NotRecoverable {
+            pfn: COPY,
+            class,
+            reason,
+        };
+        assert_eq!(found.mend(classes, &[COPY]), Err(refused));
+    });
+    // What the kernel holds keeps its class.
+    let own = class(&Synthetic::new(), VMCOREINFO >> 12);
+    assert_eq!(own, (PageClass::Kernel, Reason::KernelPage));
+
+    // A note's text may go on in the next page.
+    for (length, pages) in [(4000, 1), (4096, 1), (4097, 2), (4120, 2)] {
+        let mut guest = Synthetic::new();
+        guest.buddy(COPY, 3);
+        note(&mut guest, COPY, length);
+        look(&guest, |found, classes| {
+            assert_eq!(found.kernel().note, COPY << 12);
+            for pfn in COPY..COPY + 8 {
+                let wanted = match pfn - COPY < pages {
+                    true => PageClass::Unknown,
+                    false => PageClass::Free,
+                };
+                assert_eq!(classes.get(pfn), Some(wanted), "{pfn:#x} of {length}");
+            }
+        });
+    }
+}
+
 #[test]
 fn zeros_outrank_what_they_are_used_for() {
     let guest = Synthetic::new();

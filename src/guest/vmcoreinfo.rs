@@ -78,6 +78,8 @@ pub(super) fn search(memory: &dyn GuestMemory) -> Result<Vec<u64>, GuestError> {
 #[derive(Clone, Debug, Default)]
 pub struct Vmcoreinfo {
     keys: HashMap<String, String>,
+    /// How many bytes it takes, its note's header among them.
+    pub(super) length: u64,
 }
 
 impl Vmcoreinfo {
@@ -98,7 +100,9 @@ impl Vmcoreinfo {
         {
             text.extend_from_slice(&rest);
         }
-        Some(Vmcoreinfo::parse(&text))
+        let mut info = Vmcoreinfo::parse(&text);
+        info.length += at as u64;
+        Some(info)
     }
 
     /// Reads text of the form `KEY=value`, a line each, up to the first NUL.
@@ -113,7 +117,8 @@ impl Vmcoreinfo {
                 keys.insert(key.to_string(), value.to_string());
             }
         }
-        Vmcoreinfo { keys }
+        let length = text.len() as u64;
+        Vmcoreinfo { keys, length }
     }
 
     /// The text of a key.

@@ -19,8 +19,8 @@ const HEADS_MAX: usize = 1 << 16;
 const GATHERED_MAX: usize = 4 * HEADS_MAX;
 /// More pages than a set of lists ever holds.
 const COUNT_MAX: u64 = 1 << 22;
-/// Pages walked in all, so that a guest that lies does not keep us.
-const STEPS_MAX: u64 = 1 << 24;
+/// Pages walked in all, sets tried and heads read, so that a guest that lies does not keep us.
+pub(super) const STEPS_MAX: u64 = 1 << 24;
 /// Lists of orders 0 to 3, three migration types each; what follows is for huge pages.
 const SMALL_LISTS: usize = 12;
 
@@ -75,6 +75,9 @@ impl<'a, 'm> Lists<'a, 'm> {
             }
             // Which of a set's lists it begins is not known: all are tried, and only the right one adds up.
             for list in 0..self.shape.count_of_lists as u64 {
+                if self.steps > STEPS_MAX {
+                    return runs;
+                }
                 let set = head.wrapping_sub(self.shape.lists as u64 + 16 * list);
                 if let Some(found) = self.walk_set(set) {
                     runs.extend(found);
@@ -92,6 +95,7 @@ impl<'a, 'm> Lists<'a, 'm> {
 
     /// Walks all lists of one processor and zone. Any contradiction, and none of their pages is free.
     fn walk_set(&mut self, set: u64) -> Option<Vec<FreeRun>> {
+        self.steps += 1;
         let count = u64::from(self.guest.u32(set.checked_add(self.shape.count as u64)?)?);
         if count == 0 || count > COUNT_MAX {
             return None;
@@ -105,6 +109,7 @@ impl<'a, 'm> Lists<'a, 'm> {
                 (true, _) => self.shape.huge_order,
             };
             let head = set.checked_add((self.shape.lists + 16 * list) as u64)?;
+            self.steps += 1;
             let mut before = head;
             let mut entry = self.guest.u64(head)?;
             while entry != head {

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::synthetic::{BASE, MEMMAP, SECTIONS, Synthetic, VMCOREINFO};
+use super::super::freelist::STEPS_MAX;
+use super::super::synthetic::{BASE, LISTS, MEMMAP, SECTIONS, Synthetic, VMCOREINFO};
 use super::*;
 
 /// Where the pointers to pages of sections lie, and a page of which every section is offline.
@@ -162,4 +163,47 @@ fn classes_of_few_pages_touch_few_ranges() {
             (17, PageClass::Anon)
         ]
     );
+}
+
+#[test]
+fn lists_that_hold_nothing_are_tried_no_more_often_than_pages_are_walked() {
+    let mut guest = Synthetic::new();
+    guest.free_list(1, &[0x280]);
+    // All memory is mapped once more, where the lower halves of addresses could be counts. Each pair of words is the head of
+    // an empty list, and the count of the set before it.
+    const AGAIN: u64 = 0xFFFF_FF80_0000_0000;
+    guest.put(0x2000, 0x3067);
+    let (from, to) = (0x30_0000, 0x34_0000);
+    for at in (from..to).step_by(16) {
+        guest.put(at, AGAIN + at);
+        guest.put(at + 8, AGAIN + at);
+    }
+    let memory = Counting::new(&guest, std::iter::once(0..4 << 20).collect());
+    let found = Guest::find(&memory, &hinted()).expect("a kernel");
+    let honest = found.lists.expect("lists of free pages");
+    let many = ListsShape {
+        count_of_lists: 64,
+        ..honest
+    };
+    let heads: Vec<u64> = (from + 0x1000..to - 0x1000)
+        .step_by(16)
+        .map(|at| AGAIN + at)
+        .collect();
+    let run = |shape: &ListsShape, heads: &[u64], left: u64| {
+        let guest = Translations::new(&memory, found.kernel.tables);
+        let never = found.flags.never_free();
+        let mut lists = Lists::new(&found.memmap, &found.shape, shape, guest, never);
+        lists.steps = STEPS_MAX - left;
+        memory.counts();
+        (lists.free(heads), memory.counts().0)
+    };
+    let (free, reads) = run(&many, &heads, 10_000);
+    assert!(free.is_empty() && reads > 10_000);
+    assert!(reads < 60_000, "{reads} reads");
+    // What was found before is not lost.
+    let own = BASE + LISTS + honest.lists as u64 + 16;
+    let all: Vec<u64> = std::iter::once(own).chain(heads).collect();
+    let (free, reads) = run(&honest, &all, 10_000);
+    assert_eq!(free, [(0x280, 0)]);
+    assert!(reads < 60_000, "{reads} reads");
 }

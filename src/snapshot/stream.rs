@@ -504,12 +504,18 @@ impl Stream {
             Expect::Command => {
                 let command = be_u16(field);
                 let length = be_u16(field.get(2..).unwrap_or_default());
-                // A packaged command holds a stream of its own; only postcopy sends one, and never to a file.
-                if command == 8 {
-                    return self.fail(Opaque::Unsupported("a postcopy stream".to_owned()));
-                }
-                self.pass(u64::from(length));
-                self.expect(Expect::Section, 1);
+                // See `enum qemu_vm_cmd` of `migration/savevm.c`. From a running postcopy on, pages are discarded, or go
+                // their own ways; a packaged command has a stream of its own behind its data, and COLO sends memory
+                // again. None is ever sent to a file.
+                let refused = match command {
+                    4..=7 | 9 | 10 => "a postcopy stream",
+                    8 => "a COLO stream",
+                    _ => {
+                        self.pass(u64::from(length));
+                        return self.expect(Expect::Section, 1);
+                    }
+                };
+                self.fail(Opaque::Unsupported(refused.to_owned()));
             }
             Expect::Footer => {
                 if self.ram_section != Some(be_u32(field)) {

@@ -120,6 +120,38 @@ fn a_delta_without_a_page_and_a_device_before_the_memory_are_refused() {
 }
 
 #[test]
+fn commands_that_change_what_the_stream_means_are_refused() {
+    let with = |command: u16, data: &[u8]| {
+        let mut writer = StreamWriter::new(&[], Head::default(), &[("pc.ram", 4)]);
+        let between = writer.bytes.len();
+        writer.next_section(true);
+        writer.page(0, 0, &page_of(0, 1));
+        let mut bytes = writer.finish();
+        let length = (data.len() as u16).to_be_bytes();
+        let sent = [&[8], &command.to_be_bytes()[..], &length, data].concat();
+        bytes.splice(between..between, sent);
+        index(&bytes).unwrap()
+    };
+    // A return path, a ping, that postcopy may follow, and that the memory is complete but for what changed.
+    for (command, data) in [(1, &[][..]), (2, &[0; 4]), (3, &[0; 16]), (11, &[])] {
+        let snapshot = with(command, data);
+        assert!(snapshot.map().is_some(), "{command}: {snapshot:?}");
+    }
+    for command in 4..=10 {
+        let reason = with(command, &[0; 4]).opaque_reason().cloned();
+        let named = match command {
+            8 => "unsupported: a COLO stream",
+            _ => "unsupported: a postcopy stream",
+        };
+        assert_eq!(
+            reason.map(|reason| reason.to_string()).as_deref(),
+            Some(named),
+            "{command}"
+        );
+    }
+}
+
+#[test]
 fn a_map_that_grows_beyond_its_bound_is_given_up() {
     let mut writer = StreamWriter::new(&[], Head::default(), &[("pc.ram", 1 << 20)]);
     writer.next_section(true);

@@ -182,14 +182,17 @@ fn joined(machine: Machine, blocks: &[&RamBlock], page_size: u64) -> Vec<Layout>
     candidates.into_iter().filter_map(split).collect()
 }
 
-/// A module in the place that QEMU keeps for such: from the next GiB above 4 GiB and above all RAM. See `pc_memory_init`.
+/// A module in the place that QEMU keeps for such: from the next GiB above all RAM, and above 4 GiB where RAM begins at 0
+/// as on x86. See `pc_memory_init`, and `virt_set_memmap` of `hw/arm/virt.c`.
 fn plugged(base: &Layout, module: &RamBlock, page_size: u64) -> Option<Layout> {
     let top = base
         .ranges()
         .iter()
         .map(|range| range.gpa.0 + range.length)
         .max()?;
-    let at = top.max(4 << 30).checked_next_multiple_of(1 << 30)?;
+    let from_zero = base.ranges().first().is_some_and(|range| range.gpa.0 == 0);
+    let least = if from_zero { 4 << 30 } else { 0 };
+    let at = top.max(least).checked_next_multiple_of(1 << 30)?;
     let mut ranges = base.ranges().to_vec();
     ranges.push(RamRange {
         gpa: Gpa(at),
@@ -286,6 +289,29 @@ mod tests {
         orders.sort();
         orders.dedup();
         orders
+    }
+
+    #[test]
+    fn a_module_lies_above_all_ram_and_on_x86_above_4_gib() {
+        let mut all = RamBlocks::default();
+        for (name, length) in [
+            ("mach-virt.ram", 512 << 20),
+            ("/objects/memdimm0", 256 << 20),
+        ] {
+            assert!(all.push(name.as_bytes().to_vec(), length, SIZE));
+        }
+        let places = |machine| -> Vec<(u64, u64)> {
+            let layouts = all.layouts(machine, SIZE).into_iter();
+            let two = layouts.filter_map(|layout| match layout.ranges() {
+                [main, module] => Some((main.gpa.0, module.gpa.0)),
+                _ => None,
+            });
+            two.collect()
+        };
+        let (gib, virt) = (1 << 30, places("virt-10.0"));
+        assert_eq!(virt.first(), Some(&(gib, 2 * gib)));
+        assert!(virt.contains(&(0, 4 * gib)), "{virt:?}");
+        assert_eq!(places("pc-q35-10.0").first(), Some(&(0, 4 * gib)));
     }
 
     #[test]

@@ -200,6 +200,9 @@ impl<'g> Judge<'g> {
                 {
                     order = found
                 }
+                _ if pages.is_fake_head(at, self.guest.page_shift()) => {
+                    return Verdict::one(PageClass::Unknown, Reason::OrphanTail);
+                }
                 _ => return Verdict::one(PageClass::Unknown, Reason::BrokenCompound),
             }
         }

@@ -89,6 +89,18 @@ impl<'b> Pages<'b> {
         u64_at(self.one(head.checked_add(1)?)?, self.shape.flags)
     }
 
+    /// Whether a page is the head of a compound page only by its looks. Where the struct pages of huge pages of hugetlbfs are
+    /// optimised, the first page of them is mapped in the place of those that follow, and each of those begins with the head
+    /// again (`page_fixed_fake_head` of `include/linux/page-flags.h`, before 7.1). The next is a tail of the head before.
+    #[inline]
+    pub fn is_fake_head(&self, index: usize, page_shift: u32) -> bool {
+        let own = self.address(index);
+        let second = index.checked_add(1).and_then(|second| self.one(second));
+        let word = second.and_then(|bytes| u64_at(bytes, self.shape.compound));
+        let before = |word: u64| word & 1 == 1 && word < own;
+        own.is_multiple_of(1 << page_shift) && word.is_some_and(before)
+    }
+
     /// Mappings of a whole folio, less one, where the kernel counts them.
     #[inline]
     pub fn large_mapcount(&self, head: usize) -> Option<u32> {

@@ -631,6 +631,69 @@ fn the_copy_that_the_guest_is_found_by_is_never_expendable() {
 }
 
 #[test]
+fn the_struct_pages_of_a_huge_page_that_are_mapped_again_do_not_contradict() {
+    // Four sections behind a gap are one huge page, and all its struct pages are the first 64, mapped again and again.
+    const HUGE: u64 = 0x1000;
+    const MAP: u64 = 0x30_0000;
+    let mut guest = Synthetic::new();
+    for section in HUGE >> 10..(HUGE >> 10) + 4 {
+        let map = BASE + MAP - HUGE * 64;
+        guest.put(SECTIONS + 16 * section, map | 0b111);
+    }
+    let fill = |guest: &mut Synthetic, head: u64| {
+        for at in (MAP..MAP + 4 * 1024 * 64).step_by(64) {
+            let page = &mut guest.bytes[at as usize..][..64];
+            page.fill(0);
+            match at % 4096 {
+                0 => {
+                    guest.put(at, flag::HEAD);
+                    guest.put32(at + word::MAPCOUNT, 0xF400_0000);
+                    guest.put32(at + word::REFCOUNT, 1);
+                }
+                place => {
+                    guest.put(at + word::COMPOUND, head | 1);
+                    guest.put(at, if place == 64 { 12 } else { 0 });
+                }
+            }
+        }
+    };
+    let layout = Layout {
+        ranges: vec![0..4 << 20, HUGE << 12..(HUGE + 0x1000) << 12],
+    };
+    let classify = |guest: &Synthetic| {
+        let mut bytes = guest.bytes.clone();
+        bytes.resize(20 << 20, 1);
+        let memory = FlatMemory::new(&bytes, &layout);
+        let hints = Hints {
+            vmcoreinfo: vec![VMCOREINFO],
+            only_hinted: true,
+            tables: None,
+        };
+        let found = Guest::find(&memory, &hints).expect("a kernel");
+        let classes = found.classify()?;
+        let huge = (HUGE..HUGE + 0x1000).map(|pfn| classes.get(pfn));
+        assert!(
+            huge.into_iter()
+                .all(|class| class == Some(PageClass::Hugetlb))
+        );
+        let told = found.explain(&classes, HUGE + 0x800);
+        assert_eq!(
+            (told.class, told.reason),
+            (PageClass::Hugetlb, Reason::Hugetlb)
+        );
+        Ok(())
+    };
+    fill(&mut guest, BASE + MAP);
+    assert_eq!(classify(&guest), Ok(()));
+    // Heads whose tails are of nothing before them.
+    fill(&mut guest, u64::MAX - 1);
+    assert!(matches!(
+        classify(&guest),
+        Err(GuestError::MemmapContradicts { .. })
+    ));
+}
+
+#[test]
 fn zeros_outrank_what_they_are_used_for() {
     let guest = Synthetic::new();
     look(&guest, |found, classes| {

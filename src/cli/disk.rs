@@ -169,8 +169,6 @@ fn say(volume: &Path, request: &Request) -> Result<(), Failure> {
             println!("{message}");
             Ok(())
         }
-        _ => Err(Failure::Other(
-            "the daemon answers something else than was asked".to_string(),
-        )),
+        _ => Err(Failure::other_answer()),
     }
 }

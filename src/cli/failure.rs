@@ -77,6 +77,11 @@ impl Failure {
         }
     }
 
+    /// A daemon that does not do as it was asked: one of another version, perhaps.
+    pub(super) fn other_answer() -> Failure {
+        Failure::Other("the daemon answers something else than was asked".to_string())
+    }
+
     /// An error of the system, and what was tried.
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
         let what = what.into();

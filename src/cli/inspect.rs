@@ -61,9 +61,7 @@ impl Inspect {
             file: metadata.ino(),
         })?
         else {
-            return Err(Failure::Other(
-                "the daemon answers something else than was asked".to_string(),
-            ));
+            return Err(Failure::other_answer());
         };
         if self.json {
             println!(

@@ -82,9 +82,7 @@ impl Status {
 fn status_of(daemon: &mut Client) -> Result<volume::Status, Failure> {
     match daemon.ask(&Request::Status {})? {
         Response::Status(status) => Ok(status),
-        _ => Err(Failure::Other(
-            "the daemon answers something else than was asked".to_string(),
-        )),
+        _ => Err(Failure::other_answer()),
     }
 }
 

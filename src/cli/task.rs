@@ -113,7 +113,7 @@ impl How {
                 "--detach needs a mounted volume: nobody else would go on with it".to_string(),
             ));
         }
-        let status = target.task(request)?.ok_or_else(odd)?;
+        let status = target.task(request)?.ok_or_else(Failure::other_answer)?;
         if self.detach {
             println!(
                 "{} has begun; `parsfs task` shows how it goes on",
@@ -163,7 +163,9 @@ impl Target {
     pub(super) fn ask(&mut self, request: &Request) -> Result<Response, Failure> {
         let response = match self {
             Target::Daemon(client) => client.ask_patiently(request)?,
-            Target::Own(volume) => tasks::answer(volume, request).ok_or_else(odd)?,
+            Target::Own(volume) => {
+                tasks::answer(volume, request).ok_or_else(Failure::other_answer)?
+            }
         };
         match response {
             Response::Error { message } => Err(Failure::Other(message)),
@@ -174,7 +176,7 @@ impl Target {
     fn task(&mut self, request: &Request) -> Result<Option<TaskStatus>, Failure> {
         match self.ask(request)? {
             Response::Task(status) => Ok(*status),
-            _ => Err(odd()),
+            _ => Err(Failure::other_answer()),
         }
     }
 
@@ -184,7 +186,9 @@ impl Target {
         // A daemon of an older version gives none.
         let number = Some(begun.number).filter(|number| *number > 0);
         let status = loop {
-            let status = self.task(&Request::Task { number })?.ok_or_else(odd)?;
+            let status = self
+                .task(&Request::Task { number })?
+                .ok_or_else(Failure::other_answer)?;
             if status.kind != begun.kind {
                 self.close()?;
                 progress.end(&status);
@@ -224,8 +228,4 @@ fn outcome(status: &TaskStatus) -> Result<(), Failure> {
         _ if status.gone > 0 || status.problem_count > 0 => Err(Failure::BeyondRepair),
         _ => Ok(()),
     }
-}
-
-fn odd() -> Failure {
-    Failure::Other("the daemon answers something else than was asked".to_string())
 }

@@ -54,7 +54,7 @@ impl Umount {
         // Only when the daemon has promised to tell of its end may it be brought about.
         match daemon.ask(&Request::AwaitEnd {})? {
             Response::Awaited {} => {}
-            _ => return Err(unexpected()),
+            _ => return Err(Failure::other_answer()),
         }
         unmount_soon(&path, self.lazy)?;
         await_end(&mut daemon)
@@ -95,17 +95,13 @@ fn await_end(daemon: &mut Client) -> Result<(), Failure> {
             daemon.await_close();
             Err(Failure::Other(format!("unmounted, but the last commit failed: {error}")))
         }
-        Ok(_) => Err(unexpected()),
+        Ok(_) => Err(Failure::other_answer()),
         Err(ControlError::Broken { .. }) => Err(Failure::Other(
             "unmounted, but the daemon ended without telling that everything is committed; its log says why"
                 .to_string(),
         )),
         Err(error) => Err(error.into()),
     }
-}
-
-fn unexpected() -> Failure {
-    Failure::Other("the daemon answers something else than was asked".to_string())
 }
 
 /// The mount of ours at a path.

@@ -29,7 +29,18 @@ pub enum ControlError {
         /// The mount or volume.
         what: String,
     },
-    /// The connection broke, or it took too long.
+    /// It took too long.
+    #[error(
+        "no answer in {} s from the parsfs daemon at {}: a disk may hang; the log of its daemon tells",
+        waited.as_secs(), socket.display()
+    )]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The connection broke.
     #[error("the parsfs daemon at {} does not answer: {source}", socket.display())]
     Broken {
         /// The socket.
@@ -134,7 +145,7 @@ impl Client {
                 line.push(b'\n');
                 self.stream.get_mut().write_all(&line)
             });
-        result.map_err(|source| self.broken(source))
+        result.map_err(|source| self.broken(source, Some(PATIENCE)))
     }
 
     /// Receives the next answer.
@@ -142,7 +153,7 @@ impl Client {
         match self.receive_line(patience) {
             Ok(Response::Error { message }) => Err(ControlError::Refused(message)),
             Ok(response) => Ok(response),
-            Err(source) => Err(self.broken(source)),
+            Err(source) => Err(self.broken(source, patience)),
         }
     }
 
@@ -166,10 +177,15 @@ impl Client {
         let _ = io::copy(&mut self.stream, &mut io::sink());
     }
 
-    fn broken(&self, source: io::Error) -> ControlError {
-        ControlError::Broken {
-            socket: self.socket.clone(),
-            source,
+    /// Why nothing came of it, if it was waited for so long at most. What the system says of a time that is over tells
+    /// nobody that it is.
+    fn broken(&self, source: io::Error, patience: Option<Duration>) -> ControlError {
+        let socket = self.socket.clone();
+        match (source.kind(), patience) {
+            (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some(waited)) => {
+                ControlError::Silent { socket, waited }
+            }
+            _ => ControlError::Broken { socket, source },
         }
     }
 }
@@ -191,4 +207,25 @@ fn sockets(owner: Option<u32>) -> Vec<PathBuf> {
         .collect();
     sockets.sort();
     sockets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_says_nothing_is_told_from_one_that_is_gone() {
+        let (stream, daemon) = UnixStream::pair().unwrap();
+        let mut client = Client {
+            socket: PathBuf::from("/run/parsfs/x.sock"),
+            stream: BufReader::new(stream),
+        };
+        let error = client.receive(Some(Duration::from_secs(1))).unwrap_err();
+        let told = error.to_string();
+        assert!(told.starts_with("no answer in 1 s"), "{told}");
+        assert!(told.contains("x.sock: a disk may hang"), "{told}");
+        drop(daemon);
+        let error = client.receive(Some(Duration::from_secs(1))).unwrap_err();
+        assert!(matches!(error, ControlError::Broken { .. }), "{error}");
+    }
 }

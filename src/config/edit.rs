@@ -20,7 +20,11 @@ impl Config {
         if let Some(name) = name {
             text.push_str(&format!("name = {}\n", quoted(name)));
         }
-        let after = Config::parse(&text, &self.file)?;
+        let after = Config::parse(&text, &self.file).map_err(|error| match error {
+            // What is there was read: its disks are written in a way that no [[disk]] can follow.
+            ConfigError::Syntax { source, .. } => self.not_edited(source.message()),
+            error => error,
+        })?;
         let kept = after
             .disks
             .iter()
@@ -73,9 +77,9 @@ impl Config {
     }
 
     fn not_edited(&self, why: &str) -> ConfigError {
-        ConfigError::Read {
+        ConfigError::Edit {
             file: self.file.clone(),
-            source: io::Error::other(format!("it cannot be edited: {why}")),
+            why: why.to_owned(),
         }
     }
 
@@ -171,6 +175,21 @@ mod tests {
         assert!(
             before.with_disk(Path::new("/a"), None).is_err(),
             "a path twice"
+        );
+    }
+
+    /// It is no failure to read, and the config as it is is right.
+    #[test]
+    fn a_config_that_cannot_be_edited_is_told_as_such() {
+        let directory = tempfile::tempdir().unwrap();
+        let inline = "disk = [{ path = \"/a\" }, { path = \"/b\" }]\n[volume]\nname = \"v\"\n[policy]\ncritical = \"1+1\"\n";
+        let before = config(directory.path(), inline);
+        let error = before.with_disk(Path::new("/c"), None).unwrap_err();
+        let told = error.to_string();
+        assert!(told.starts_with("cannot edit the config"), "{told}");
+        assert!(
+            told.contains("v.toml") && told.contains("[[disk]]"),
+            "{told}"
         );
     }
 

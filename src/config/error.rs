@@ -18,6 +18,17 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// A disk cannot be named in it.
+    #[error(
+        "cannot edit the config {}: {why}; put a [[disk]] with the disk's path into it yourself, and give the command again",
+        file.display()
+    )]
+    Edit {
+        /// The config's path.
+        file: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// Not TOML, a key that does not exist, one that is missing, or one of another type. The parser's message
     /// shows the line and lists the keys there are.
     #[error("the config {} is not right: {}", file.display(), source)]

@@ -501,6 +501,24 @@ fn a_mount_over_its_own_disks_is_refused() {
     }
 }
 
+/// Whoever only has to mount a disk must not be sent to what cannot be undone.
+#[test]
+fn force_is_named_with_what_it_costs() {
+    let volume = Volume::new(&Shape {
+        disks: 3,
+        critical: "1+2",
+        ..Shape::default()
+    });
+    volume.disks[0].take_away();
+    volume.disks[2].take_away();
+    let mounted = parsfs(&volume, "mount CONFIG MOUNTPOINT").expect_success("mount");
+    assert!(
+        mounted.stderr.contains("Bring disks back") && mounted.stderr.contains("never be one"),
+        "{mounted:?}"
+    );
+    unmount_unused(&volume);
+}
+
 /// With `dirsync` a name is durable when the call returns; without it the next second makes it so.
 #[test]
 fn dirsync_makes_names_durable() {

@@ -260,7 +260,8 @@ fn warnings(volume: &Volume, wanted_to_write: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     if wanted_to_write && volume.is_read_only() {
         warnings.push(
-            "mounted read-only: fewer than half of the disks are there; mount with --force to write all the same"
+            "mounted read-only: fewer than half of the disks are there. Bring disks back and mount anew; --force only if \
+             the others never come back, as the two can then never be one volume again"
                 .to_string(),
         );
     }

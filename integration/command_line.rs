@@ -96,6 +96,14 @@ fn the_first_mount_of_a_newcomer() {
     expect_failure(&parsfs(&volume, "umount MOUNTPOINT"), 1, "mnt");
 }
 
+/// It may be that the disks are only not mounted, and a new volume on what lies below is no way to the old one.
+#[test]
+fn a_volume_that_is_not_there_is_looked_for_before_a_new_one_is_made() {
+    let volume = Volume::unmade(&Shape::default());
+    let refused = parsfs(&volume, "mount CONFIG MOUNTPOINT");
+    expect_failure(&refused, 1, "mount their filesystems first; only if");
+}
+
 #[test]
 fn wrong_configs_are_refused_by_the_key() {
     let volume = Volume::unmade(&Shape::default());

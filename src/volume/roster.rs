@@ -135,7 +135,8 @@ impl Roster {
             return Err(VolumeError::new(
                 libc::ENODEV,
                 format!(
-                    "none of the disks in {} holds a volume: are they mounted? `parsfs init` makes a new volume",
+                    "none of the disks in {} holds a volume: mount their filesystems first; only if there never was a \
+                     volume: parsfs init",
                     config.file.display()
                 ),
             ));

@@ -194,7 +194,11 @@ impl Volume {
             ));
             return Err(VolumeError::new(
                 libc::EIO,
-                format!("the rescue is not complete:\n{}", lines.join("\n")),
+                format!(
+                    "the rescue is not complete:\n{}\nWhat is found is kept, and the volume can be mounted. Copy the disks \
+                     first if you can: see docs/operating.md, Rescue",
+                    lines.join("\n")
+                ),
             ));
         }
         Ok(lines)

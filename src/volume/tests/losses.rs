@@ -286,6 +286,22 @@ fn files_are_found_by_their_manifests_alone() {
     }
 }
 
+/// Whoever is told that something is missing is told what to do next, and that holds.
+#[test]
+fn a_rescue_that_misses_something_says_what_is_next() {
+    let rig = Rig::new(3, "critical = \"2+1\"");
+    let volume = rig.open();
+    write_file(&volume, "f0", &noise(0, 3 << 20));
+    volume.close().expect("closed");
+    drop(volume);
+    rig.forget_names();
+    let error = Volume::rescue(&rig.config).expect_err("a file without a manifest is not found");
+    let told = error.to_string();
+    assert!(told.contains("belong to no file"), "{told}");
+    assert!(told.contains("Copy the disks first"), "{told}");
+    rig.open();
+}
+
 /// Where it cannot be read what a file is made of, all of it may be stored once, or given up.
 #[test]
 fn a_rescue_takes_a_file_for_expendable_where_its_manifest_is_damaged_on_all_disks() {

@@ -5,7 +5,7 @@ use std::io;
 use crate::config::ConfigError;
 use crate::mount::MountError;
 use crate::mount::control::client::ControlError;
-use crate::mount::options::UnknownOption;
+use crate::mount::options::OptionError;
 use crate::snapshot::SnapshotError;
 use crate::volume::VolumeError;
 
@@ -24,9 +24,9 @@ pub(super) enum Failure {
     /// The daemon cannot be asked, or refused.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A mount option that does not exist.
+    /// A mount option that cannot be used.
     #[error(transparent)]
-    Option(#[from] UnknownOption),
+    Option(#[from] OptionError),
     /// A snapshot that cannot be read.
     #[error("{what}: {source}{}", cause(source))]
     Snapshot {

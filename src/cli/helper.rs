@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use crate::mount::options::MountOptions;
+use crate::mount::options::{MountOptions, OptionError};
 
 pub(super) const COMMANDS: [&str; 14] = [
     "init",
@@ -139,10 +139,7 @@ impl Call {
 }
 
 /// Reads the lists of several `-o`.
-pub(super) fn options(
-    lists: &[String],
-    sloppy: bool,
-) -> Result<MountOptions, crate::mount::options::UnknownOption> {
+pub(super) fn options(lists: &[String], sloppy: bool) -> Result<MountOptions, OptionError> {
     let mut options = MountOptions::default();
     for list in lists {
         options.parse(list, sloppy)?;

@@ -41,18 +41,24 @@ pub enum KernelFlag {
     NoAtime,
 }
 
-/// An option that nobody knows.
+/// An option that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unknown mount option {0:?}; there are ro, rw, force, allow_other, noallow_other, [no]dev, [no]suid, [no]exec, \
-     [no]atime, sync, async, dirsync, log=FILE and lost=mend, lost=zero, lost=error; all else is set in the config"
-)]
-pub struct UnknownOption(pub String);
+pub enum OptionError {
+    /// Nobody knows it.
+    #[error(
+        "unknown mount option {0:?}; there are ro, rw, force, allow_other, noallow_other, [no]dev, [no]suid, [no]exec, \
+         [no]atime, sync, async, dirsync, log=FILE and lost=mend, lost=zero, lost=error; all else is set in the config"
+    )]
+    Unknown(String),
+    /// `remount`: a mount has the options that it was made with.
+    #[error("parsfs cannot remount: unmount, and mount with the new options")]
+    Remount,
+}
 
 impl MountOptions {
     /// Reads a list of options, separated by commas; a later one overrides an earlier one. With `sloppy` (mount -s)
     /// unknown ones are passed over.
-    pub fn parse(&mut self, list: &str, sloppy: bool) -> Result<(), UnknownOption> {
+    pub fn parse(&mut self, list: &str, sloppy: bool) -> Result<(), OptionError> {
         for option in list
             .split(',')
             .map(str::trim)
@@ -75,13 +81,15 @@ impl MountOptions {
                 "dirsync" => self.kernel.push(KernelFlag::DirSync),
                 "noatime" => self.kernel.push(KernelFlag::NoAtime),
                 "atime" => self.kernel.retain(|flag| *flag != KernelFlag::NoAtime),
+                // Passed over, it would be another mount.
+                "remount" => return Err(OptionError::Remount),
                 _ => {
                     if let Some(file) = option.strip_prefix("log=") {
                         self.log = Some(PathBuf::from(file));
                     } else if let Some(Ok(lost)) = option.strip_prefix("lost=").map(str::parse) {
                         self.lost = Some(lost);
                     } else if !is_for_others(option) && !sloppy {
-                        return Err(UnknownOption(option.to_string()));
+                        return Err(OptionError::Unknown(option.to_string()));
                     }
                 }
             }
@@ -209,6 +217,15 @@ mod tests {
         assert_eq!(parsed("lost=error,lost=zero").lost, Some(LostReads::Zero));
         assert_eq!(parsed("ro").lost, None);
         assert!(options.parse("lost=nothing", false).is_err());
+    }
+
+    #[test]
+    fn a_remount_is_refused_by_what_to_do_instead() {
+        for sloppy in [false, true] {
+            let refused = MountOptions::default().parse("rw,remount", sloppy);
+            let told = refused.unwrap_err().to_string();
+            assert!(told.contains("cannot remount: unmount"), "{told}");
+        }
     }
 
     #[test]

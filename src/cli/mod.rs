@@ -38,9 +38,10 @@ use clap::{Parser, Subcommand};
   parsfs umount /tmp/parsfs-demo/mnt
 
 In /etc/fstab:
-  /etc/parsfs/vms.toml  /mnt/vms  fuse.parsfs  defaults,nofail  0  0
+  /etc/parsfs/vms.toml  /mnt/vms  fuse.parsfs  defaults,nofail,nodev,nosuid,x-systemd.after=/mnt/disk1,x-systemd.after=/mnt/disk2  0  0
+with an x-systemd.after= for every disk, or it may be mounted before them.
 
-Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage. Some commands have more: their --help tells.
 PARSFS_LOG=debug (or parsfs::mount=trace, ...) tells more."
 )]
 struct Arguments {
@@ -129,6 +130,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    /// Without the disks' mount points the volume may be mounted before them.
+    #[test]
+    fn the_line_for_fstab_is_that_of_the_readme() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(readme).unwrap();
+        let help = Arguments::command().get_after_help().unwrap().to_string();
+        let line = help.lines().find(|line| line.contains("fuse.parsfs"));
+        let line = line.unwrap().trim();
+        assert!(line.contains("x-systemd.after=") && readme.contains(line));
     }
 
     #[test]

@@ -38,7 +38,8 @@ pub(super) struct Mount {
     /// Write the daemon's log there instead
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Options as in fstab: ro, rw, allow_other, dev, nodev, suid, nosuid, exec, noexec, noatime, sync, log=FILE, lost=mend|zero|error, ...
+    /// Options as in fstab: ro, rw, force, allow_other, noallow_other, dev, nodev, suid, nosuid, exec, noexec, noatime, sync,
+    /// async, dirsync, log=FILE, lost=mend|zero|error, ...
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Pass over unknown options in -o
@@ -99,5 +100,38 @@ impl Mount {
             arguments.extend(["-o".to_string(), list.clone()]);
         }
         arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        _mount: Mount,
+    }
+
+    #[test]
+    fn the_help_lists_the_options_that_there_are() {
+        let command = Alone::command();
+        let list = command
+            .get_arguments()
+            .find(|argument| argument.get_id() == "options")
+            .and_then(|argument| argument.get_help())
+            .unwrap()
+            .to_string();
+        let (_, list) = list.split_once(": ").unwrap();
+        let listed: Vec<&str> = list.trim_end_matches(", ...").split(", ").collect();
+        for option in &listed {
+            let option = option.replace("mend|zero|error", "mend");
+            MountOptions::default().parse(&option, false).unwrap();
+        }
+        for option in ["force", "noallow_other", "async", "dirsync", "log=FILE"] {
+            assert!(listed.contains(&option), "{option} is not in {listed:?}");
+        }
     }
 }

@@ -367,6 +367,29 @@ fn status_tells_of_disks() {
 }
 
 #[test]
+fn status_tells_where_the_volume_is_mounted() {
+    let mut volume = Volume::mounted();
+    let mounted = |target: &str| -> serde_json::Value {
+        let words = format!("status --json {target}");
+        let told = parsfs(&volume, &words).expect_success("status").stdout;
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        told.get("mounted").expect("a word about it").clone()
+    };
+    let here = serde_json::json!({
+        "mountpoint": volume.mountpoint,
+        "pid": volume.daemon().as_raw_nonzero().get(),
+        "read_only": false,
+    });
+    for target in ["MOUNTPOINT", "CONFIG"] {
+        assert_eq!(mounted(target), here, "{target}");
+    }
+    volume.umount();
+    assert!(volume.status()["mounted"].is_null());
+    volume.mount_with(&["--read-only"]);
+    assert_eq!(volume.status()["mounted"]["read_only"], true);
+}
+
+#[test]
 fn inspect_tells_what_a_file_is_made_of() {
     let volume = Volume::mounted();
     let path = volume.path("file");

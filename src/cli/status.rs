@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use super::failure::Failure;
 use super::table::{Align, Table, bytes};
 use super::umount::mount_at;
@@ -37,7 +39,7 @@ impl Status {
         if self.json {
             println!(
                 "{}",
-                serde_json::to_string_pretty(&status)
+                serde_json::to_string_pretty(&Told::of(&status, identity.as_ref()))
                     .map_err(|error| Failure::Other(error.to_string()))?
             );
         } else {
@@ -76,6 +78,34 @@ impl Status {
             _ => None,
         };
         Ok((status_of(&mut daemon)?, identity))
+    }
+}
+
+/// What programs are told.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    status: &'a volume::Status,
+    /// None where nobody has it mounted.
+    mounted: Option<Mounted>,
+}
+
+/// By whom and where it is mounted.
+#[derive(Serialize)]
+struct Mounted {
+    mountpoint: String,
+    pid: u32,
+    read_only: bool,
+}
+
+impl<'a> Told<'a> {
+    fn of(status: &'a volume::Status, identity: Option<&Identity>) -> Told<'a> {
+        let mounted = identity.map(|identity| Mounted {
+            mountpoint: identity.mountpoint.display().to_string(),
+            pid: identity.pid,
+            read_only: identity.read_only,
+        });
+        Told { status, mounted }
     }
 }
 

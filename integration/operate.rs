@@ -550,7 +550,15 @@ fn tasks_go_on_after_a_crash() {
 fn one_task_at_a_time() {
     let volume = Volume::mounted();
     fill(&volume);
-    done(&volume, &["scrub", "--rate", "100K", "--detach"], &[]);
+    assert!(task(&volume).is_null());
+    let begun = done(
+        &volume,
+        &["scrub", "--rate", "100K", "--detach", "--json"],
+        &[],
+    );
+    let begun: serde_json::Value = serde_json::from_str(&begun.stdout).expect("JSON");
+    assert_eq!(begun["state"], "running");
+    assert_eq!(begun["number"], task(&volume)["number"]);
     let second = on(&volume, &["rebalance"], &[]);
     assert!(
         !second.success() && second.stderr.contains("the scrub is under way"),

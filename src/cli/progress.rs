@@ -77,7 +77,8 @@ impl Progress {
     }
 }
 
-fn json(status: &TaskStatus) {
+/// A task as a line for programs.
+pub(super) fn json(status: &TaskStatus) {
     // Plain fields of plain types: it cannot fail.
     println!("{}", serde_json::to_string(status).unwrap_or_default());
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::progress::{Progress, describe};
+use super::progress::{self, Progress, describe};
 use super::umount::mount_at;
 use super::{log, warn_of};
 use crate::config::{Config, parse_size};
@@ -44,7 +44,7 @@ pub(super) struct Task {
     /// Wait for its end, and show how it goes on
     #[arg(long)]
     wait: bool,
-    /// For programs: a line of JSON a second, the last when it has ended
+    /// For programs: a line of JSON, null when there was no task; with --wait one a second, the last when it has ended
     #[arg(long)]
     json: bool,
 }
@@ -61,20 +61,18 @@ impl Task {
             None => Request::Task { number: None },
         };
         let Some(status) = target.task(&request)? else {
-            if !self.json {
-                println!("the volume has had no task");
-            }
+            let none = match self.json {
+                true => "null",
+                false => "the volume has had no task",
+            };
+            println!("{none}");
             return Ok(());
         };
         if self.wait && status.state == TaskState::Running {
             return target.follow(&status, self.json);
         }
         if self.json {
-            println!(
-                "{}",
-                serde_json::to_string(&status)
-                    .map_err(|error| Failure::Other(error.to_string()))?
-            );
+            progress::json(&status);
         } else {
             print!("{}", describe(&status));
         }
@@ -94,7 +92,7 @@ pub(super) struct How {
     /// Return once it has begun; it goes on in the daemon
     #[arg(long)]
     pub(super) detach: bool,
-    /// For programs: a line of JSON a second, the last when it has ended
+    /// For programs: a line of JSON a second, the last when it has ended; with --detach one, of its beginning
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -114,6 +112,10 @@ impl How {
             ));
         }
         let status = target.task(request)?.ok_or_else(Failure::other_answer)?;
+        if self.detach && self.json {
+            progress::json(&status);
+            return Ok(());
+        }
         if self.detach {
             println!(
                 "{} has begun; `parsfs task` shows how it goes on",

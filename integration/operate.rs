@@ -216,7 +216,13 @@ fn disks_join_and_leave() {
     let mut volume = Volume::mounted();
     fill(&volume);
     let seventh = new_directory(&volume, "seventh");
-    done(&volume, &["disk", "add"], &[text(&seventh)]);
+    let joined = done(&volume, &["disk", "add", "--json"], &[text(&seventh)]);
+    // All lie on one device here.
+    assert!(joined.stderr.contains("warning: "), "{joined:?}");
+    let joined: serde_json::Value = serde_json::from_str(&joined.stdout).expect("JSON");
+    assert_eq!(joined["name"], "seventh");
+    assert_eq!(joined["path"], text(&seventh));
+    assert_eq!(joined["state"], "online");
     assert_eq!(state_of(&volume, "seventh").as_deref(), Some("online"));
     let used = || -> u64 {
         let output = shell(
@@ -764,7 +770,11 @@ fn a_faulty_disk_stays_faulty_until_it_is_trusted_again() {
     volume.mount();
     assert_eq!(state_of(&volume, "disk3").as_deref(), Some("faulty"));
     content::write_file(&volume.path("after"), 5, LENGTH).expect("a file");
-    done(&volume, &["disk", "online"], &["disk3"]);
+    let back = done(&volume, &["disk", "online", "--json"], &["disk3"]);
+    let back: serde_json::Value = serde_json::from_str(&back.stdout).expect("JSON");
+    assert_eq!(back["name"], "disk3");
+    let state = back["state"].as_str().expect("a state");
+    assert!(matches!(state, "rebuilding" | "online"), "{state}");
     becomes(&volume, "disk3", "online");
     check(&volume, "trusted again");
     done(&volume, &["scrub"], &[]);

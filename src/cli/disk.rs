@@ -9,7 +9,7 @@ use super::log;
 use super::task::{How, Target};
 use crate::mount::control::{Request, Response};
 use crate::mount::mountinfo;
-use crate::volume::Mode;
+use crate::volume::{DiskStatus, Mode};
 
 /// Add, remove or replace disks of a volume, mounted or not
 #[derive(Debug, clap::Args)]
@@ -42,6 +42,9 @@ The directory is named in the config. New files use it at once; `parsfs rebalanc
         /// What the disk is to be called; normally the last part of its path
         #[arg(long)]
         name: Option<String>,
+        /// For programs: how the disk is then, as `parsfs status --json` has it
+        #[arg(long)]
+        json: bool,
     },
     /// Move what a disk holds to the others; then it is a disk of the volume no more
     #[command(after_help = "Example:
@@ -103,17 +106,36 @@ names the new one.")]
         volume: PathBuf,
         /// The disk's name
         disk: String,
+        /// For programs: how the disk is then, as `parsfs status --json` has it
+        #[arg(long)]
+        json: bool,
     },
 }
 
 impl Disk {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self.what {
-            What::Add { volume, path, name } => {
+            What::Add {
+                volume,
+                path,
+                name,
+                json,
+            } => {
                 let path = absolute(&path)?;
-                say(&volume, &Request::AddDisk { path, name })
+                let disk = path.clone();
+                let request = Request::AddDisk { path, name };
+                // The config may have had it under another path to the same place.
+                say(&volume, &request, json, |found| {
+                    let found = Path::new(&found.path);
+                    found == disk || is_one_place(found, &disk)
+                })
             }
-            What::Online { volume, disk } => say(&volume, &Request::DiskOnline { disk }),
+            What::Online { volume, disk, json } => {
+                let request = Request::DiskOnline { disk: disk.clone() };
+                say(&volume, &request, json, |found| {
+                    found.name == disk || found.path == disk
+                })
+            }
             What::Remove {
                 volume,
                 disk,
@@ -159,16 +181,41 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     mountinfo::absolute(path).map_err(Failure::io(format!("find {}", path.display())))
 }
 
-fn say(volume: &Path, request: &Request) -> Result<(), Failure> {
+fn is_one_place(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Has something done to a disk, and tells in words what that was, or with `json` how the disk is now.
+fn say(
+    volume: &Path,
+    request: &Request,
+    json: bool,
+    is_it: impl Fn(&DiskStatus) -> bool,
+) -> Result<(), Failure> {
     log::start("warn");
     let mut target = Target::find(volume, Mode::ReadWrite)?;
-    let response = target.ask(request);
-    target.close()?;
-    match response? {
-        Response::Said { message } => {
-            println!("{message}");
-            Ok(())
-        }
+    let said = target.ask(request).and_then(|response| match response {
+        Response::Said { message } => Ok(message),
         _ => Err(Failure::other_answer()),
+    });
+    let status = match (&said, json) {
+        (Ok(_), true) => Some(target.status()),
+        _ => None,
+    };
+    target.close()?;
+    let message = said?;
+    let Some(status) = status else {
+        println!("{message}");
+        return Ok(());
+    };
+    for warning in message.lines().filter(|line| line.starts_with("warning: ")) {
+        eprintln!("parsfs: {warning}");
     }
+    let disk = status?.disks.into_iter().find(is_it);
+    let disk = disk.ok_or_else(Failure::other_answer)?;
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&disk).map_err(|error| Failure::Other(error.to_string()))?
+    );
+    Ok(())
 }

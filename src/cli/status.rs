@@ -109,7 +109,8 @@ impl<'a> Told<'a> {
     }
 }
 
-fn status_of(daemon: &mut Client) -> Result<volume::Status, Failure> {
+/// How a daemon says that its volume is.
+pub(super) fn status_of(daemon: &mut Client) -> Result<volume::Status, Failure> {
     match daemon.ask(&Request::Status {})? {
         Response::Status(status) => Ok(status),
         _ => Err(Failure::other_answer()),

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use super::progress::{self, Progress, describe};
+use super::status::status_of;
 use super::umount::mount_at;
 use super::{log, warn_of};
 use crate::config::{Config, parse_size};
 use crate::mount::control::client::Client;
 use crate::mount::control::{Request, Response, tasks};
 use crate::mount::{is_dead, mountinfo};
-use crate::volume::{Mode, TaskKind, TaskState, TaskStatus, Volume};
+use crate::volume::{Mode, Status, TaskKind, TaskState, TaskStatus, Volume};
 
 /// How often a task is asked how it goes on.
 const ASK: Duration = Duration::from_millis(200);
@@ -172,6 +173,14 @@ impl Target {
         match response {
             Response::Error { message } => Err(Failure::Other(message)),
             response => Ok(response),
+        }
+    }
+
+    /// How the volume and its disks are.
+    pub(super) fn status(&mut self) -> Result<Status, Failure> {
+        match self {
+            Target::Daemon(client) => status_of(client),
+            Target::Own(volume) => Ok(volume.status()?),
         }
     }
 

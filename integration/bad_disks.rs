@@ -215,6 +215,15 @@ fn too_many_disks_fail() {
             .contains(&code),
         "{error}"
     );
+    // The last of it is told when the kernel lets go of the file, which nobody waits for.
+    let names_it = |what: &str| {
+        let said = volume.said();
+        let mut lines = said.lines().filter(|line| line.contains(what));
+        lines.any(|line| line.contains("path=\"/during\""))
+    };
+    for what in ["a commit failed", "is given up"] {
+        wait_until(what, PATIENCE, || names_it(what));
+    }
     content::check_file(&volume.path("before"), 1, LENGTH)
         .expect("what was stored, while nothing can be written");
 

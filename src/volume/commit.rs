@@ -96,7 +96,9 @@ impl Volume {
                     state.follow.thaw(followed);
                 }
                 drop(state);
-                tracing::error!(file = %file.id, %error, "a commit failed");
+                // No lock is held that what the names are read with could wait for.
+                let path = self.called(file.id);
+                tracing::error!(file = %file.id, path, %error, "a commit failed");
                 Err(error)
             }
         }

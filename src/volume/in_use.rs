@@ -326,7 +326,8 @@ impl Volume {
         drop(state);
         let unlinked = file.unlinked.load(Ordering::Acquire);
         if dirty && !unlinked && !self.read_only {
-            tracing::error!(file = %file.id, "what was not committed of this file is given up");
+            let path = self.called(file.id);
+            tracing::error!(file = %file.id, path, "what was not committed of this file is given up");
         }
         for writer in &writers {
             writer.finish();

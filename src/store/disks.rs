@@ -200,18 +200,13 @@ impl Disks {
     }
 
     /// Changes a state, and tells of it.
-    fn set_state(
-        &self,
-        id: DiskId,
-        why: &str,
-        to: impl FnOnce(&Slot) -> Option<DiskState>,
-    ) -> bool {
+    fn set_state(&self, id: DiskId, why: &str, to: impl FnOnce(&Slot) -> Option<DiskState>) {
         let mut slots = self.slots.write();
         let Some(slot) = slots.get_mut(&id) else {
-            return false;
+            return;
         };
         let Some(state) = to(slot).filter(|state| *state != slot.state) else {
-            return false;
+            return;
         };
         let disk = slot.name.clone();
         match state {
@@ -257,7 +252,6 @@ impl Disks {
             tell(id, why);
         }
         self.changed();
-        true
     }
 
     /// Nothing more is to be written to it. The first reason stays.
@@ -274,15 +268,14 @@ impl Disks {
 
     /// It gets no new data while the others are enough.
     pub fn mark_suspect(&self, id: DiskId, why: impl fmt::Display) {
-        let changed = self.set_state(id, &why.to_string(), |slot| {
-            (slot.state == DiskState::Online).then_some(DiskState::Suspect)
-        });
-        if changed {
-            let slots = self.slots.read();
-            if let Some(slot) = slots.get(&id) {
-                *slot.score.lock() = Score::suspect(Instant::now());
+        self.set_state(id, &why.to_string(), |slot| {
+            if slot.state != DiskState::Online {
+                return None;
             }
-        }
+            // At no moment suspect for no reason: it would be trusted again at once.
+            *slot.score.lock() = Score::suspect(Instant::now());
+            Some(DiskState::Suspect)
+        });
     }
 
     /// It takes part, and what it lacks is to be written to it.

@@ -155,6 +155,20 @@ fn a_disk_that_comes_back_is_at_once_one_that_is_rebuilt() {
     assert_eq!(*seen.lock(), [DiskState::Rebuilding]);
 }
 
+/// Who hears of it looks after the disks at once.
+#[test]
+fn a_disk_that_is_known_to_be_suspect_is_at_no_moment_well_enough_to_be_trusted() {
+    let disks = Arc::new(Disks::new(false));
+    disks.insert(DiskId(1), "a", Some(Arc::new(MemoryDisk::new("a"))));
+    let told = {
+        let disks = Arc::downgrade(&disks);
+        Box::new(move || disks.upgrade().expect("the table").look_after())
+    };
+    disks.set_on_change(told);
+    disks.mark_suspect(DiskId(1), "for this test");
+    assert_eq!(disks.state(DiskId(1)), DiskState::Suspect);
+}
+
 #[test]
 fn what_this_process_may_not_have_is_not_held_against_a_disk() {
     let plan = FaultPlan::new(1);

@@ -11,6 +11,7 @@
 //! Before step 5 nothing that an earlier commit refers to is touched; after it the new state is whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -60,6 +61,15 @@ struct Done<'a> {
     gone_sets: &'a [SetId],
 }
 
+/// A commit that panics has failed: what it was to make true is new again, and not lost behind what comes next.
+pub(super) fn unless_it_panics<T>(commit: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(commit)).unwrap_or_else(|_| {
+        let message =
+            "a fault in this program ended a commit; please report it with what the log tells";
+        Err(VolumeError::new(libc::EIO, message))
+    })
+}
+
 impl Volume {
     /// Commits a file. Returns at once when nothing is new, and when a file that is to be compacted has something new.
     pub(super) fn commit(&self, file: &Arc<OpenFile>, purpose: Purpose) -> Result<()> {
@@ -73,7 +83,7 @@ impl Volume {
             }
             return Ok(());
         };
-        let result = self.make_true(file, &mut frozen);
+        let result = unless_it_panics(|| self.make_true(file, &mut frozen));
         file.committing.store(false, Ordering::Release);
         self.rest.note_commit();
         if self.pipeline.unwritten() == 0 {
@@ -228,7 +238,8 @@ impl Volume {
                 state.map.windows.insert(record.no, Window::Made(record));
             }
         }
-        if !writer.is_empty() {
+        // One that no disk took anything of is put elsewhere as well.
+        if !writer.is_empty() || !failed.is_empty() {
             state.pending.push(writer);
         }
     }
@@ -440,6 +451,10 @@ impl Volume {
         }
         sweep.manifests.extend(spilled);
         sweep.join();
+        if !frozen.dead_pieces.is_empty() {
+            // Who looks for one of them from here on has to find out that nothing refers to it any more.
+            file.state.lock().version += 1;
+        }
         self.meta.update(|update| -> Result<()> {
             for (piece, bytes) in &pieces {
                 update.put_inline(file.id, *piece, bytes);

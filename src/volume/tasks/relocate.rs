@@ -17,7 +17,7 @@ use crate::ids::{BlockId, DiskId, FileId, WindowNo};
 use crate::store::parity::PARITY_HEADER;
 use crate::store::{BlockRecord, Code, Source, Takes, WindowRecord};
 use crate::volume::Volume;
-use crate::volume::commit::{Frozen, Purpose};
+use crate::volume::commit::{Frozen, Purpose, unless_it_panics};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::file::{FileState, OpenFile};
 use crate::volume::filemap::Window;
@@ -461,7 +461,9 @@ impl Volume {
             recorded: HashMap::new(),
         };
         // To whoever asks it is what it was: all of it is committed.
-        let result = self.make_moves_true(file, anew, plan, running, &mut frozen, &mut exchanged);
+        let result = unless_it_panics(|| {
+            self.make_moves_true(file, anew, plan, running, &mut frozen, &mut exchanged)
+        });
         match result {
             Ok(lost) => {
                 running.note(|status| status.lost += lost);

@@ -45,6 +45,51 @@ impl Evacuate {
 }
 
 impl Evacuate {
+    /// Goes over what is left until nothing is, and strikes the disk off.
+    fn leave(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
+        let mut left = volume.files_on(self.disk, running)?;
+        let mut rounds = 0;
+        // What was a problem before would be one again.
+        while !left.is_empty()
+            && rounds < ROUNDS
+            && !running.ends()
+            && running.status.lock().problem_count == 0
+        {
+            // Windows that were just being committed when their file was walked over: now they are.
+            std::thread::sleep(BETWEEN);
+            let mut waiting = 0;
+            for file in left {
+                if !running.ends() && volume.walk_file(running, self, file) == Walked::Later {
+                    waiting += 1;
+                }
+            }
+            running.note(|status| status.waiting = waiting);
+            // Whoever writes may take as long as he likes.
+            if waiting == 0 {
+                rounds += 1;
+            }
+            left = volume.files_on(self.disk, running)?;
+        }
+        running.note(|status| status.waiting = 0);
+        if running.ends() {
+            return Ok(false);
+        }
+        if let Some(first) = left.first() {
+            return Err(VolumeError::new(
+                libc::EIO,
+                format!(
+                    "{} files still need disk {} (the first is {}), so it stays a disk of the volume; the problems tell why. {}",
+                    left.len(),
+                    volume.disks.name(self.disk),
+                    volume.called(*first),
+                    self.way_out(volume)
+                ),
+            ));
+        }
+        volume.strike_off(self.disk)?;
+        Ok(true)
+    }
+
     /// What an administrator can do about files that still need the disk.
     fn way_out(&self, volume: &Volume) -> String {
         let away: Vec<String> = volume
@@ -128,48 +173,12 @@ impl Work for Evacuate {
     }
 
     fn finish(&mut self, volume: &Volume, running: &Running) -> Result<bool> {
-        let mut left = volume.files_on(self.disk, running)?;
-        let mut rounds = 0;
-        // What was a problem before would be one again.
-        while !left.is_empty()
-            && rounds < ROUNDS
-            && !running.ends()
-            && running.status.lock().problem_count == 0
-        {
-            // Windows that were just being committed when their file was walked over: now they are.
-            std::thread::sleep(BETWEEN);
-            let mut waiting = 0;
-            for file in left {
-                if !running.ends() && volume.walk_file(running, self, file) == Walked::Later {
-                    waiting += 1;
-                }
-            }
-            running.note(|status| status.waiting = waiting);
-            // Whoever writes may take as long as he likes.
-            if waiting == 0 {
-                rounds += 1;
-            }
-            left = volume.files_on(self.disk, running)?;
-        }
-        running.note(|status| status.waiting = 0);
-        if running.ends() {
-            return Ok(false);
-        }
-        if let Some(first) = left.first() {
+        let left = self.leave(volume, running);
+        if left.is_err() {
+            // It stays, and takes new data as before.
             volume.disks.set_leaving(self.disk, false);
-            return Err(VolumeError::new(
-                libc::EIO,
-                format!(
-                    "{} files still need disk {} (the first is {}), so it stays a disk of the volume; the problems tell why. {}",
-                    left.len(),
-                    volume.disks.name(self.disk),
-                    volume.called(*first),
-                    self.way_out(volume)
-                ),
-            ));
         }
-        volume.strike_off(self.disk)?;
-        Ok(true)
+        left
     }
 
     fn cancelled(&mut self, volume: &Volume, running: &Running) {

@@ -82,8 +82,17 @@ impl Volume {
             let Some(disk) = self.disks.get(status.id) else {
                 continue;
             };
+            let objects = match disk.list() {
+                Ok(objects) => objects,
+                // What is there is looked at when it is trusted again.
+                Err(error) if !self.disks.is_online(status.id) => {
+                    tracing::warn!(disk = status.name, %error, "what it holds is not looked at");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let mut removed = 0;
-            for (object, _) in disk.list()? {
+            for (object, _) in objects {
                 // Objects of this mount have higher numbers, and are looked after as they come.
                 let left_over = match object {
                     ObjectName::Blocks(set) | ObjectName::Parity(set) => {

@@ -333,6 +333,12 @@ fn a_directory_gives_its_policy_to_what_is_made_in_it() {
     for wrong in ["drop", "expendable=never", "expendable_classes=anon"] {
         assert_eq!(set("kept", wrong), Err(Errno::INVAL), "{wrong}");
     }
+    // The log tells what the number does not.
+    assert!(
+        volume
+            .said()
+            .contains("a guest cannot go on without pages of class anon")
+    );
     set("kept", "keep_cache=true").expect("a good policy");
     fs::create_dir(volume.path("kept/below")).expect("a directory");
     copy(

@@ -17,7 +17,6 @@ pub use error::ConfigError;
 pub use parse::{code as parse_code, size as parse_size};
 pub use tiering::Tiering;
 
-use crate::guest::PageClass;
 use crate::store::compression::{CompressLater, Compression};
 use crate::store::{BLOCK_MAX, Code};
 
@@ -69,6 +68,16 @@ pub struct Policy {
     pub compress_later: CompressLater,
     /// The most bytes of a file in one block: a power of two, 4 KiB to 128 KiB.
     pub block_size: u32,
+}
+
+impl Policy {
+    /// How expendable bytes are stored, as the config has it: `drop`, or a code.
+    pub fn expendable_word(&self) -> String {
+        match self.tiering.drop {
+            true => "drop".to_owned(),
+            false => self.expendable.to_string(),
+        }
+    }
 }
 
 /// When a close is answered.
@@ -317,9 +326,7 @@ impl Reader<'_> {
                 tiering::classes(names.iter().map(String::as_str))
             })?;
         }
-        if raw.keep_cache == Some(true) {
-            tiering.classes = tiering.classes.without(PageClass::CacheClean);
-        }
+        tiering.keep_cache = raw.keep_cache == Some(true);
         let expendable = match raw.expendable.as_deref() {
             Some("drop") => {
                 tiering.drop = true;

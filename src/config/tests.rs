@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::guest::PageClass;
 
 const SIX: &str = r#"
 [volume]
@@ -254,7 +255,9 @@ fn what_is_expendable_is_read_and_judged() {
     let policy = |more: &str| parse(&format!("{SIX}\n[policy]\n{more}")).unwrap().policy;
     assert_eq!(policy("").tiering, Tiering::default());
     assert!(policy("expendable = \"drop\"").tiering.drop);
-    let kept = policy("keep_cache = true").tiering.classes;
+    assert_eq!(policy("expendable = \"drop\"").expendable_word(), "drop");
+    assert_eq!(policy("").expendable_word(), "1+0");
+    let kept = policy("keep_cache = true").tiering.expendable();
     assert!(!kept.contains(PageClass::CacheClean) && kept.contains(PageClass::Offline));
     let listed = policy("expendable_classes = [\"free\"]").tiering.classes;
     assert_eq!(listed.to_string(), "free");

@@ -7,8 +7,10 @@ use crate::guest::{ClassSet, PageClass};
 /// What is expendable, and what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiering {
-    /// The classes of pages that a guest may lose.
+    /// The classes of pages that a guest may lose, but for what is kept all the same.
     pub classes: ClassSet,
+    /// Clean page cache is kept whatever the classes say.
+    pub keep_cache: bool,
     /// Their bytes are not kept at all.
     pub drop: bool,
 }
@@ -17,12 +19,21 @@ impl Default for Tiering {
     fn default() -> Self {
         Tiering {
             classes: ClassSet::MENDABLE,
+            keep_cache: false,
             drop: false,
         }
     }
 }
 
 impl Tiering {
+    /// The classes whose pages are expendable.
+    pub fn expendable(&self) -> ClassSet {
+        match self.keep_cache {
+            true => self.classes.without(PageClass::CacheClean),
+            false => self.classes,
+        }
+    }
+
     /// These, as changed by the words of an attribute: `key=value` with spaces, commas or line ends between them, such as
     /// `keep_cache=true expendable_classes=free,offline`. Nothing in it changes nothing.
     pub fn with_words(self, text: &str) -> Parsed<Tiering> {
@@ -36,10 +47,8 @@ impl Tiering {
                     let names = names.split(',').filter(|name| !name.is_empty());
                     tiering.classes = classes(names)?;
                 }
-                ("keep_cache", "true") => {
-                    tiering.classes = tiering.classes.without(PageClass::CacheClean);
-                }
-                ("keep_cache", "false") => {}
+                ("keep_cache", "true") => tiering.keep_cache = true,
+                ("keep_cache", "false") => tiering.keep_cache = false,
                 _ => return Err(wrong(word)),
             }
         }
@@ -94,10 +103,14 @@ mod tests {
         assert!(of("expendable=drop").drop);
         assert_eq!(of("expendable=drop").classes, usual.classes);
         assert_eq!(of("expendable=drop\nexpendable=keep"), usual);
-        let kept = of("keep_cache=true");
-        assert!(
-            !kept.classes.contains(PageClass::CacheClean) && kept.classes.contains(PageClass::Free)
-        );
+        let without_cache = ClassSet::MENDABLE.without(PageClass::CacheClean);
+        assert_eq!(of("keep_cache=true").expendable(), without_cache);
+        // In any order, and a directory may take back what the config says.
+        let both = "keep_cache=true expendable_classes=free,cache-clean";
+        let free = ClassSet::EMPTY.with(PageClass::Free);
+        assert_eq!(of(both).expendable(), free);
+        let config = of("keep_cache=true");
+        assert_eq!(config.with_words("keep_cache=false").unwrap(), usual);
         let listed = of("expendable_classes=free,zero");
         assert_eq!(listed.classes, ClassSet::EMPTY.with(PageClass::Free));
         assert_eq!(of("expendable_classes=").classes, ClassSet::EMPTY);

@@ -138,7 +138,7 @@ fn judge(finished: &Finished<'_>, turn: &Mutex<()>) -> Result<Judged, Spared> {
     if let Some(before) = &before {
         look.remember(before);
     }
-    let expendable = finished.tiering.classes;
+    let expendable = finished.tiering.expendable();
     // Dumps are for looking at, and nothing in them can be fetched again.
     let kept_whole = (!look.resumes()).then_some("a dump is kept whole");
     let (file, format) = (finished.file, look.snapshot().format);

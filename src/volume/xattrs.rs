@@ -219,6 +219,9 @@ impl Volume {
         words(value).and_then(|text| {
             let checked = self.tiering.with_words(text);
             checked.map(drop).map_err(|problem| {
+                // The program that sets it is told no more than that it is wrong.
+                let of = self.called(file);
+                tracing::warn!("user.parsfs.policy of {of} is refused: {problem}");
                 VolumeError::new(libc::EINVAL, format!("user.parsfs.policy: {problem}"))
             })
         })
@@ -237,6 +240,7 @@ impl Volume {
             tracing::warn!(%file, "its policy cannot be read; all of it is critical");
             Tiering {
                 classes: crate::guest::ClassSet::EMPTY,
+                keep_cache: true,
                 drop: false,
             }
         })

@@ -37,7 +37,7 @@ impl Init {
             "critical bytes {}: any {} of the disks may be lost; expendable bytes {}; {}",
             config.policy.critical,
             config.policy.critical.m,
-            config.policy.expendable,
+            config.policy.expendable_word(),
             config.policy.compression
         );
         println!("next: parsfs mount {} MOUNTPOINT", self.config.display());

@@ -111,6 +111,7 @@ impl Plan {
                 "which policy? for example --critical 4+2".to_string(),
             ));
         }
+        let dropped = self.expendable.is_none() && policy.is_some_and(|policy| policy.tiering.drop);
         let expendable = self.expendable.or(policy.map(|policy| policy.expendable));
         let expendable = expendable.unwrap_or(Code { k: 1, m: 0 });
         for code in critical.iter().chain([&expendable]) {
@@ -131,13 +132,22 @@ impl Plan {
             let with_parity = |share: f64, code: &Code| {
                 self.data as f64 * share * f64::from(code.k + code.m) / f64::from(code.k)
             };
-            let stored = with_parity(1.0 - self.expendable_share, code)
-                + with_parity(self.expendable_share, &expendable);
+            let of_expendable = match dropped {
+                true => 0.0,
+                false => with_parity(self.expendable_share, &expendable),
+            };
+            let stored = with_parity(1.0 - self.expendable_share, code) + of_expendable;
             Line {
                 critical: format!("{}+{}", code.k, code.m),
-                expendable: format!("{}+{}", expendable.k, expendable.m),
+                expendable: match dropped {
+                    true => "drop".to_owned(),
+                    false => format!("{}+{}", expendable.k, expendable.m),
+                },
                 critical_loss_a_year: of_loss(disks, code.m.into(), 1.0),
-                expendable_loss_a_year: of_loss(disks, expendable.m.into(), 1.0),
+                expendable_loss_a_year: match dropped {
+                    true => 1.0,
+                    false => of_loss(disks, expendable.m.into(), 1.0),
+                },
                 stored_bytes: stored.round() as u64,
             }
         };
@@ -166,7 +176,9 @@ fn describe(answer: &Answer) -> String {
             plan.critical.clone(),
             plan.expendable.clone(),
             chance(plan.critical_loss_a_year),
-            if answer.expendable_share > 0.0 {
+            if plan.expendable == "drop" {
+                "not kept".to_string()
+            } else if answer.expendable_share > 0.0 {
                 chance(plan.expendable_loss_a_year)
             } else {
                 "none stored".to_string()
@@ -269,6 +281,26 @@ mod tests {
         assert!((code.expendable_loss_a_year - (1.0 - all_live)).abs() < 1e-9);
         let text = describe(&found);
         assert!(text.contains("11.42%") && text.contains("4+2"), "{text}");
+    }
+
+    #[test]
+    fn what_is_dropped_takes_no_room() {
+        let place = tempfile::tempdir().unwrap();
+        let config = place.path().join("vms.toml");
+        let disks: String = (0..6)
+            .map(|number| format!("[[disk]]\npath = \"/mnt/disk{number}\"\n"))
+            .collect();
+        let policy = "[policy]\ncritical = \"4+2\"\nexpendable = \"drop\"\n";
+        let text = format!("[volume]\nname = \"vms\"\n{disks}{policy}");
+        std::fs::write(&config, text).unwrap();
+        let found = plan(&format!(
+            "{} --data 1T --expendable-share 50%",
+            config.display()
+        ))
+        .unwrap();
+        assert_eq!(found.plans[0].stored_bytes, (1 << 40) / 2 * 3 / 2);
+        let text = describe(&found);
+        assert!(text.contains("drop") && text.contains("not kept"), "{text}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use pipeline::{NoWindow, Pipeline, WritePolicy};
 pub use placement::{Candidate, data_capacity};
 pub use reader::{ReadError, Reader};
 pub use records::*;
-pub use room::Room;
+pub use room::{Room, beyond_reserve};
 pub use segment::AppendError;
 pub use set_writer::{Begun, SetWriter, WriteError};
 pub use window::{Held, Lane, OpenWindow, SealedBlock};

@@ -21,6 +21,12 @@ const REST: Duration = Duration::from_secs(2);
 /// What is kept free on every disk for metadata and for repairs: a sixteenth, within these bounds.
 const RESERVE: std::ops::RangeInclusive<u64> = (4 << 20)..=(256 << 20);
 
+/// What a disk can take beyond what is kept free.
+pub fn beyond_reserve(space: &Space) -> u64 {
+    let reserve = (space.total / 16).clamp(*RESERVE.start(), *RESERVE.end());
+    space.free.saturating_sub(reserve)
+}
+
 /// The room on all disks.
 #[derive(Debug)]
 pub struct Room {
@@ -186,10 +192,8 @@ impl Room {
             .filter(|disk| self.disks.takes_data(*disk) != Takes::Nothing);
         with_room
             .filter_map(|disk| {
-                let space = space.get(&disk)?;
-                let reserve = (space.total / 16).clamp(*RESERVE.start(), *RESERVE.end());
-                let free = space.free.checked_sub(reserve).filter(|&free| free > 0)?;
-                Some(Candidate { disk, free })
+                let free = beyond_reserve(space.get(&disk)?);
+                (free > 0).then_some(Candidate { disk, free })
             })
             .collect()
     }

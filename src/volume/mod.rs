@@ -86,7 +86,9 @@ use crate::disk::DiskLock;
 use crate::ids::{DiskId, FileId, ManifestId, SetId, VolumeId};
 use crate::meta::Meta;
 use crate::store::manifest::ManifestCache;
-use crate::store::{BlockCache, Disks, NoWindow, Pipeline, Reader, Workers, data_capacity};
+use crate::store::{
+    BlockCache, Disks, NoWindow, Pipeline, Reader, Workers, beyond_reserve, data_capacity,
+};
 
 /// Whether a volume takes changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,7 +243,7 @@ impl Volume {
         let total: Vec<u64> = space.values().map(|space| space.total).collect();
         let free = if self.read_only {
             // What could be stored if it were mounted for writing.
-            let left: Vec<u64> = space.values().map(|space| space.free).collect();
+            let left: Vec<u64> = space.values().map(beyond_reserve).collect();
             data_capacity(self.pipeline.policy.critical, &left)
         } else {
             self.data_room().saturating_sub(self.pipeline.unwritten())

@@ -260,7 +260,10 @@ impl Volume {
             .to_owned(),
             epoch: self.meta.mark().epoch.0,
             policy_critical: policy.critical.to_string(),
-            policy_expendable: policy.expendable.to_string(),
+            policy_expendable: match self.tiering.drop {
+                true => "drop".to_owned(),
+                false => policy.expendable.to_string(),
+            },
             disks: self.disk_statuses(),
             owed: Owed {
                 bytes_not_committed: self.pipeline.budget.held(),
@@ -362,7 +365,7 @@ impl Volume {
                 .disks
                 .list()
                 .iter()
-                .filter(|status| !status.state.takes_writes())
+                .filter(|status| status.state == DiskState::Missing)
                 .count();
             if gone > usize::from(self.pipeline.policy.critical.m) {
                 counts.damaged += rest;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Signal, kill_process};
 
+use crate::harness::content::Outside;
 use crate::harness::disks::TestDisk;
 use crate::harness::process::{Outcome, run};
 use crate::harness::volume::{Shape, Volume, binary};
@@ -420,6 +421,41 @@ fn inspect_tells_what_a_file_is_made_of() {
     assert!(!inspect(&[]).is_empty());
     let outside = volume.parsfs(["inspect".as_ref(), volume.config.as_os_str()]);
     expect_failure(&outside, 1, "volume.toml");
+}
+
+/// The volume is mounted elsewhere as well, and somebody writes there: whoever unmounts it here, or ends the daemon, has all of
+/// that committed, and does not wait for him.
+#[test]
+fn what_is_written_in_a_mount_elsewhere_is_committed_by_an_unmount_and_a_signal() {
+    const LENGTH: u64 = 3 << 20;
+    const LONG: Duration = Duration::from_secs(60);
+    for by_signal in [false, true] {
+        let mut volume = Volume::mounted();
+        let other = volume.scratch.directory("other");
+        rustix::mount::mount_bind(&volume.mountpoint, &other).expect("a bind mount");
+        let path = other.join("f");
+        let mut file = Outside::begin(&path, 9, "notrunc").expect("dd");
+        file.write(LENGTH).expect("written");
+        let length = || fs::metadata(&path).map_or(0, |file| file.len());
+        wait_until("dd", LONG, || length() == LENGTH);
+        if by_signal {
+            kill_process(volume.daemon(), Signal::TERM).expect("a signal");
+            wait_until("what is written to be committed", LONG, || {
+                let mut state = [0; 64];
+                let length = rustix::fs::getxattr(&path, "user.parsfs.state", &mut state[..]);
+                length.is_ok_and(|length| &state[..length] == b"protected")
+            });
+        } else {
+            let unmounted = parsfs(&volume, "umount MOUNTPOINT").expect_success("umount");
+            let left = other.display().to_string();
+            assert!(unmounted.stderr.contains(&left), "{unmounted:?}");
+        }
+        volume.kill_daemon();
+        unmount(&other, UnmountFlags::DETACH).expect("unmounted there");
+        file.end().expect_err("the daemon is dead");
+        volume.mount();
+        content::check_file(&volume.path("f"), 9, LENGTH).expect("all of it");
+    }
 }
 
 /// mount(8) finds its helper in /sbin and the helper finds parsfs in a PATH of its own; a mount namespace gives it one

@@ -51,6 +51,13 @@ impl Umount {
                 return Err(unknown_end(&path, &error));
             }
         };
+        let all = mountinfo::all().map_err(Failure::io("read the table of mounts"))?;
+        let is_other =
+            |other: &&mountinfo::Mount| other.device == mount.device && other.id != mount.id;
+        if let Some(left) = all.iter().find(is_other) {
+            unmount_soon(&path, self.lazy)?;
+            return commit_only(&mut daemon, &left.mountpoint);
+        }
         // Only when the daemon has promised to tell of its end may it be brought about.
         match daemon.ask(&Request::AwaitEnd {})? {
             Response::Awaited {} => {}
@@ -58,6 +65,20 @@ impl Umount {
         }
         unmount_soon(&path, self.lazy)?;
         await_end(&mut daemon)
+    }
+}
+
+/// A bind mount of it is left, or it was one: the daemon goes on.
+fn commit_only(daemon: &mut Client, left: &Path) -> Result<(), Failure> {
+    match daemon.ask_patiently(&Request::Commit {})? {
+        Response::Committed {} => {
+            eprintln!(
+                "parsfs: everything is committed; the volume is still mounted at {}",
+                left.display()
+            );
+            Ok(())
+        }
+        _ => Err(Failure::other_answer()),
     }
 }
 

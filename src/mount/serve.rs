@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, select, unbounded};
 use tracing::{error, info, warn};
 
 use super::control::Identity;
@@ -23,6 +23,9 @@ use crate::volume::{Mode, Volume};
 
 /// Signals so close together are one wish: some programs signal a process and then its group.
 const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// How long after its mount has gone a session may go on that is mounted nowhere else.
+const GONE: Duration = Duration::from_secs(1);
 
 /// How long a daemon is waited for that has the volume open and no mount any more.
 const CLOSING: Duration = Duration::from_secs(60);
@@ -193,7 +196,18 @@ fn wait_for_end(mounted: &Mounted, volume: &Volume) -> Result<(), MountError> {
                     }
                 }
                 match mounted.unmount(false) {
-                    Ok(()) => {}
+                    Ok(()) => match mounted.ended().recv_timeout(GONE) {
+                        Err(RecvTimeoutError::Timeout) => {
+                            warn!(
+                                "it is still mounted elsewhere, by a bind mount or in a container: the daemon stays until that \
+                                 is unmounted, or a second signal"
+                            );
+                            if let Err(error) = volume.commit_all() {
+                                error!("{error}");
+                            }
+                        }
+                        _ => return Ok(()),
+                    },
                     Err(MountError::Busy { path }) => {
                         warn!(
                             "{} is in use: detached; the daemon stays until its files are closed, or a second signal",

@@ -138,6 +138,14 @@ impl Room {
         space
     }
 
+    /// Whether a disk has room for so many bytes beyond what is kept free on it. Of one that does not tell its room, whoever
+    /// writes to it finds out.
+    pub fn has_room(&self, disk: DiskId, bytes: u64) -> bool {
+        let space = self.space();
+        let space = space.get(&disk);
+        space.is_none_or(|space| beyond_reserve(space) >= bytes)
+    }
+
     /// Forgets what was answered, since much has changed.
     pub fn forget(&self) {
         self.state.lock().forget();

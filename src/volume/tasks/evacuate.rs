@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::relocate::{Plan, Wanted};
+use super::relocate::{Plan, Wanted, bytes_of_shard};
 use super::{Running, TaskKind, Walked, Work};
 use crate::ids::{DiskId, FileId};
 use crate::store::{Takes, WindowRecord};
@@ -23,8 +23,6 @@ pub(super) struct Evacuate {
     by: Option<DiskId>,
     /// Disks whose bytes are given up where they cannot be had.
     give_up: Vec<DiskId>,
-    /// Disks with the room that is left on them, the moves so far counted.
-    room: Vec<(DiskId, u64)>,
 }
 
 impl Evacuate {
@@ -35,12 +33,7 @@ impl Evacuate {
         give_up: Vec<DiskId>,
     ) -> Evacuate {
         volume.disks.set_leaving(disk, true);
-        Evacuate {
-            disk,
-            by,
-            give_up,
-            room: Vec::new(),
-        }
+        Evacuate { disk, by, give_up }
     }
 }
 
@@ -121,27 +114,20 @@ impl Evacuate {
     }
 }
 
-fn choose(
-    volume: &Volume,
-    record: &WindowRecord,
-    disk: DiskId,
-    by: Option<DiskId>,
-    room: &[(DiskId, u64)],
-) -> Wanted {
+/// Where what a disk has of a window goes: to the disk that takes its place, where that has room, else to the one with most.
+fn choose(volume: &Volume, record: &WindowRecord, disk: DiskId, by: Option<DiskId>) -> Wanted {
     let Some(shard) = record.disks.iter().position(|of| *of == disk) else {
         return Wanted::Stay;
     };
+    let bytes = bytes_of_shard(record, shard);
     let has_place =
         |to: DiskId| !record.disks.contains(&to) && volume.disks.takes_data(to) != Takes::Nothing;
-    if let Some(by) = by.filter(|by| has_place(*by)) {
-        return Wanted::Move(vec![(shard, by)]);
-    }
-    let best = room
-        .iter()
-        .filter(|(to, _)| has_place(*to))
-        .max_by_key(|(_, free)| *free);
+    let candidates = volume.pipeline.room.candidates().into_iter();
+    let best = candidates
+        .filter(|candidate| has_place(candidate.disk) && candidate.free >= bytes)
+        .max_by_key(|candidate| (Some(candidate.disk) == by, candidate.free));
     match best {
-        Some((to, _)) => Wanted::Move(vec![(shard, *to)]),
+        Some(best) => Wanted::Move(vec![(shard, best.disk)]),
         None => Wanted::Anew,
     }
 }
@@ -156,14 +142,9 @@ impl Work for Evacuate {
         if !volume.needs(&open, self.disk)? {
             return Ok(Walked::Done);
         }
-        volume.pipeline.room.forget();
-        let candidates = volume.pipeline.room.candidates().into_iter();
-        self.room = candidates
-            .map(|candidate| (candidate.disk, candidate.free))
-            .collect();
-        let (disk, by, room) = (self.disk, self.by, &self.room);
+        let (disk, by) = (self.disk, self.by);
         let mut plan = Plan {
-            choose: &mut |volume, record| choose(volume, record, disk, by, room),
+            choose: &mut |volume, record| choose(volume, record, disk, by),
             give_up: &self.give_up,
             punch: true,
             patient: false,
@@ -262,10 +243,11 @@ impl Volume {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{Disk, Fault, FaultyDisk, MemoryDisk, Operation, Operations, Rule, When};
     use crate::meta::Timestamp;
     use crate::volume::commit::Purpose;
     use crate::volume::tests::{Rig, close, create, noise, read_file, write_all, write_file};
-    use crate::volume::{ROOT, TaskStatus};
+    use crate::volume::{Mode, ROOT, TaskStatus, VolumeOptions};
 
     /// A volume of five disks with a file on four of them: a disk that it is on, and the one that it is not on.
     fn rig() -> (Rig, Arc<Volume>, DiskId, DiskId) {
@@ -399,5 +381,82 @@ mod tests {
         assert!(is_member(&volume, leaves));
         assert!(!volume.disks.is_online(by));
         assert_eq!(volume.files_on(leaves, &running).expect("files").len(), 1);
+    }
+
+    #[test]
+    fn a_disk_leaves_although_a_file_of_it_is_deleted_and_open() {
+        let (_rig, volume, leaves, _) = rig();
+        let file = volume.lookup(ROOT, b"f").expect("there").file;
+        let handle = volume.open_file(file, libc::O_RDONLY).expect("open").handle;
+        volume.remove(ROOT, b"f").expect("removed");
+        let running = running(leaves);
+        let mut work = Evacuate::new(&volume, leaves, None, Vec::new());
+        assert!(work.finish(&volume, &running).expect("it leaves"));
+        assert!(!is_member(&volume, leaves));
+        assert!(volume.read(handle, 0, 3 << 20).expect("read") == noise(1, 3 << 20));
+        volume.release(handle);
+        volume.sweeper.wait();
+        assert!(volume.files_in_use().is_empty());
+    }
+
+    /// Another one takes it, and what is kept free on every disk stays free.
+    #[test]
+    fn where_the_new_disk_has_no_room_the_others_take_what_the_old_one_has() {
+        for refuses in [false, true] {
+            let rig = Rig::new(6, "critical = \"2+2\"\ncompression = \"none\"");
+            let plans = rig.plans();
+            let media: Vec<Arc<MemoryDisk>> = (0..6)
+                .map(|number| {
+                    // The last one has room for hardly more than what is kept free.
+                    let room = if number == 5 && !refuses {
+                        5 << 20
+                    } else {
+                        1 << 30
+                    };
+                    Arc::new(MemoryDisk::with_capacity(&format!("d{number}"), room))
+                })
+                .collect();
+            let disks = || {
+                media
+                    .iter()
+                    .map(|medium| Arc::clone(medium) as Arc<dyn Disk>)
+            };
+            Volume::create_on(&rig.config, disks().collect()).expect("a new volume");
+            let failing = disks().zip(&plans).map(|(medium, plan)| {
+                Some(Arc::new(FaultyDisk::new(medium, Arc::clone(plan))) as Arc<dyn Disk>)
+            });
+            let options = VolumeOptions::default();
+            let mode = Mode::ReadWrite;
+            let volume = Volume::open_on(&rig.config, failing.collect(), mode, options);
+            let volume = volume.expect("it opens");
+            write_file(&volume, "f", &noise(1, 12 << 20));
+            let last = DiskId(5);
+            let leaves = {
+                let running = running(last);
+                let holds =
+                    |disk: &DiskId| !volume.files_on(*disk, &running).expect("files").is_empty();
+                (0..5).map(DiskId).find(holds).expect("a disk that is used")
+            };
+            if refuses {
+                let full = Rule::new(
+                    Operations::of(&[Operation::Restore]),
+                    When::Always,
+                    Fault::Full,
+                );
+                plans[5].add(full);
+            }
+            let running = running(leaves);
+            let mut work = Evacuate::new(&volume, leaves, Some(last), Vec::new());
+            assert!(
+                work.finish(&volume, &running).expect("it leaves"),
+                "{refuses}"
+            );
+            assert_eq!(running.status.lock().problems, Vec::<String>::new());
+            assert!(!is_member(&volume, leaves));
+            assert!(volume.disks.is_online(last));
+            let free = media[5].space().expect("told").free;
+            assert!(refuses || free >= 4 << 20, "{free} bytes are free");
+            assert!(read_file(&volume, "f").expect("readable") == noise(1, 12 << 20));
+        }
     }
 }

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::scrub::ends;
@@ -136,10 +135,8 @@ impl Volume {
         plan: &mut Plan<'_>,
         disk: Option<DiskId>,
     ) -> Result<Walked> {
+        // One that is deleted and still open, too: it may be for as long as a guest runs in it.
         let open = self.use_file(file)?;
-        if open.unlinked.load(Ordering::Acquire) {
-            return Ok(Walked::Done);
-        }
         if self.is_unsettled(&open, disk) {
             return Ok(Walked::Later);
         }
@@ -224,9 +221,11 @@ impl Volume {
                         }
                         Err(Stuck::Refused(error)) => {
                             drop(reading);
-                            // A disk that fails meanwhile is no place any more, and others may be.
+                            // A disk that fails or is full meanwhile is no place any more, and others may be.
+                            let candidates = self.pipeline.room.candidates();
                             let ended = |(_, to): &(usize, DiskId)| {
                                 self.disks.takes_data(*to) == Takes::Nothing
+                                    || candidates.iter().all(|candidate| candidate.disk != *to)
                             };
                             if moves.iter().any(ended)
                                 && (plan.choose)(self, &record) != Wanted::Move(moves)
@@ -366,6 +365,15 @@ impl Volume {
             Err(error) => return Err(error.into()),
         };
         let start = there.max(*end).max(self.end_of_punches(disk, object)?);
+        if !self.pipeline.room.has_room(disk, bytes.len() as u64) {
+            return Err(VolumeError::new(
+                libc::ENOSPC,
+                format!(
+                    "disk {} has no room but what is kept free on every disk",
+                    self.disks.name(disk)
+                ),
+            ));
+        }
         self.note_hollow(&[disk])?;
         if let Err(error) = medium.restore(object, start, bytes) {
             if error.is_full() {
@@ -400,10 +408,6 @@ impl Volume {
             self.give_back(&moved);
             return Ok(Walked::Later);
         };
-        if file.unlinked.load(Ordering::Acquire) {
-            // With the file goes what was copied for it.
-            return Ok(Walked::Done);
-        }
         if self.is_unsettled(file, None) {
             self.give_back(&moved);
             return Ok(Walked::Later);
@@ -699,6 +703,18 @@ fn newly_lost(old: &WindowRecord, new: &WindowRecord) -> u64 {
         .filter(|(old, new)| new.lost && !old.lost)
         .map(|(_, new)| u64::from(new.raw))
         .sum()
+}
+
+/// Bytes that a shard of a window takes.
+pub(super) fn bytes_of_shard(record: &WindowRecord, shard: usize) -> u64 {
+    if shard >= usize::from(record.code.k) {
+        return u64::from(record.parity_length) + PARITY_HEADER as u64;
+    }
+    let own = record
+        .blocks
+        .iter()
+        .filter(|block| !block.lost && usize::from(block.column) == shard);
+    own.map(|block| u64::from(block.stored)).sum()
 }
 
 /// The places that a shard of a window takes on a disk.

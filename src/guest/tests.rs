@@ -479,7 +479,7 @@ fn an_image_full_of_beginnings_of_types_keeps_nobody() {
     let begun = std::time::Instant::now();
     assert_eq!(class(&guest, PFN).1, Reason::NoBtf);
     assert!(
-        begun.elapsed() < std::time::Duration::from_secs(20),
+        begun.elapsed() < std::time::Duration::from_secs(120),
         "{:?}",
         begun.elapsed()
     );

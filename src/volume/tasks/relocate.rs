@@ -163,6 +163,7 @@ impl Volume {
         let (batch, batch_anew) = (BATCH.max(share), anew_in_one.max(share));
         let (mut moved, mut anew) = (Vec::new(), BTreeSet::new());
         let (mut moved_bytes, mut anew_bytes) = (0, 0);
+        let mut refusals = 0;
         while let Some(no) = numbers.pop_front() {
             if running.ends() {
                 break;
@@ -227,7 +228,10 @@ impl Volume {
                                 self.disks.takes_data(*to) == Takes::Nothing
                                     || candidates.iter().all(|candidate| candidate.disk != *to)
                             };
+                            // Each of them once: one that is full for another reason than its room would be again.
+                            refusals += 1;
                             if moves.iter().any(ended)
+                                && refusals < self.disks.list().len()
                                 && (plan.choose)(self, &record) != Wanted::Move(moves)
                             {
                                 tracing::warn!(%error, "another place is looked for");
@@ -243,6 +247,7 @@ impl Volume {
                 }
             };
             drop(reading);
+            refusals = 0;
             running.note(|status| {
                 status.moved += bytes;
                 status.bytes_done += bytes;

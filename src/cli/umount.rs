@@ -51,21 +51,31 @@ impl Umount {
                 return Err(unknown_end(&path, &error));
             }
         };
-        let all = mountinfo::all().map_err(Failure::io("read the table of mounts"))?;
-        let is_other =
-            |other: &&mountinfo::Mount| other.device == mount.device && other.id != mount.id;
-        if let Some(left) = all.iter().find(is_other) {
-            unmount_soon(&path, self.lazy)?;
-            return commit_only(&mut daemon, &left.mountpoint);
-        }
+        let besides = match elsewhere(&mount)? {
+            Some(_) => Some(Client::of_mount(&mount)?),
+            None => None,
+        };
         // Only when the daemon has promised to tell of its end may it be brought about.
         match daemon.ask(&Request::AwaitEnd {})? {
             Response::Awaited {} => {}
             _ => return Err(Failure::other_answer()),
         }
         unmount_soon(&path, self.lazy)?;
+        // A copy in a place that shares its mounts with this one is gone with it.
+        if let Some(mut besides) = besides
+            && let Some(left) = elsewhere(&mount)?
+        {
+            return commit_only(&mut besides, &left.mountpoint);
+        }
         await_end(&mut daemon)
     }
+}
+
+/// Another mount of the same volume's.
+fn elsewhere(mount: &mountinfo::Mount) -> Result<Option<mountinfo::Mount>, Failure> {
+    let all = mountinfo::all().map_err(Failure::io("read the table of mounts"))?;
+    let is_other = |other: &mountinfo::Mount| other.device == mount.device && other.id != mount.id;
+    Ok(all.into_iter().find(is_other))
 }
 
 /// A bind mount of it is left, or it was one: the daemon goes on.

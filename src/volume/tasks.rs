@@ -9,6 +9,7 @@ mod record;
 mod relocate;
 mod running;
 mod scrub;
+mod shards;
 mod squeeze;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ mod fsck;
 mod holes;
 mod losses;
 mod members;
+mod rescues;
 mod squeeze;
 pub(super) mod tiers;
 

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::relocate::{Plan, Wanted, bytes_of_shard};
+use super::relocate::{Plan, Wanted};
+use super::shards::bytes_of_shard;
 use super::{Running, TaskKind, Walked, Work};
 use crate::ids::{DiskId, FileId};
 use crate::store::{Takes, WindowRecord};

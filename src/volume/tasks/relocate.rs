@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::scrub::ends;
+use super::shards::{is_given_up, leaves_apart, left_places, newly_lost, object_of, places};
 use super::{Running, Walked};
 use crate::disk::ObjectName;
 use crate::ids::{BlockId, DiskId, FileId, WindowNo};
@@ -20,7 +21,7 @@ use crate::volume::commit::{Frozen, Purpose, unless_it_panics};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::file::{FileState, OpenFile};
 use crate::volume::filemap::Window;
-use crate::volume::fold::{parity_punches, punch_ranges, punches_of};
+use crate::volume::fold::punches_of;
 use crate::volume::overlay::Overlay;
 use crate::volume::repack::{Pace, lane_kept};
 use crate::volume::sweep::Sweep;
@@ -97,20 +98,6 @@ enum Stuck {
 
 /// Ends of what is referred to, by disk and object.
 pub(super) type Ends = HashMap<(DiskId, ObjectName), u64>;
-
-fn object_of(record: &WindowRecord, shard: usize) -> ObjectName {
-    if shard < usize::from(record.code.k) {
-        ObjectName::Blocks(record.set)
-    } else {
-        ObjectName::Parity(record.parity_set)
-    }
-}
-
-/// Whether every shard of a window lies on a disk of its own after these moves.
-fn leaves_apart(record: &WindowRecord, moves: &[(usize, DiskId)]) -> bool {
-    let mut taken: BTreeSet<DiskId> = record.disks.iter().copied().collect();
-    moves.iter().all(|(_, to)| taken.insert(*to))
-}
 
 impl Volume {
     /// Whether something of the file that is not committed lies on a disk, or keeps moves from being made true.
@@ -442,7 +429,7 @@ impl Volume {
                     continue;
                 }
                 if plan.punch {
-                    left_places(&moved, &mut sweep);
+                    left_places(&moved.old, &moved.moves, &mut sweep);
                 }
                 let given_up = newly_lost(&moved.old, &moved.new);
                 exchange(&mut state, moved.new, given_up, &mut exchanged);
@@ -688,65 +675,6 @@ impl Volume {
                     let _ = medium.punch(object, key.offset..key.offset + length);
                 }
             }
-        }
-    }
-}
-
-/// Whether a block that cannot be had is given up with these disks: it is on one of them, and nothing that is on others
-/// can give it, now or later.
-fn is_given_up(gone: &[DiskId], record: &WindowRecord, block: &BlockRecord) -> bool {
-    let is_gone = |disk: &DiskId| gone.contains(disk);
-    let own = record.disk(usize::from(block.column));
-    let shards = record.disks.iter().filter(|disk| is_gone(disk)).count();
-    let stored_once = !block.protected || record.parity.is_empty();
-    own.is_some_and(|own| is_gone(&own)) && (stored_once || shards > usize::from(record.code.m))
-}
-
-/// Bytes of blocks that are recorded as lost now and were not before.
-fn newly_lost(old: &WindowRecord, new: &WindowRecord) -> u64 {
-    std::iter::zip(&old.blocks, &new.blocks)
-        .filter(|(old, new)| new.lost && !old.lost)
-        .map(|(_, new)| u64::from(new.raw))
-        .sum()
-}
-
-/// Bytes that a shard of a window takes.
-pub(super) fn bytes_of_shard(record: &WindowRecord, shard: usize) -> u64 {
-    if shard >= usize::from(record.code.k) {
-        return u64::from(record.parity_length) + PARITY_HEADER as u64;
-    }
-    let own = record
-        .blocks
-        .iter()
-        .filter(|block| !block.lost && usize::from(block.column) == shard);
-    own.map(|block| u64::from(block.stored)).sum()
-}
-
-/// The places that a shard of a window takes on a disk.
-fn places(record: &WindowRecord, shard: usize, disk: DiskId, sweep: &mut Sweep) {
-    let k = usize::from(record.code.k);
-    if shard >= k {
-        let mut all = Sweep::default();
-        parity_punches(record, &mut all);
-        let own = all.punches.into_iter().filter(|(key, _)| key.disk == disk);
-        sweep.punches.extend(own);
-        return;
-    }
-    let own = record
-        .blocks
-        .iter()
-        .filter(|block| block.stored > 0 && !block.lost && usize::from(block.column) == shard);
-    let ranges = own
-        .map(|block| block.offset..block.offset + u64::from(block.stored))
-        .collect();
-    punch_ranges(record.set, disk, false, ranges, sweep);
-}
-
-/// The places that moved shards leave.
-fn left_places(moved: &Moved, sweep: &mut Sweep) {
-    for &(shard, _) in &moved.moves {
-        if let Some(disk) = moved.old.disk(shard) {
-            places(&moved.old, shard, disk, sweep);
         }
     }
 }

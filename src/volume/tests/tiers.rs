@@ -309,12 +309,24 @@ fn what_becomes_critical_gets_the_parity_of_critical_bytes() {
     assert_eq!(least(page..SIZE), Some(2), "all of it");
 }
 
+/// A volume whose closes are committed aside, and which drops what is expendable.
+fn background() -> Rig {
+    let policy = "critical = \"4+2\"\nexpendable = \"drop\"\n[commit]\nmode = \"background\"";
+    Rig::new(6, policy)
+}
+
+/// Waits until what closes left to be committed is.
+fn await_aside(volume: &Volume) {
+    for thread in std::mem::take(&mut *volume.aside.lock()) {
+        thread.join().expect("committed");
+    }
+}
+
 /// A close that is committed aside may be late: whoever writes by then is not done.
 #[test]
 fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
     const SIZE: u64 = 2 << 20;
-    let policy = "critical = \"4+2\"\nexpendable = \"drop\"\n[commit]\nmode = \"background\"";
-    let rig = Rig::new(6, policy);
+    let rig = background();
     let tiers = Arc::new(MadeUp::default());
     *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
     let volume = rig.open_with(tiers);
@@ -336,15 +348,10 @@ fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
     volume.write(second, 0, &noise(2, PAGE)).expect("written");
     drop(turn);
     releases.join().expect("released");
-    let await_aside = || {
-        for thread in std::mem::take(&mut *volume.aside.lock()) {
-            thread.join().expect("committed");
-        }
-    };
-    await_aside();
+    await_aside(&volume);
     assert_eq!(open.state.lock().head.dropped, 0, "in the middle of it");
     close(&volume, second);
-    await_aside();
+    await_aside(&volume);
     assert!(open.state.lock().head.dropped > 0, "it is never dropped");
 }
 
@@ -352,8 +359,7 @@ fn a_close_that_is_committed_aside_finishes_no_other_writers_file() {
 #[test]
 fn what_a_close_that_is_committed_aside_comes_to_owe_is_given() {
     const SIZE: u64 = 2 << 20;
-    let policy = "critical = \"4+2\"\nexpendable = \"drop\"\n[commit]\nmode = \"background\"";
-    let rig = Rig::new(6, policy);
+    let rig = background();
     let tiers = Arc::new(MadeUp::default());
     let plans = rig.plans();
     let options = VolumeOptions {
@@ -361,13 +367,8 @@ fn what_a_close_that_is_committed_aside_comes_to_owe_is_given() {
         ..VolumeOptions::default()
     };
     let volume = rig.open_failing_with(&plans, options);
-    let await_aside = || {
-        for thread in std::mem::take(&mut *volume.aside.lock()) {
-            thread.join().expect("committed");
-        }
-    };
     let file = write_file(&volume, "f", &noise(2, SIZE as usize));
-    await_aside();
+    await_aside(&volume);
     *tiers.runs.lock() = vec![(0..SIZE, Tier::Expendable)];
     let handle = volume.open_file(file, libc::O_WRONLY).expect("open").handle;
     write_all(&volume, handle, &noise(1, SIZE as usize));
@@ -383,7 +384,7 @@ fn what_a_close_that_is_committed_aside_comes_to_owe_is_given() {
         std::thread::yield_now();
     }
     volume.release(handle);
-    await_aside();
+    await_aside(&volume);
     assert!(dropped() > 0, "it is never dropped");
 }
 
